@@ -1,0 +1,80 @@
+"""clipedit: find, remove and ship. Edit the attention heads of CLIP that learned the wrong thing.
+
+Names are resolved at the first use, so that `clipedit --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "editor.apply": ("apply_recipe",),
+    "editor.bind": ("bind_recipe", "make_recipe"),
+    "editor.components": ("ComponentId", "Decomposition", "HeadId"),
+    "editor.concepts": ("Concept", "load_concept"),
+    "editor.errors": (
+        "ClipeditError",
+        "ConceptError",
+        "ExportError",
+        "ImageError",
+        "ModelError",
+        "RecipeError",
+        "StatisticsError",
+        "VerificationError",
+    ),
+    "editor.evaluate": ("evaluate",),
+    "editor.model": ("Model", "decompose", "load_model"),
+    "editor.recipe": ("Recipe", "load_recipe"),
+    "editor.scan": ("Scan", "load_scan", "scan"),
+    "editor.scores": ("HeadScore", "score_heads"),
+    "editor.textspan": ("HeadLabel", "text_span"),
+    "export.targets": ("export_model",),
+    "export.verify": ("verify",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+__version__ = "0.1.0"
+__all__ = list(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]
+
+if TYPE_CHECKING:
+    from .editor.apply import apply_recipe as apply_recipe
+    from .editor.bind import bind_recipe as bind_recipe
+    from .editor.bind import make_recipe as make_recipe
+    from .editor.components import ComponentId as ComponentId
+    from .editor.components import Decomposition as Decomposition
+    from .editor.components import HeadId as HeadId
+    from .editor.concepts import Concept as Concept
+    from .editor.concepts import load_concept as load_concept
+    from .editor.errors import ClipeditError as ClipeditError
+    from .editor.errors import ConceptError as ConceptError
+    from .editor.errors import ExportError as ExportError
+    from .editor.errors import ImageError as ImageError
+    from .editor.errors import ModelError as ModelError
+    from .editor.errors import RecipeError as RecipeError
+    from .editor.errors import StatisticsError as StatisticsError
+    from .editor.errors import VerificationError as VerificationError
+    from .editor.evaluate import evaluate as evaluate
+    from .editor.model import Model as Model
+    from .editor.model import decompose as decompose
+    from .editor.model import load_model as load_model
+    from .editor.recipe import Recipe as Recipe
+    from .editor.recipe import load_recipe as load_recipe
+    from .editor.scan import Scan as Scan
+    from .editor.scan import load_scan as load_scan
+    from .editor.scan import scan as scan
+    from .editor.scores import HeadScore as HeadScore
+    from .editor.scores import score_heads as score_heads
+    from .editor.textspan import HeadLabel as HeadLabel
+    from .editor.textspan import text_span as text_span
+    from .export.targets import export_model as export_model
+    from .export.verify import verify as verify
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

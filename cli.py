@@ -1,0 +1,493 @@
+"""The command line: one command a stage. Bodies parse, call one library function and print.
+
+Torch and the runtimes are imported inside the commands: `clipedit --help` must not wait for them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from .editor.errors import ClipeditError, ModelError, RecipeError, StatisticsError
+
+if TYPE_CHECKING:
+    from .editor.datasets import LabelledImages
+    from .editor.model import Model
+    from .editor.recipe import Recipe
+    from .editor.scan import Scan
+    from .export.verify import Check
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="Find the attention heads that carry a concept, remove them, and ship the repaired encoder.")  # fmt: skip
+concepts_app = typer.Typer(no_args_is_help=True, help="The concepts that can be removed.")
+app.add_typer(concepts_app, name="concepts")
+out_console, err_console = Console(), Console(stderr=True)
+
+ModelOption = Annotated[str, typer.Option("--model", help="`demo`, an open_clip name, or a folder.")]
+PretrainedOption = Annotated[str | None, typer.Option(help="A tag of open_clip, or a checkpoint file.")]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Images a batch.")]
+WorkersOption = Annotated[int | None, typer.Option(min=0, help="Processes that read images.")]
+DirectionsOption = Annotated[
+    int | None, typer.Option(min=1, help="Directions of the concept; by default what holds 90 % of it.")
+]
+EffectChoice = Literal["distilled", "total", "direct"]
+OperationChoice = Literal["mean-ablate", "zero-ablate", "project-out"]
+DEFAULT_OUT = Path("clipedit-out")
+
+
+@app.command()
+def demo(out: OutOption = DEFAULT_OUT, overwrite: OverwriteOption = False, as_json: JsonOption = False) -> None:
+    """Run the whole path on the embedded model: find the location heads, remove them, measure, export, verify."""
+    from .demo.pipeline import run_demo
+
+    with _progress() as follow:
+        result = run_demo(out, overwrite=overwrite, progress=follow)
+    if as_json:
+        _print_json(result.report())
+        return
+    _print_heads(result.labels, result.recipe.heads)
+    _print_measures(result.rows)
+    _print_checks([check for checks in result.checks.values() for check in checks], show_all=False)
+    for name, path in result.files.items():
+        out_console.print(f"{name:12} {path}", soft_wrap=True, highlight=False)
+    _print_next("on your own model", "clipedit remove-heads --concept location --model ViT-L-14 "
+                "--pretrained laion2b_s32b_b82k --images DIR -o repaired")  # fmt: skip
+
+
+@app.command("scan")
+def scan_command(
+    images: Annotated[str, typer.Argument(help="A folder, a CSV with a column of paths, or `demo`.")],
+    model: ModelOption = "demo",
+    pretrained: PretrainedOption = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("scan.safetensors"),
+    layers: Annotated[
+        str | None, typer.Option(help="Layers to scan, `20-23` or `all`; the last four by default.")
+    ] = None,
+    mlps: Annotated[bool, typer.Option("--mlps", help="Also scan MLPs and the embedding.")] = False,
+    batch_size: BatchOption = 32,
+    workers: WorkersOption = None,
+    max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of unreadable images that is tolerated.")] = 0.01,
+) -> None:
+    """Collect the statistics of a model's heads on images."""
+    from .editor.scan import scan
+
+    loaded = _load_model(model, pretrained)
+    with _progress() as follow:
+        result = scan(
+            loaded, images, batch_size=batch_size, layers=_parse_layers(layers, loaded), mlps=mlps, workers=workers,
+            max_bad=max_bad, progress=follow("scan"),
+        )  # fmt: skip
+    result.save(out)
+    _say(f"wrote {out}: {result.statistics.n} images, layers {result.layers[0]}-{result.layers[-1]}")
+    for name, reason in result.bad:
+        _say(f"skipped {name}: {reason}")
+    _print_next("which heads carry a concept", f"clipedit score {out} --concept location")
+
+
+@app.command()
+def label(
+    scan: Annotated[Path, typer.Argument(help="A file that `clipedit scan` wrote.")],
+    texts: Annotated[Path | None, typer.Option(help="A text a line; by default a general pool.")] = None,
+    texts_per_head: Annotated[int, typer.Option(min=1)] = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """Label every scanned head with the texts that explain most of it (TextSpan)."""
+    from .editor.concepts import load_texts
+    from .editor.textspan import text_span
+
+    scanned, model = _load_scan_and_model(scan)
+    pool = load_texts(texts, model.folder)
+    labels = text_span(scanned, model, texts=pool, texts_per_head=min(texts_per_head, model.tower.d_head))
+    if as_json:
+        _print_json({head: [vars(item) for item in items] for head, items in labels.items()})
+        return
+    _print_heads(labels, list(labels))
+
+
+@app.command()
+def score(
+    scan: Annotated[Path, typer.Argument(help="A file that `clipedit scan` wrote.")],
+    concept: Annotated[str, typer.Option(help="A concept's name or file.")],
+    keep: Annotated[str | None, typer.Option(help="A concept whose heads to spare.")] = None,
+    measure: Annotated[Literal["covariance-share", "correlation"], typer.Option()] = "covariance-share",
+    directions: DirectionsOption = None,
+    top: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 20,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank components by how much of a concept they carry."""
+    from .editor.scores import score_heads
+
+    scanned, model = _load_scan_and_model(scan)
+    scores = score_heads(scanned, model, concept=concept, keep=keep, measure=measure, directions=directions)
+    if as_json:
+        _print_json([{**vars(row), "score": row.score} for row in scores])
+        return
+    rows = [[row.component, f"{row.score:+.3f}", f"{row.concept:.3f}", f"{row.keep:.3f}"] for row in scores[:top]]
+    _print_table(["component", "score", concept, "keep"], rows)
+
+
+@app.command("remove-heads")
+def remove_heads(
+    concept: Annotated[str, typer.Option(help="What to remove: a concept's name or file.")],
+    keep: Annotated[str | None, typer.Option(help="A concept whose heads to spare.")] = None,
+    model: ModelOption = "demo",
+    pretrained: PretrainedOption = None,
+    images: Annotated[str | None, typer.Option(help="Unlabelled calibration images: a folder or a CSV.")] = None,
+    scan: Annotated[Path | None, typer.Option(help="A scan made earlier, in place of --images.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Labelled images to measure on, as for `evaluate`.")] = None,
+    operation: Annotated[OperationChoice, typer.Option(help="What happens to the heads.")] = "mean-ablate",
+    effect: Annotated[EffectChoice, typer.Option(help="How the edit enters the model.")] = "distilled",
+    heads: Annotated[int | None, typer.Option(min=0, help="How many heads.")] = None,
+    strength: Annotated[float, typer.Option(min=0, max=1, help="Of the operation on heads.")] = 1.0,
+    output_strength: Annotated[float | None, typer.Option(min=0, max=1, help="Of the projection of the concept's texts out of the output; 0 for none.")] = None,
+    directions: DirectionsOption = None,
+    batch_size: BatchOption = 32,
+    out: OutOption = DEFAULT_OUT,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Find the heads that carry a concept, remove them, and write the repaired model with its recipe."""
+    from .editor import bind
+    from .editor.concepts import load_concept
+    from .editor.files import require_free_folder
+    from .export.edited_folder import write_edited_model
+
+    require_free_folder(out, overwrite=overwrite)
+    loaded = _load_model(model, pretrained)
+    # Read before the images are: a misspelt name must not cost a scan.
+    spurious, kept = load_concept(concept, loaded.folder), load_concept(keep, loaded.folder) if keep else None
+    chosen = {"heads": heads, "output_strength": output_strength}
+    with _progress() as follow:
+        scanned = _scan_or_load(loaded, images, scan, batch_size, follow)
+        recipe = bind.make_recipe(
+            scanned, loaded, concept=spurious, keep=kept, operation=operation, effect=effect, strength=strength,
+            directions=directions, **{key: value for key, value in chosen.items() if value is not None},
+        )  # fmt: skip
+        rows = _measure(recipe, scanned, loaded, dataset or ("demo" if model == "demo" else None), follow)
+        recipe = recipe.with_measured(rows) if rows else recipe
+        checks = write_edited_model(recipe, loaded, out, images=images, scan=scanned, overwrite=overwrite)
+    if as_json:
+        _print_json({"heads": recipe.heads, "measured": rows, "out": str(out), "checks": [vars(c) for c in checks]})
+        return
+    _say(f"edited {len(recipe.heads)} heads ({operation}, {effect}): {', '.join(recipe.heads)}")
+    if rows:
+        _print_measures(rows)
+    _print_checks(checks)
+    _say(f"wrote {out}: an open_clip folder" if effect != "direct" else f"wrote {out}: base and direct edit")
+    _print_next("for deployment", f"clipedit export {out} --target onnx -o {out}-onnx")
+
+
+@app.command("apply")
+def apply_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, or a folder that holds one.")],
+    model: ModelOption = "demo",
+    pretrained: PretrainedOption = None,
+    images: Annotated[str | None, typer.Option(help="Calibration images, for unbound recipes.")] = None,
+    scan: Annotated[Path | None, typer.Option(help="A scan, for unbound recipes.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Apply to other weights than the recipe was made for.")
+    ] = False,
+    out: OutOption = DEFAULT_OUT,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Apply a saved recipe: the same base gives the same bytes."""
+    from .editor.recipe import load_recipe
+    from .export.edited_folder import apply_to_folder
+
+    loaded = load_recipe(recipe)
+    folder = _plain_folder(model, pretrained)
+    if loaded.is_bound and folder is not None:
+        apply_to_folder(loaded, folder, out, force=force, overwrite=overwrite)
+    else:
+        _apply_in_memory(loaded, _load_model(model, pretrained), images, scan, force, out, overwrite)
+    _say(f"wrote {out}: {model} with recipe {loaded.document.name} ({loaded.document.effect})")
+    _print_next("for deployment", f"clipedit export {out} --target onnx -o {out}-onnx")
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Models: `demo`, folders, or `name:pretrained`.")],
+    dataset: Annotated[str, typer.Option(help="`demo`, a folder with metadata.csv, a CSV, or a folder a class.")],
+    classes: Annotated[Path | None, typer.Option(help="A class a line: `value: words for the prompt`.")] = None,
+    templates: Annotated[Path | None, typer.Option(help="A prompt a line, `{}` for the class.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of classes.")] = None,
+    group_by: Annotated[str, typer.Option(help="Columns that make groups, separated by commas.")] = "",
+    split: Annotated[str | None, typer.Option(help="Value of the `split` column to keep.")] = None,
+    retention: Annotated[str | None, typer.Option(help="A column with a second task, on which nothing should change.")] = None,
+    batch_size: BatchOption = 64,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Measure zero-shot accuracy of models side by side: overall, worst group, mean of groups."""
+    from .editor.datasets import load_classes, load_labelled_images, load_lines
+    from .editor.evaluate import DEFAULT_TEMPLATES
+    from .editor.evaluate import evaluate as run
+
+    columns = [name.strip() for name in group_by.split(",") if name.strip()]
+    task: str | LabelledImages = dataset
+    second = None
+    if dataset != "demo":
+        given = load_classes(classes) if classes else None
+        task = load_labelled_images(dataset, label=label, classes=given, group_by=columns, split=split)
+        second = load_labelled_images(dataset, label=retention, split=split) if retention else None
+    loaded = {name: _load_model(*_split_model(name)) for name in models}
+    prompts = load_lines(templates) if templates else DEFAULT_TEMPLATES
+    with _progress() as follow:
+        rows = run(
+            loaded, task, retention=second, templates=prompts, batch_size=batch_size, progress=follow("evaluate")
+        )
+    _print_json(rows) if as_json else _print_measures(rows)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A model: a folder, `demo`, or an open_clip name.")],
+    target: Annotated[str, typer.Option(help="`open-clip` or `onnx`.")],
+    out: OutOption,
+    pretrained: PretrainedOption = None,
+    images: Annotated[str | None, typer.Option(help="Images to verify with.")] = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a model in the layout its consumer reads, and verify it in a fresh process."""
+    from .export.targets import export_model
+
+    checks = export_model(_load_model(model, pretrained), out, target=target, images=images, overwrite=overwrite)
+    if as_json:
+        _print_json({"out": str(out), "checks": [vars(check) for check in checks]})
+        return
+    _print_checks(checks)
+    _say(f"wrote {out}")
+    _print_next("whenever you doubt it", f"clipedit verify {out}")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder that `export` or `remove-heads` wrote.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Run an export with its consumer, in a fresh process, against the edited model's own answers."""
+    from .export.verify import verify as run
+
+    checks = run(folder)
+    _print_json([vars(check) for check in checks]) if as_json else _print_checks(checks)
+
+
+@concepts_app.command("list")
+def concepts_list(model: ModelOption = "demo", as_json: JsonOption = False) -> None:
+    """List the concepts of the library and of a model's own folder."""
+    from .editor.concepts import list_concepts, load_concept
+
+    folder = _plain_folder(model, None)
+    found = [load_concept(name, folder) for name in list_concepts(folder)]
+    if as_json:
+        _print_json([{"name": c.name, "texts": len(c.texts), "description": c.description} for c in found])
+        return
+    _print_table(["concept", "texts", "description"], [[c.name, str(len(c.texts)), c.description] for c in found])
+
+
+@concepts_app.command("show")
+def concepts_show(name: str, model: ModelOption = "demo") -> None:
+    """Print the texts of a concept."""
+    from .editor.concepts import load_concept
+
+    for text in load_concept(name, _plain_folder(model, None)).texts:
+        out_console.print(text, markup=False, highlight=False)
+
+
+def main() -> None:
+    """Run the command line: exit 0, 1 with a message on stderr, or 2 for wrong usage."""
+    try:
+        app()
+    except ClipeditError as error:
+        _fail(f"error: {error}")
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        _fail(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
+
+
+def _fail(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(1)
+
+
+def _load_model(name: str, pretrained: str | None) -> Model:
+    """As `load_model`, but never with random weights."""
+    from .editor.model import load_model, pretrained_tags
+
+    tags = [] if pretrained or name == "demo" or Path(name).is_dir() else pretrained_tags(name)
+    if tags:
+        raise ModelError(f"cannot load {name} without weights. Add --pretrained, one of: {', '.join(tags)}.")
+    return load_model(name, pretrained)
+
+
+def _split_model(name: str) -> tuple[str, str | None]:
+    model, _, pretrained = name.partition(":")
+    return (name, None) if Path(name).exists() or not pretrained else (model, pretrained)
+
+
+def _plain_folder(model: str, pretrained: str | None) -> Path | None:
+    """The folder of a model that is one, if its weights are safetensors."""
+    from .editor.model import demo_folder, find_checkpoint
+
+    folder = demo_folder() if model == "demo" else Path(model)
+    if pretrained or not (folder / "open_clip_config.json").is_file():
+        return None
+    return folder if find_checkpoint(folder).suffix == ".safetensors" else None
+
+
+def _load_scan_and_model(path: Path) -> tuple[Scan, Model]:
+    from .editor.scan import load_scan
+
+    scanned = load_scan(path)
+    return scanned, _load_model(scanned.model_name, scanned.pretrained)
+
+
+def _scan_or_load(model: Model, images: str | None, scan: Path | None, batch_size: int, follow: Follow) -> Scan:
+    from .editor.scan import load_scan
+    from .editor.scan import scan as run
+
+    if scan is not None:
+        return load_scan(scan)
+    if images is None and model.name != "demo":
+        raise StatisticsError(
+            "cannot choose heads: no images were given. Add --images DIR (no labels needed) or --scan."
+        )
+    return run(model, images or "demo", batch_size=batch_size, progress=follow("scan"))
+
+
+def _apply_in_memory(
+    recipe: Recipe, model: Model, images: str | None, scan: Path | None, force: bool, out: Path, overwrite: bool
+) -> None:
+    from .editor.apply import check_base
+    from .editor.bind import bind_recipe, check_heads
+    from .export.edited_folder import write_edited_model
+
+    check_heads(recipe.document, model)
+    if not recipe.is_bound:
+        if images is None and scan is None:
+            raise RecipeError(f"cannot apply recipe {recipe.document.name}: it is unbound. Add --images DIR or --scan.")
+        with _progress() as follow:
+            recipe = bind_recipe(recipe.document, _scan_or_load(model, images, scan, 32, follow), model)
+    check_base(recipe, model.weights_hash, model.name, force=force)
+    write_edited_model(recipe, model, out, images=images, overwrite=overwrite, force=force)
+
+
+def _measure(
+    recipe: Recipe, scan: Scan, model: Model, dataset: str | None, follow: Follow
+) -> dict[str, dict[str, float]]:
+    from .editor.control import measure_with_control
+
+    return measure_with_control(recipe, scan, model, dataset, progress=follow("measure")) if dataset else {}
+
+
+def _parse_layers(text: str | None, model: Model) -> list[int] | None:
+    if text is None:
+        return None
+    if text == "all":
+        return list(range(model.tower.n_layers))
+    first, _, last = text.partition("-")
+    if not first.isdigit() or (last and not last.isdigit()):
+        raise typer.BadParameter(f"{text!r} is not `all`, a layer or a range such as 20-23", param_hint="--layers")
+    return list(range(int(first), int(last or first) + 1))
+
+
+Follow = Callable[[str], Callable[[int, int], None]]
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:.0f} images/s")
+
+
+@contextmanager
+def _progress() -> Iterator[Follow]:
+    """A bar a stage on stderr, with images/s and time left."""
+    columns = (
+        TextColumn("{task.description:10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err_console, transient=True, disable=not err_console.is_terminal) as progress:
+
+        def follow(stage: str) -> Callable[[int, int], None]:
+            task = progress.add_task(stage, total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        yield follow
+
+
+def _say(message: str) -> None:
+    err_console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_next(when: str, command: str) -> None:
+    _say(f"next, {when}:\n  {command}")
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    out_console.print(table)
+
+
+_TITLES = {
+    "worst_group": "worst group",
+    "worst_group_listed": "worst, listed",
+    "worst_group_held_out": "worst, held out",
+    "mean_of_groups": "mean of groups",
+    "place_accuracy": "place",
+    "retention": "kept",
+    "control": "random heads",
+    "output_projection": "output only",
+}
+
+
+def _print_measures(rows: Mapping[str, Mapping[str, float]]) -> None:
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    cells = [
+        [_TITLES.get(name, name), *(f"{row[key]:.3f}" if key in row else "" for key in columns)]
+        for name, row in rows.items()
+    ]
+    _print_table(["", *(_TITLES.get(column, column) for column in columns)], cells)
+
+
+def _print_heads(labels: Mapping[str, Sequence[Any]], heads: Sequence[str]) -> None:
+    rows = []
+    for head in heads:
+        texts = ", ".join(f"{item.text} ({item.variance_share:.0%})" for item in labels[head][:3])
+        rows.append([head, texts or "never varies"])
+    _print_table(["head", "texts that explain most of it (share of its variance)"], rows)
+
+
+def _print_checks(checks: Sequence[Check], *, show_all: bool = True) -> None:
+    for check in checks if show_all else []:
+        out_console.print(str(check), markup=False, highlight=False, soft_wrap=True)
+    held = sum(check.holds for check in checks)
+    out_console.print(f"verified in a fresh process: {held} of {len(checks)} checks hold", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

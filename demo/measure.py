@@ -1,0 +1,99 @@
+"""The demo's measurements: shape accuracy, the worst group of Waterbirds-like pairs, and what must not change.
+
+For each pair of shapes and their two usual places there is a two-class zero-shot task with four groups, as in
+Waterbirds. The worst group's accuracy is averaged over the pairs whose places are both listed in the concept, and over
+those whose places are both held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from ..editor.evaluate import compute_class_weights
+from ..editor.images import ImageSource, render_source
+from ..editor.model import Model
+from . import world
+
+SHAPE_TEMPLATES = ("a photo of a {}", "a picture of a {}", "a {}")
+PLACE_TEMPLATES = ("a photo of the {}", "{}")
+COLOR_TEMPLATES = ("a photo of {} object", "{} object")
+VALIDATION_SEED, TEST_SEED = 7_001, 9_001
+SPLIT_COUNT = 4_096
+LISTED_PLACES = ("ocean", "desert", "city", "meadow")
+
+
+def validation_source() -> ImageSource:
+    """The split on which defaults are chosen; balanced over shape x place."""
+    return render_source(world.draw_balanced_scenes(SPLIT_COUNT, VALIDATION_SEED))
+
+
+def test_source() -> ImageSource:
+    """The split that is reported; balanced over shape x place."""
+    return render_source(world.draw_balanced_scenes(SPLIT_COUNT, TEST_SEED))
+
+
+def build_demo_measure(
+    model: Model, source: ImageSource, *, listed: Sequence[str] = LISTED_PLACES
+) -> Callable[[Tensor, Sequence[int]], dict[str, float]]:
+    """From embeddings of a source of the world to a row of figures: see `measure_embeddings`."""
+    weights = task_weights(model)
+    return lambda embeddings, kept: measure_embeddings(
+        embeddings, [source.attributes[index] for index in kept], weights, listed=listed
+    )
+
+
+def task_weights(model: Model) -> dict[str, Float[Tensor, "class d_embed"]]:
+    """Class weights of the three zero-shot tasks."""
+    return {
+        "shape": compute_class_weights(model, world.SHAPES, SHAPE_TEMPLATES),
+        "place": compute_class_weights(model, world.PLACES, PLACE_TEMPLATES),
+        "color": compute_class_weights(model, [world.with_article(color) for color in world.COLORS], COLOR_TEMPLATES),
+    }
+
+
+def measure_embeddings(
+    embeddings: Float[Tensor, "image d_embed"],
+    attributes: Sequence[Mapping[str, str]],
+    weights: Mapping[str, Float[Tensor, "class d_embed"]],
+    *,
+    listed: Sequence[str] = LISTED_PLACES,
+) -> dict[str, float]:
+    """Accuracies in [0, 1].
+
+    Returns:
+        `overall`: all shapes. `worst_group_listed`, `worst_group_held_out`: see the module. `mean_of_groups`: mean over
+        the groups of all these pairs. `place_accuracy`: all places. `retention`: zero-shot colour.
+    """
+    shape = np.array([world.SHAPES.index(row["shape"]) for row in attributes])
+    place = np.array([world.PLACES.index(row["place"]) for row in attributes])
+    color = np.array([list(world.COLORS).index(row["color"]) for row in attributes])
+    similarity = {name: (embeddings @ weight.T).numpy() for name, weight in weights.items()}
+    inside = [world.PLACES.index(name) for name in listed]
+    outside = [index for index in range(len(world.PLACES)) if index not in inside]
+    pairs = {name: _pair_groups(similarity["shape"], shape, place, half) for name, half in
+             (("listed", inside), ("held_out", outside))}  # fmt: skip
+    return {
+        "overall": float((similarity["shape"].argmax(1) == shape).mean()),
+        "worst_group_listed": float(np.mean([min(groups) for groups in pairs["listed"]])),
+        "worst_group_held_out": float(np.mean([min(groups) for groups in pairs["held_out"]])),
+        "mean_of_groups": float(np.mean([*pairs["listed"], *pairs["held_out"]])),
+        "place_accuracy": float((similarity["place"].argmax(1) == place).mean()),
+        "retention": float((similarity["color"].argmax(1) == color).mean()),
+    }
+
+
+def _pair_groups(
+    similarity: np.ndarray, shape: np.ndarray, place: np.ndarray, half: Sequence[int]
+) -> list[list[float]]:
+    """Accuracy of the four groups of each two-class task: shape i is usually seen in place i."""
+    found = []
+    for a, b in combinations(half, 2):
+        answer = np.where(similarity[:, a] > similarity[:, b], a, b)
+        groups = [(shape == s) & (place == p) for s in (a, b) for p in (a, b)]
+        found.append([float((answer[group] == shape[group]).mean()) for group in groups])
+    return found

@@ -1,0 +1,120 @@
+"""The main job, start to finish, on the embedded world: what `clipedit demo` runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..editor.apply import apply_recipe
+from ..editor.bind import make_recipe
+from ..editor.concepts import load_texts
+from ..editor.control import measure_controls
+from ..editor.datasets import write_metadata
+from ..editor.evaluate import collect_embeddings
+from ..editor.files import staged_folder
+from ..editor.images import list_images
+from ..editor.model import Model, load_model
+from ..editor.recipe import Recipe
+from ..editor.scan import Progress, Scan, scan
+from ..editor.textspan import HeadLabel, text_span
+from ..export.targets import export_model
+from ..export.verify import Check
+from . import world
+from .measure import LISTED_PLACES, build_demo_measure, test_source
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found; `report()` is what `--json` prints."""
+
+    rows: dict[str, dict[str, float]]
+    recipe: Recipe
+    labels: dict[str, tuple[HeadLabel, ...]]
+    files: dict[str, Path]
+    checks: dict[str, list[Check]]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def report(self) -> dict[str, Any]:
+        """Plain data."""
+        held_out = [place for place in world.PLACES if place not in LISTED_PLACES]
+        return {
+            **self.rows,
+            "places": {"listed": list(LISTED_PLACES), "held_out": held_out},
+            "usual_place": world.USUAL_PLACE,
+            "heads": self.recipe.heads,
+            "files": {name: str(path) for name, path in self.files.items()},
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+        }
+
+
+def run_demo(out: Path, *, overwrite: bool = False, progress: Callable[[str], Progress] | None = None) -> DemoResult:
+    """Render, scan, label, score, edit, measure, export, verify. `out` appears only when all of it succeeded.
+
+    Args:
+        progress: From a stage's name to a function that is told images done and in total.
+    """
+    seconds: dict[str, float] = {}
+    follow = progress or (lambda stage: lambda done, total: None)
+
+    @contextmanager
+    def stage(name: str) -> Iterator[Progress]:
+        started = time.perf_counter()
+        yield follow(name)
+        seconds[name] = time.perf_counter() - started
+
+    with staged_folder(out, overwrite=overwrite) as folder:
+        with stage("render") as told:
+            _write_test_images(folder / "test_images", told)
+            tests = list_images(folder / "test_images" / "metadata.csv")
+        with stage("load"):
+            model = load_model("demo")
+        with stage("scan") as told:
+            scanned = scan(model, "demo", mlps=True, batch_size=128, progress=told)
+            scanned.save(folder / "scan.safetensors")
+        with stage("label"):
+            labels = text_span(scanned, model, texts=load_texts(model_folder=model.folder))
+        with stage("edit"):
+            recipe = make_recipe(scanned, model, concept="location")
+        with stage("export") as told:
+            before = export_model(model, folder / "before", target="open-clip", images=tests)
+            edited = apply_recipe(recipe, model)
+            after = export_model(edited, folder / "after", target="open-clip", images=tests)
+            graphs = export_model(edited, folder / "onnx", target="onnx", images=tests)
+        with stage("measure") as told:
+            rows = _measure(recipe, scanned, model, folder, told)
+        recipe = recipe.with_measured({name: _round(row) for name, row in rows.items()})
+        recipe.save(folder / "recipe.yaml")
+    names = {"test_images": "test_images", "before": "before", "after": "after", "recipe": "recipe.yaml",
+             "scan": "scan.safetensors", "onnx": "onnx"}  # fmt: skip
+    files = {name: (out / path).absolute() for name, path in names.items()}
+    checks = {"before": before, "after": after, "onnx": graphs}
+    return DemoResult(rows, recipe, labels, files, checks, seconds)
+
+
+def _measure(recipe: Recipe, scanned: Scan, model: Model, folder: Path, told: Progress) -> dict[str, dict[str, float]]:
+    """Before and after from the exported folders; random heads and the output projection beside them."""
+    tests = list_images(folder / "test_images" / "metadata.csv")
+    measure = build_demo_measure(model, tests)
+    rows = {}
+    for name in ("before", "after"):
+        shipped = load_model(str(folder / name))
+        rows[name] = measure(*collect_embeddings(shipped, tests, progress=told))
+    return rows | measure_controls(recipe, scanned, model, tests, measure, progress=told)
+
+
+def _write_test_images(folder: Path, progress: Progress) -> None:
+    source = test_source()
+    folder.mkdir()
+    for index, name in enumerate(source.names):
+        source.open(index).save(folder / name)
+        if index % 64 == 63:
+            progress(index + 1, len(source))
+    write_metadata(folder / "metadata.csv", source.attributes)
+
+
+def _round(row: dict[str, float]) -> dict[str, float]:
+    return {key: round(value, 4) for key, value in row.items()}

@@ -1,0 +1,1 @@
+"""From images to an edited model: one module per stage of the path."""

@@ -1,0 +1,170 @@
+"""apply: a bound recipe and a base to an edited model, in memory or file to file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .bind import bind_recipe, check_heads
+from .components import Features, HeadId
+from .errors import RecipeError
+from .model import BASE_FOLDER, WEIGHTS_NAME, Model, find_checkpoint
+from .recipe import Recipe
+from .scan import Scan
+from .towers import Tower
+from .weights import ReadTensor, copy_with_tensors, hash_checkpoint, tensor_reader
+
+_NOT_OF_THE_BASE = ("recipe.yaml", "verification.json", "train.jsonl")
+
+
+def apply_recipe(recipe: Recipe, model: Model, *, scan: Scan | None = None, force: bool = False) -> Model:
+    """The edited model; the given one does not change.
+
+    Args:
+        scan: Needed by unbound recipes: their means and refits come from it.
+        force: Apply a bound recipe to other weights than it was made for.
+
+    Raises:
+        RecipeError: If the recipe is unbound and there is no scan, names heads that the model lacks, or was made for
+            other weights.
+    """
+    if model.readout_edit is not None:
+        raise RecipeError(f"cannot apply a recipe to {model.name}: it carries a direct edit already. Give its base.")
+    check_heads(recipe.document, model)
+    if not recipe.is_bound:
+        recipe = bind_recipe(recipe.document, scan, model) if scan else recipe
+    check_base(recipe, model.weights_hash, model.name, force=force)
+    state = model.module.state_dict()
+    tensors = compute_edited_tensors(recipe, lambda name: state[name])
+    edit = direct_edit(recipe) if recipe.document.effect == "direct" else None
+    return model.with_tensors(tensors, readout_edit=edit)
+
+
+def rewrite_checkpoint(recipe: Recipe, base: Path, folder: Path, *, force: bool = False) -> None:
+    """Apply a bound recipe to an open_clip folder, file to file, into an existing folder; no model is loaded.
+
+    Only the touched tensors are computed; every other byte of the weights is copied, and so are the base's other files.
+    The recipe is written beside them. A `direct` edit leaves the base in a folder of its own, `base`, so that no loader
+    mistakes it for the edited model.
+
+    Raises:
+        RecipeError: If the recipe is unbound or was made for other weights.
+    """
+    require_bound(recipe)
+    source = find_checkpoint(base)
+    check_base(recipe, hash_checkpoint(source), str(base), force=force)
+    inner = folder / BASE_FOLDER if recipe.document.effect == "direct" else folder
+    inner.mkdir(exist_ok=True)
+    copy_with_tensors(source, inner / WEIGHTS_NAME, compute_edited_tensors(recipe, tensor_reader(source)))
+    for path in sorted(base.iterdir()):
+        if path.is_file() and path.suffix != ".safetensors" and path.name not in _NOT_OF_THE_BASE:
+            shutil.copyfile(path, inner / path.name)
+    for path in sorted((base / "concepts").glob("*.yaml")):
+        (inner / "concepts").mkdir(exist_ok=True)
+        shutil.copyfile(path, inner / "concepts" / path.name)
+    recipe.save(folder / "recipe.yaml")
+
+
+def check_base(recipe: Recipe, weights_hash: str, name: str, *, force: bool) -> None:
+    """Refuse other weights than the recipe was made for.
+
+    Raises:
+        RecipeError: Unless `force` is set.
+    """
+    expected = recipe.document.base.weights_hash
+    if expected is not None and expected != weights_hash and not force:
+        raise RecipeError(
+            f"cannot apply recipe {recipe.document.name} to {name}: it was made for weights {expected[:12]} "
+            f"({recipe.document.base.model}), these are {weights_hash[:12]}. Give that base, or --force."
+        )
+
+
+def compute_edited_tensors(recipe: Recipe, read: ReadTensor) -> dict[str, Tensor]:
+    """The checkpoint tensors that a bound recipe changes, by name, float64; `read` gives a tensor of the base by name."""
+    tensors = require_bound(recipe)
+    found: dict[str, Tensor] = {}
+
+    def current(name: str) -> Tensor:
+        return found[name] if name in found else read(name).double().cpu()
+
+    if recipe.document.effect == "distilled":
+        found |= {k.removeprefix("folded."): v.double() for k, v in tensors.items() if k.startswith("folded.")}
+    if recipe.document.effect == "total":
+        for head in recipe.heads:
+            found |= _fold_head(HeadId.parse(head), tensors, recipe.names, current)
+        if "output.map" in tensors:
+            found[recipe.names["output"]] = current(recipe.names["output"]) @ tensors["output.map"].double().T
+    if "texts.map" in tensors:
+        found[recipe.names["texts"]] = current(recipe.names["texts"]) @ tensors["texts.map"].double().T
+    return found
+
+
+def require_bound(recipe: Recipe) -> Mapping[str, Tensor]:
+    """The tensors of a bound recipe.
+
+    Raises:
+        RecipeError: If it is unbound.
+    """
+    if recipe.tensors is None:
+        raise RecipeError(
+            f"cannot apply recipe {recipe.document.name}: it is unbound, its means are not known. Give --images or --scan."
+        )
+    return recipe.tensors
+
+
+def compute_direct_embeddings(recipe: Recipe, tower: Tower, features: Features) -> Float[Tensor, "image d_embed"]:
+    """`z' = A (z - sum_h R_h (u_h - u_h'))`: the papers' edit, at the readout only."""
+    tensors = require_bound(recipe)
+    embedding = features.embedding
+    for group in tower.groups(_edited_layers(recipe), mlps=False):
+        if group.ids[0].kind != "head":
+            continue
+        readouts = tower.compute_readouts([group])[group.name]
+        for identity, readout in zip(group.ids, readouts, strict=True):
+            prefix = f"heads.{identity}"
+            if f"{prefix}.map" not in tensors:
+                continue
+            u = features.groups[group.name][:, identity.head]
+            edited = u @ tensors[f"{prefix}.map"].to(u).T + tensors[f"{prefix}.offset"].to(u)
+            embedding = embedding - (u - edited) @ readout.T.to(u)
+    if "output.map" in tensors:
+        embedding = embedding @ tensors["output.map"].to(embedding).T
+    return embedding
+
+
+def compute_distilled_embeddings(recipe: Recipe, tower: Tower, features: Features) -> Float[Tensor, "image d_embed"]:
+    """What a `distilled` recipe's checkpoint gives, from the unedited model's features; before rounding to disk."""
+    tensors = require_bound(recipe)
+    folded = {name.removeprefix("folded."): tensor for name, tensor in tensors.items() if name.startswith("folded.")}
+    return tower.embed_final(features.final, folded)
+
+
+def direct_edit(recipe: Recipe) -> Callable[[Tower, Tensor], Tensor]:
+    """A `direct` recipe as a function of a tower and pixels."""
+
+    def encode(tower: Tower, pixels: Tensor) -> Tensor:
+        features = tower.collect_features(pixels, tower.groups(_edited_layers(recipe), mlps=False))
+        return compute_direct_embeddings(recipe, tower, features)
+
+    return encode
+
+
+def _edited_layers(recipe: Recipe) -> list[int]:
+    return sorted({HeadId.parse(head).layer for head in recipe.heads})
+
+
+def _fold_head(
+    head: HeadId, tensors: Mapping[str, Tensor], names: Mapping[str, str], current: ReadTensor
+) -> dict[str, Tensor]:
+    """`W_O[h] <- W_O[h] B` and `b_O <- b_O + W_O[h] offset`."""
+    weight_name, bias_name = names[f"L{head.layer}.weight"], names[f"L{head.layer}.bias"]
+    weight, bias = current(weight_name).clone(), current(bias_name)
+    maps, offset = tensors[f"heads.{head}.map"].double(), tensors[f"heads.{head}.value_offset"].double()
+    columns = slice(head.head * len(maps), (head.head + 1) * len(maps))
+    own = weight[:, columns].clone()
+    weight[:, columns] = own @ maps
+    return {weight_name: weight, bias_name: bias + own @ offset}

@@ -1,0 +1,194 @@
+"""bind: a recipe's steps and a scan to the numbers of an edit; `distilled` refits the readout in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .components import HeadId
+from .concepts import Concept, compute_concept_directions, concept_directions, load_concept
+from .errors import RecipeError, StatisticsError
+from .model import Model
+from .operations import OPERATIONS, AffineMap, OperationInput, identity_map, project_output, with_strength
+from .recipe import Base, Calibration, Effect, HeadOperation, Recipe, RecipeDocument, Step
+from .scan import Scan
+from .scores import score_heads
+from .selection import select_top_heads
+
+DEFAULT_HEADS = 12
+DEFAULT_OUTPUT_STRENGTH = 0.9
+
+
+def make_recipe(
+    scan: Scan,
+    model: Model,
+    *,
+    concept: str | Concept,
+    keep: str | Concept | None = None,
+    operation: HeadOperation = "mean-ablate",
+    effect: Effect = "distilled",
+    heads: int = DEFAULT_HEADS,
+    strength: float = 1.0,
+    output_strength: float = DEFAULT_OUTPUT_STRENGTH,
+    directions: int | None = None,
+) -> Recipe:
+    """A bound recipe that removes a concept: edit the heads that carry it, and shrink its texts' directions of the output.
+
+    Args:
+        keep: A concept whose heads are spared; by default the one that the concept's file names.
+        operation: What happens to the chosen heads: `mean-ablate`, `zero-ablate` or `project-out`.
+        heads: How many heads, those of highest score.
+        strength: Of the operation on heads, in [0, 1].
+        output_strength: Of the projection on the output, in [0, 1]; 0 leaves that step out.
+        directions: Number of directions of the concept.
+
+    Raises:
+        ConceptError, StatisticsError, RecipeError: As `score_heads`, `select_top_heads` and `bind_recipe`.
+    """
+    spurious = concept if isinstance(concept, Concept) else load_concept(concept, model.folder)
+    scores = score_heads(scan, model, concept=spurious, keep=keep, directions=directions)
+    chosen = tuple(str(head) for head in select_top_heads(scores, heads))
+    named = {"concept": spurious.name, "texts": spurious.texts, "directions": directions}
+    steps = []
+    if chosen:
+        extra = named if operation == "project-out" else {}
+        steps.append(Step(operation=operation, heads=chosen, strength=strength, **extra))
+    if output_strength > 0:
+        steps.append(Step(operation="project-out", target="output", strength=output_strength, **named))
+    document = RecipeDocument(
+        schema_version=1,
+        name=f"remove-{spurious.name}",
+        base=Base(model=model.name, pretrained=model.pretrained),
+        effect=effect,
+        steps=tuple(steps),
+    )
+    return bind_recipe(document, scan, model)
+
+
+def bind_recipe(document: RecipeDocument, scan: Scan, model: Model) -> Recipe:
+    """Compute maps, offsets and, for `distilled`, the refitted weights.
+
+    Raises:
+        RecipeError: If a step names heads that the model does not have or the scan did not see, or lacks what it needs.
+        StatisticsError: If the scan is not of this model.
+    """
+    scan.statistics.require(2)
+    check_heads(document, model)
+    heads = _compose_head_maps(document.steps, scan, model)
+    tensors: dict[str, Tensor] = {}
+    for head, (features, values) in heads.items():
+        tensors[f"heads.{head}.map"] = features.map[0]
+        tensors[f"heads.{head}.offset"] = features.offset[0]
+        tensors[f"heads.{head}.value_offset"] = values.offset[0]
+    for target in ("output", "texts"):
+        steps = [step for step in document.steps if step.target == target]
+        if steps:
+            tensors[f"{target}.map"] = _compose_output_map(steps, model)
+    if document.effect == "distilled":
+        readout, bias = compute_distilled_readout(scan, model, {head: maps for head, (maps, _) in heads.items()})
+        output = tensors.get("output.map", torch.eye(model.tower.d_embed).double())
+        folded = model.tower.fold_readout(readout @ output.T, output @ bias)
+        tensors |= {f"folded.{name}": tensor for name, tensor in folded.items()}
+    update = {
+        "base": Base(model=model.name, pretrained=model.pretrained, weights_hash=model.weights_hash),
+        "calibration": Calibration(fingerprint=scan.fingerprint, images=scan.statistics.n),
+    }
+    rounded = {name: tensor.float() for name, tensor in tensors.items()}
+    return Recipe(document.model_copy(update=update), rounded, _used_names(tensors, model))
+
+
+def compute_distilled_readout(
+    scan: Scan, model: Model, edits: Mapping[HeadId, AffineMap]
+) -> tuple[Float[Tensor, "d_model d_embed"], Float[Tensor, " d_embed"]]:
+    """The readout that comes nearest to the directly edited embedding: `min E |(P'^T f + c - z') / |z||^2`.
+
+    `z' = z - sum_h R_h (u_h - u_h')` is linear in `f` and the features, so the answer is the solution of the normal
+    equations, a ridge of `1e-6 tr G / (d + 1)` added because the last norm fixes one direction of `f`. No edit gives
+    `P' = P` and `c = 0`, to the bit.
+    """
+    statistics, tower = scan.statistics, model.tower
+    gram = statistics.gg[:-1, :-1]
+    target = torch.zeros(len(gram), tower.d_embed, dtype=torch.float64)
+    groups = {group.name: group for group in scan.groups(model)}
+    for head, edit in edits.items():
+        name = f"L{head.layer}.heads"
+        readout = tower.compute_readouts([groups[name]])[name][head.head]
+        removed = torch.eye(len(edit.map[0])).double() - edit.map[0]
+        moments = statistics.groups[name].ug[head.head, :, :-1].T
+        target += (moments @ removed.T - gram[:, -1:] * edit.offset) @ readout.T
+    ridge = 1e-6 * gram.trace() / len(gram) * torch.eye(len(gram)).double()
+    change = -torch.linalg.solve(gram + ridge, target) if edits else target
+    return tower.readout() + change[:-1], change[-1]
+
+
+def check_heads(document: RecipeDocument, model: Model) -> None:
+    """Refuse heads that the model does not have.
+
+    Raises:
+        RecipeError: Naming the step.
+    """
+    layers, heads = model.tower.n_layers, model.tower.n_heads
+    for number, step in enumerate(document.steps, 1):
+        if step.target == "heads" and not step.heads:
+            raise RecipeError(f"cannot use recipe {document.name}: step {number} names no heads. Add `heads`.")
+        for head in step.head_ids():
+            if head.layer >= layers or head.head >= heads:
+                raise RecipeError(
+                    f"cannot apply recipe {document.name}: step {number} names head {head}, {model.name} has layers "
+                    f"0-{layers - 1} of heads 0-{heads - 1}. Correct `heads` in step {number}."
+                )
+
+
+def _compose_head_maps(steps: Sequence[Step], scan: Scan, model: Model) -> dict[HeadId, tuple[AffineMap, AffineMap]]:
+    """For every edited head, the map on its features `u` and on its values `v`."""
+    found: dict[HeadId, tuple[AffineMap, AffineMap]] = {}
+    for step in steps:
+        for head in step.head_ids():
+            name = f"L{head.layer}.heads"
+            if name not in scan.statistics.groups:
+                raise StatisticsError(
+                    f"cannot bind the recipe: the scan has no layer {head.layer}, which {head} is in. Scan with --layers."
+                )
+            (group,) = (group for group in scan.groups(model) if group.name == name)
+            readout = model.tower.compute_readouts([group])[name][head.head : head.head + 1]
+            given = OperationInput(readout, _step_directions(step, model), step.factor)
+            maps, keep_mean = OPERATIONS[step.operation](given)
+            maps = with_strength(maps, step.strength)
+            features, values = found.get(head, (identity_map(1, group.k), identity_map(1, group.k)))
+            one = slice(head.head, head.head + 1)
+            found[head] = (
+                features.then(maps, keep_mean, scan.statistics.mean_features(name)[one]),
+                values.then(maps, keep_mean, scan.statistics.mean_values(name)[one]),
+            )
+    return found
+
+
+def _compose_output_map(steps: Sequence[Step], model: Model) -> Float[Tensor, "d_embed d_embed"]:
+    total = torch.eye(model.tower.d_embed).double()
+    for step in steps:
+        directions = _step_directions(step, model)
+        if step.operation != "project-out" or directions is None:
+            raise RecipeError(
+                f"cannot {step.operation} the {step.target}: only project-out with a concept or texts acts there."
+            )
+        total = project_output(directions, step.strength) @ total
+    return total
+
+
+def _step_directions(step: Step, model: Model) -> Float[Tensor, "d_embed concept"] | None:
+    """Directions of the step's own texts, else of the concept it names."""
+    if step.texts is not None:
+        texts = model.encode_text(list(step.texts)).cpu()
+        return compute_concept_directions(texts, most=max(1, model.tower.d_head // 4), directions=step.directions)
+    if step.concept is not None:
+        return concept_directions(load_concept(step.concept, model.folder), model, directions=step.directions)
+    return None
+
+
+def _used_names(tensors: Mapping[str, Tensor], model: Model) -> dict[str, str]:
+    layers = {f"L{HeadId.parse(key.split('.')[1]).layer}" for key in tensors if key.startswith("heads.")}
+    names = model.tower.tensor_names()
+    return {key: name for key, name in names.items() if key.split(".")[0] in layers or f"{key}.map" in tensors}

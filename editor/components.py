@@ -1,0 +1,88 @@
+"""Components: the parts an embedding is a sum of.
+
+A tower writes every embedding as a sum of components, `contribution = R @ u`: features `u` that depend on the image and
+a readout `R` that depends on the weights only. Components with features of equal width are kept together in a group, so
+that every later stage is a batched matrix product.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+class HeadId(NamedTuple):
+    """An attention head, both numbers zero-based; printed `L22H5`."""
+
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"L{self.layer}H{self.head}"
+
+    @classmethod
+    def parse(cls, text: str) -> HeadId:
+        """Read `L22H5`.
+
+        Raises:
+            ValueError: If the text has another form.
+        """
+        match = re.fullmatch(r"L(\d{1,4})H(\d{1,4})", text.strip())
+        if match is None:
+            raise ValueError(f"{text!r} is not a head: write it as L22H5 (layer 22, head 5, both from zero)")
+        return cls(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True, order=True)
+class ComponentId:
+    """One component; `str()` is `L3H5`, `L3.mlp`, `L3.bias` or `embedding`."""
+
+    kind: str
+    layer: int = -1
+    head: int = -1
+
+    def __str__(self) -> str:
+        if self.kind == "head":
+            return str(HeadId(self.layer, self.head))
+        return self.kind if self.layer < 0 else f"L{self.layer}.{self.kind}"
+
+
+@dataclass(frozen=True)
+class ComponentGroup:
+    """Components of one kind and layer, whose features share the width `k`. `name` is the key used in scans."""
+
+    name: str
+    ids: tuple[ComponentId, ...]
+    k: int
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a tower collects from one batch, at the readout.
+
+    Attributes:
+        groups: Features `u` a group, divided by the frozen sigma of the last norm: `u` of METHODS' `R @ u`.
+        values: For groups of heads, `v`: the heads' outputs at the readout token before `W_O`, not divided by sigma.
+        final: `f`, the last norm's output (pooled), gain and bias included; `P.T @ f` is the embedding.
+        embedding: `z`, unnormalised.
+    """
+
+    groups: Mapping[str, Float[Tensor, "image component k"]]
+    values: Mapping[str, Float[Tensor, "image head d_head"]]
+    final: Float[Tensor, "image d_model"]
+    embedding: Float[Tensor, "image d_embed"]
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Contributions of every component to the embeddings of a batch; they and the constant sum to the embedding."""
+
+    components: Sequence[ComponentId]
+    contributions: Float[Tensor, "image component d_embed"]
+    constant: Float[Tensor, " d_embed"]
+    embedding: Float[Tensor, "image d_embed"]

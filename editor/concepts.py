@@ -1,0 +1,126 @@
+"""Concepts: named lists of texts, and the directions they span in the joint space.
+
+A concept file is YAML with `name`, `description`, `texts` and optionally `keep`, the concept to protect when this one is
+removed. A name is looked for in the model's own folder first (`concepts/NAME.yaml`), then in the library.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import yaml
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from .. import recipes
+from .errors import ConceptError, nearest_names
+from .model import Model
+
+VARIANCE_KEPT = 0.9
+
+
+class Concept(BaseModel):
+    """Texts that name instances of one concept, most of them in one form ("a photo taken in a forest")."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    keep: str | None = None
+    texts: tuple[str, ...] = Field(min_length=2)
+
+
+def library_folder() -> Path:
+    """Where the shipped concepts are."""
+    return Path(str(resources.files(recipes) / "concepts"))
+
+
+def list_concepts(model_folder: Path | None = None) -> dict[str, Path]:
+    """Concept files by name; those in a model's own folder hide the library's of the same name."""
+    folders = [library_folder(), *([model_folder / "concepts"] if model_folder else [])]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_concept(name: str | Path, model_folder: Path | None = None) -> Concept:
+    """A concept by name or file.
+
+    Raises:
+        ConceptError: If the name is unknown (with the nearest ones), or the file cannot be used.
+    """
+    known = list_concepts(model_folder)
+    path = Path(name) if str(name).endswith((".yaml", ".yml")) else known.get(str(name))
+    if path is None:
+        raise ConceptError(f"unknown concept {str(name)!r}. {nearest_names(str(name), known)} Or give a YAML file.")
+    try:
+        return Concept.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ConceptError(f"cannot read the concept {path}: no such file.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConceptError(f"cannot read the concept {path}: {error}.") from None
+    except ValidationError as error:
+        raise ConceptError(f"cannot use the concept {path}: {describe_validation(error)}.") from None
+
+
+def describe_validation(error: ValidationError) -> str:
+    """The first problem of a YAML file, with where it is."""
+    # A misspelt key is also a missing one: name the misspelling.
+    first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    where = ".".join(str(part) for part in first["loc"]) or "the file"
+    if first["type"] == "extra_forbidden":
+        return f"{where} is not a known key"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def load_texts(path: str | Path | None = None, model_folder: Path | None = None) -> tuple[str, ...]:
+    """The pool for TextSpan: a file with a text a line, by default the model's own `texts.txt`, else the general pool.
+
+    Raises:
+        ConceptError: If the file cannot be read or holds no text.
+    """
+    general = library_folder().parent / "texts" / "general.txt"
+    own = model_folder / "texts.txt" if model_folder else general
+    chosen = Path(path) if path is not None else own if own.is_file() else general
+    try:
+        lines = [line.strip() for line in chosen.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConceptError(f"cannot read texts from {chosen}: {error}.") from None
+    texts = tuple(dict.fromkeys(line for line in lines if line))
+    if not texts:
+        raise ConceptError(f"cannot use {chosen}: it holds no text. Write one text a line.")
+    return texts
+
+
+def compute_concept_directions(
+    texts: Float[Tensor, "text d_embed"], *, most: int, directions: int | None = None
+) -> Float[Tensor, "d_embed concept"]:
+    """Orthonormal directions of a concept: what its texts differ in.
+
+    Text embeddings are normalised and centred on their mean (or every concept would share "a photo of"); then the leading
+    right singular vectors that hold 90 % of the variance are taken.
+
+    Args:
+        texts: Embeddings of the concept's texts; their norms do not matter.
+        most: Upper bound on the number of directions: with more, small heads would be spanned completely.
+        directions: Take exactly this many instead.
+
+    Raises:
+        ConceptError: If more directions are asked for than the texts span.
+    """
+    unit = F.normalize(texts.double(), dim=-1)
+    _, singular, right = torch.linalg.svd(unit - unit.mean(0), full_matrices=False)
+    rank = int((singular > singular[0] * 1e-6).sum())
+    if rank == 0 or (directions is not None and not 1 <= directions <= rank):
+        raise ConceptError(f"cannot take {directions or 1} directions: the texts span {rank}. Add texts that differ.")
+    held = (singular.square().cumsum(0) / singular.square().sum()).tolist()
+    needed = next(i + 1 for i, share in enumerate(held) if share >= VARIANCE_KEPT - 1e-12)
+    return right[: directions or max(1, min(needed, most))].T
+
+
+def concept_directions(concept: Concept, model: Model, *, directions: int | None = None) -> Tensor:
+    """Directions `[d_embed, concept]` of a concept in a model's joint space; at most `d_head / 4` by default."""
+    texts = model.encode_text(list(concept.texts)).cpu()
+    return compute_concept_directions(texts, most=max(1, model.tower.d_head // 4), directions=directions)

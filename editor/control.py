@@ -1,0 +1,103 @@
+"""The control and the baseline that stand beside every edit: random heads, and the output projection without heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from .apply import apply_recipe
+from .bind import bind_recipe
+from .components import HeadId
+from .datasets import LabelledImages
+from .evaluate import Measure, build_measure, collect_embeddings, collect_features, compute_recipe_embeddings
+from .images import ImageSource
+from .model import Model
+from .recipe import Recipe, RecipeDocument
+from .scan import Progress, Scan
+from .selection import draw_random_heads
+
+DRAWS = 10
+
+
+def measure_with_control(
+    recipe: Recipe,
+    scan: Scan,
+    model: Model,
+    dataset: str | Path | LabelledImages,
+    *,
+    draws: int = DRAWS,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, float]]:
+    """`before`, `after`, `control` and, where the recipe edits the output, `output_projection`.
+
+    Before and after run the models themselves, with weights rounded as on disk.
+
+    Raises:
+        ImageError: If images or labels cannot be read.
+    """
+    source, measure = build_measure(model, dataset)
+    rows = {
+        "before": measure(*collect_embeddings(model, source, progress=progress)),
+        "after": measure(*collect_embeddings(apply_recipe(recipe, model), source, progress=progress)),
+    }
+    return rows | measure_controls(recipe, scan, model, source, measure, draws=draws, progress=progress)
+
+
+def measure_controls(
+    recipe: Recipe,
+    scan: Scan,
+    model: Model,
+    source: ImageSource,
+    measure: Measure,
+    *,
+    draws: int = DRAWS,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, float]]:
+    """`control`: mean of `draws` recipes with random heads; `output_projection`: the recipe without its heads.
+
+    `direct` and `distilled` recipes share one pass over the images; `total` ones run the model once a draw.
+    """
+    embed = _embedder(recipe, model, source, scan, progress)
+    heads = [HeadId(layer, head) for layer in scan.layers for head in range(model.tower.n_heads)]
+    rows: dict[str, dict[str, float]] = {}
+    drawn = [
+        measure(*embed(bind_recipe(document, scan, model)))
+        for document in draw_control_documents(recipe.document, heads, draws=draws)
+    ]
+    if drawn:
+        rows["control"] = mean_rows(drawn)
+    outputs = tuple(step for step in recipe.document.steps if step.target == "output")
+    if outputs:
+        projection = bind_recipe(recipe.document.model_copy(update={"steps": outputs}), scan, model)
+        rows["output_projection"] = measure(*embed(projection))
+    return rows
+
+
+def draw_control_documents(
+    document: RecipeDocument, scanned: Sequence[HeadId], *, draws: int = DRAWS, seed: int = 0
+) -> Iterator[RecipeDocument]:
+    """The recipe's operations on random heads of the same layers, its steps on the output left out."""
+    generator = np.random.default_rng(seed)
+    steps = [step for step in document.steps if step.target == "heads"]
+    for _ in range(draws if steps else 0):
+        drawn = (tuple(map(str, draw_random_heads(scanned, step.head_ids(), generator))) for step in steps)
+        changed = (step.model_copy(update={"heads": heads}) for step, heads in zip(steps, drawn, strict=True))
+        yield document.model_copy(update={"steps": tuple(changed), "base": document.base})
+
+
+def mean_rows(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of several measurements, column by column."""
+    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+
+
+def _embedder(
+    recipe: Recipe, model: Model, source: ImageSource, scan: Scan, progress: Progress | None
+) -> Callable[[Recipe], tuple[Float[Tensor, "image d_embed"], list[int]]]:
+    if recipe.document.effect == "total":
+        return lambda which: collect_embeddings(apply_recipe(which, model), source, progress=progress)
+    features, kept = collect_features(model, source, layers=scan.layers, progress=progress)
+    return lambda which: (compute_recipe_embeddings(which, model, features), kept)

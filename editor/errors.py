@@ -1,0 +1,57 @@
+"""Everything clipedit raises on purpose.
+
+    ClipeditError
+    +-- ModelError        a model that cannot be found, read or decomposed
+    +-- ImageError        images or labels that cannot be read
+    +-- StatisticsError   scans that do not fit the model, or each other
+    +-- ConceptError      unknown concepts, concept or text files that cannot be used
+    +-- RecipeError       recipes that cannot be read or applied
+    +-- ExportError       targets that cannot hold the model, folders that cannot be written
+    +-- VerificationError an export that does not compute what it should
+
+Messages say what could not be done, what was found, what is needed, and what fixes it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ClipeditError(Exception):
+    """Base of all errors that a caller can act on; the command line prints the message and exits with 1."""
+
+
+class ModelError(ClipeditError):
+    """A model cannot be found, read or decomposed."""
+
+
+class ImageError(ClipeditError):
+    """Images or labels cannot be read."""
+
+
+class StatisticsError(ClipeditError):
+    """A scan does not fit the model it is used with, or the scan it is merged with."""
+
+
+class ConceptError(ClipeditError):
+    """A concept is unknown, or its file cannot be used."""
+
+
+class RecipeError(ClipeditError):
+    """A recipe cannot be read, or not be applied to this model."""
+
+
+class ExportError(ClipeditError):
+    """A target cannot hold the model, or the folder cannot be written."""
+
+
+class VerificationError(ClipeditError):
+    """An export does not compute what the edited model computes."""
+
+
+def nearest_names(name: str, known: Iterable[str]) -> str:
+    """A sentence with the closest known names, or with all of them when none is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    return f"Did you mean {', '.join(close)}?" if close else f"Known: {', '.join(names[:40])}."

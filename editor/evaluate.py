@@ -1,0 +1,196 @@
+"""evaluate: zero-shot accuracy, overall and by group, of models side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .apply import compute_direct_embeddings, compute_distilled_embeddings
+from .components import Features
+from .datasets import LabelledImages, load_labelled_images
+from .errors import ImageError
+from .images import ImageSource, load_batches
+from .model import Model
+from .recipe import Recipe
+from .scan import Progress, check_bad
+
+Measure = Callable[[Tensor, Sequence[int]], dict[str, float]]
+DEFAULT_TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {}.")
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Shares of right answers, in [0, 1]. `mean_of_groups` weighs groups equally, `overall` weighs images equally."""
+
+    overall: float
+    worst_group: float
+    mean_of_groups: float
+    groups: Mapping[str, float]
+    sizes: Mapping[str, int]
+
+
+def evaluate(
+    models: Mapping[str, Model],
+    dataset: str | Path | LabelledImages,
+    *,
+    retention: LabelledImages | None = None,
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, float]]:
+    """Measure models on the same labelled images.
+
+    Args:
+        models: By the name their row gets.
+        dataset: `demo`, a folder or CSV as `load_labelled_images` reads them, or labelled images.
+        retention: A second task on which nothing should change, for example another set of classes.
+        templates: Prompts with `{}` for the class; a class's weight is the mean of its normalised prompts.
+
+    Returns:
+        A row a model, in order: `overall`, `worst_group`, `mean_of_groups`, and `retention` where asked for; the demo's
+        rows have its own columns instead (`demo/measure.py`).
+
+    Raises:
+        ImageError: If images or labels cannot be read.
+    """
+    rows = {}
+    for name, model in models.items():
+        source, measure = build_measure(model, dataset, templates=templates)
+        rows[name] = measure(*collect_embeddings(model, source, batch_size=batch_size, progress=progress))
+        if retention is not None:
+            source, measure = build_measure(model, retention, templates=templates)
+            second = measure(*collect_embeddings(model, source, batch_size=batch_size, progress=progress))
+            rows[name]["retention"] = second["overall"]
+    return rows
+
+
+def build_measure(
+    model: Model, dataset: str | Path | LabelledImages, *, templates: Sequence[str] = DEFAULT_TEMPLATES
+) -> tuple[ImageSource, Measure]:
+    """The images of a data set, and the function from their embeddings to a row of figures.
+
+    Raises:
+        ImageError: If labels cannot be read.
+    """
+    if dataset == "demo":
+        from ..demo.measure import build_demo_measure, test_source
+
+        source = test_source()
+        return source, build_demo_measure(model, source)
+    task = dataset if isinstance(dataset, LabelledImages) else load_labelled_images(dataset)
+    weights = compute_class_weights(model, task.classes, templates)
+
+    def measure(embeddings: Tensor, kept: Sequence[int]) -> dict[str, float]:
+        labels = torch.tensor([task.labels[index] for index in kept])
+        found = compute_accuracies(compute_predictions(embeddings, weights), labels, [task.groups[i] for i in kept])
+        return {"overall": found.overall, "worst_group": found.worst_group, "mean_of_groups": found.mean_of_groups}
+
+    return task.source, measure
+
+
+def collect_embeddings(
+    model: Model, source: ImageSource, *, batch_size: int = 64, max_bad: float = 0.01, progress: Progress | None = None
+) -> tuple[Float[Tensor, "image d_embed"], list[int]]:
+    """Unnormalised embeddings of a source, and the positions of the images that could be read.
+
+    Raises:
+        ImageError: If more than `max_bad` of the images cannot be read.
+    """
+    parts, kept = [], []
+    for pixels, indices in _good_batches(model, source, batch_size, max_bad, progress):
+        parts.append(model.encode_image(pixels).cpu())
+        kept += indices
+    return torch.cat(parts), kept
+
+
+def collect_features(
+    model: Model, source: ImageSource, *, layers: Sequence[int], batch_size: int = 64, progress: Progress | None = None
+) -> tuple[Features, list[int]]:
+    """The features of a whole source, for trying many edits without running the model again; and as `collect_embeddings`.
+
+    Memory: `len(source) * len(layers) * d_model` floats.
+    """
+    groups = [group for group in model.tower.groups(layers, mlps=False) if group.ids[0].kind == "head"]
+    parts, kept = [], []
+    for pixels, indices in _good_batches(model, source, batch_size, 0.01, progress):
+        parts.append(model.tower.collect_features(pixels.to(model.device), groups))
+        kept += indices
+    features = Features(
+        {group.name: torch.cat([part.groups[group.name] for part in parts]).cpu() for group in groups},
+        {},
+        torch.cat([part.final for part in parts]).cpu(),
+        torch.cat([part.embedding for part in parts]).cpu(),
+    )
+    return features, kept
+
+
+def compute_recipe_embeddings(recipe: Recipe, model: Model, features: Features) -> Float[Tensor, "image d_embed"]:
+    """Embeddings of a `direct` or `distilled` recipe from cached features of the unedited model.
+
+    Raises:
+        ImageError: For `total`, which changes the features themselves.
+    """
+    compute = {"direct": compute_direct_embeddings, "distilled": compute_distilled_embeddings}
+    if recipe.document.effect not in compute:
+        raise ImageError("cannot compute a total edit from cached features: apply the recipe and run the model.")
+    return compute[recipe.document.effect](recipe, model.tower, features)
+
+
+def compute_class_weights(
+    model: Model, classes: Sequence[str], templates: Sequence[str]
+) -> Float[Tensor, "class d_embed"]:
+    """Unit vectors: the mean over templates of the normalised text embeddings, normalised again."""
+    texts = [_fill(template, name) for name in classes for template in templates]
+    unit = F.normalize(model.encode_text(texts).cpu(), dim=-1)
+    return F.normalize(unit.unflatten(0, (len(classes), len(templates))).mean(1), dim=-1)
+
+
+def compute_predictions(
+    embeddings: Float[Tensor, "image d_embed"], weights: Float[Tensor, "class d_embed"]
+) -> Int[Tensor, " image"]:
+    """The class of highest cosine similarity."""
+    return (embeddings @ weights.T).argmax(1)
+
+
+def compute_accuracies(
+    predictions: Int[Tensor, " image"], labels: Int[Tensor, " image"], groups: Sequence[str]
+) -> Accuracies:
+    """Accuracy over all images and in each group.
+
+    Raises:
+        ImageError: If there are no images.
+    """
+    if not len(labels):
+        raise ImageError("cannot measure: no labelled image is left. Check the split and the labels.")
+    right = (predictions == labels).numpy()
+    names = np.asarray(groups)
+    shares = {str(name): float(right[names == name].mean()) for name in np.unique(names)}
+    sizes = {name: int((names == name).sum()) for name in shares}
+    return Accuracies(float(right.mean()), min(shares.values()), float(np.mean(list(shares.values()))), shares, sizes)
+
+
+def _fill(template: str, name: str) -> str:
+    text = template.replace("{}", name)
+    return text.replace(" a " + name, " an " + name) if name[:1].lower() in "aeiou" else text
+
+
+def _good_batches(
+    model: Model, source: ImageSource, batch_size: int, max_bad: float, progress: Progress | None
+) -> Iterator[tuple[Tensor, list[int]]]:
+    bad: list[tuple[str, str]] = []
+    done = 0
+    for batch in load_batches(source, model.preprocess, batch_size=batch_size):
+        bad += batch.bad
+        check_bad(bad, len(source), max_bad)
+        if batch.indices:
+            yield batch.pixels, list(batch.indices)
+        done += len(batch.indices) + len(batch.bad)
+        if progress is not None:
+            progress(done, len(source))

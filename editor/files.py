@@ -1,0 +1,127 @@
+"""Files that are whole or absent: everything is written under a temporary name and renamed when complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import ClipeditError, ExportError
+
+
+@contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder; renamed to `path` if the block succeeds, removed if it does not.
+
+    Raises:
+        ExportError: If the folder cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _writing_error(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside `path`; takes its place if the block succeeds, removed if it does not.
+
+    Raises:
+        ExportError: If `path` exists and `overwrite` is not set, if it is a folder clipedit may not replace (a parent of
+            the working directory), or if it cannot be written.
+    """
+    path = Path(path)
+    require_free_folder(path, overwrite=overwrite)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
+        temporary.chmod(0o755)
+    except OSError as error:
+        raise _writing_error(path, error) from error
+    try:
+        yield temporary
+        _replace_folder(temporary, path)
+    except OSError as error:
+        raise _writing_error(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_free_folder(path: Path, *, overwrite: bool) -> None:
+    """Check, before long work starts, that a result may be written to `path`.
+
+    Raises:
+        ExportError: As `staged_folder`.
+    """
+    path = Path(path)
+    if path.is_file() or path.is_symlink():
+        raise ExportError(f"cannot write the folder {path}: a file of that name exists. Choose another -o.")
+    if not path.exists() or not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise ExportError(f"cannot write to {path}: the folder is not empty. Choose another -o, or add --overwrite.")
+    if path.resolve() in (Path.cwd().resolve(), *Path.cwd().resolve().parents, Path.home().resolve()):
+        raise ExportError(
+            f"cannot overwrite {path}: it holds the working directory or is your home. Choose another -o."
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file atomically."""
+    with staged_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Any], kind: str, described: Any = None) -> None:
+    """Write a safetensors file atomically; equal content gives equal bytes.
+
+    Args:
+        kind: What the file is; the key of its metadata.
+        described: Plain data kept with it, as JSON. There is one key only: the format does not fix the order of several.
+    """
+    from safetensors.torch import save_file
+
+    ordered = {name: tensors[name].detach().contiguous().cpu() for name in sorted(tensors)}
+    metadata = {kind: described if isinstance(described, str) else json.dumps(described, sort_keys=True)}
+    with staged_file(path) as temporary:
+        try:
+            save_file(ordered, temporary, metadata=metadata)
+        except Exception as error:
+            raise _writing_error(Path(path), error) from error
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    old = path.with_name(f".{path.name}.replaced-{os.getpid()}")
+    if path.exists():
+        os.replace(path, old)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        if old.exists():
+            os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _writing_error(path: Path, error: Exception) -> ClipeditError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return ExportError(
+        f"cannot write {path}: {reason}. Nothing was left under that name; free space or choose another -o."
+    )

@@ -1,0 +1,223 @@
+"""Images: where they are listed, and how one is read safely.
+
+Sources: a folder (searched recursively, so ImageFolder layouts too), a CSV with a column of paths, a list of files, or
+`demo` for freshly rendered images of the embedded world.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..demo import world
+from .errors import ImageError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+PATH_COLUMNS = ("filename", "img_filename", "path", "file", "image")
+MAX_PIXELS = 178_956_970
+DEMO_CALIBRATION_SEED, DEMO_CALIBRATION_COUNT = 5_001, 4_096
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Images that can be opened by index, with the attributes of each (the columns of a CSV, or none).
+
+    `names` are what is printed when an image is bad, `sizes` and `times` fix the fingerprint.
+    """
+
+    names: tuple[str, ...]
+    open: Callable[[int], Image.Image]
+    attributes: tuple[dict[str, str], ...] = ()
+    stamps: tuple[str, ...] = field(default=(), repr=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, indices: Sequence[int]) -> ImageSource:
+        """Some of the images, in the given order."""
+        chosen = list(indices)
+        return ImageSource(
+            tuple(self.names[i] for i in chosen),
+            lambda i: self.open(chosen[i]),
+            tuple(self.attributes[i] for i in chosen) if self.attributes else (),
+            tuple(self.stamps[i] for i in chosen) if self.stamps else (),
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names and sizes: says whether two scans saw the same images."""
+        digest = hashlib.sha256()
+        for name, stamp in zip(self.names, self.stamps or self.names, strict=True):
+            digest.update(f"{name}\0{stamp}\n".encode())
+        return digest.hexdigest()
+
+
+def list_images(source: str | Path | ImageSource | Sequence[str | Path]) -> ImageSource:
+    """Find the images of a source.
+
+    Raises:
+        ImageError: If the folder or file is missing, or holds no image.
+    """
+    if isinstance(source, ImageSource):
+        return source
+    if source == "demo":
+        return demo_calibration_source()
+    if not isinstance(source, str | Path):
+        return _from_paths([Path(item) for item in source], [str(item) for item in source])
+    path = Path(source)
+    if path.is_dir():
+        return _from_folder(path)
+    if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
+        return read_csv_source(path)
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        return _from_paths([path], [path.name])
+    raise ImageError(
+        f"cannot read images from {path}: there is no such folder. Give a folder, a CSV with a column of paths, or `demo`."
+        if not path.exists()
+        else f"cannot read images from {path}: it is not a folder, an image or a CSV."
+    )
+
+
+def read_csv_source(path: Path) -> ImageSource:
+    """A CSV with a header; one column, called filename, img_filename, path, file or image, holds paths beside the CSV.
+
+    Raises:
+        ImageError: If no such column exists, the CSV has no rows, or a path leaves the CSV's folder upwards.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ImageError(f"cannot read {path}: {error}. Give a CSV in UTF-8.") from None
+    columns = [key for key in (rows[0] if rows else {}) if key]
+    column = next((name for name in PATH_COLUMNS if name in columns), None)
+    if column is None:
+        raise ImageError(
+            f"cannot read images from {path}: its columns are {', '.join(columns) or 'none'}, "
+            f"one of {', '.join(PATH_COLUMNS)} is needed."
+        )
+    names = [row[column] or "" for row in rows]
+    attributes = tuple({key: value or "" for key, value in row.items() if key} for row in rows)
+    found = _from_paths([path.parent / name for name in names], names)
+    return ImageSource(found.names, found.open, attributes, found.stamps)
+
+
+def render_source(scenes: Sequence[world.Scene]) -> ImageSource:
+    """Images of the embedded world, rendered when they are opened."""
+    names = tuple(f"{i:05d}_{scene.color}_{scene.shape}_{scene.place}.png" for i, scene in enumerate(scenes))
+    attributes = tuple(
+        {"filename": name, "shape": scene.shape, "place": scene.place, "color": scene.color}
+        for name, scene in zip(names, scenes, strict=True)
+    )
+    stamps = tuple(repr(scene) for scene in scenes)
+    return ImageSource(names, lambda index: Image.fromarray(world.render(scenes[index])), attributes, stamps)
+
+
+def demo_calibration_source(count: int = DEMO_CALIBRATION_COUNT) -> ImageSource:
+    """Images of the embedded world as users have them: unlabelled, and biased as the training images are."""
+    generator = np.random.default_rng(DEMO_CALIBRATION_SEED)
+    return render_source([world.draw_captioned_scene(generator)[0] for _ in range(count)])
+
+
+def open_image(path: Path) -> Image.Image:
+    """Read one image file as 8-bit RGB: first frame of animations, 16-bit scaled down, CMYK and palettes converted.
+
+    Raises:
+        ImageError: If the file is missing, corrupt, truncated, or larger than `MAX_PIXELS`.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"cannot read {path}: {image.width} x {image.height} pixels, at most {MAX_PIXELS}.")
+            image.load()
+            return _to_rgb(image)
+    except ImageError:
+        raise
+    except Exception as error:  # Decoders raise nearly anything on hostile bytes.
+        raise ImageError(f"cannot read {path}: {error or type(error).__name__}.") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit values at 255.
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_folder(folder: Path) -> ImageSource:
+    found = sorted(
+        Path(root) / name
+        for root, _, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+    )
+    if not found:
+        raise ImageError(
+            f"cannot read images from {folder}: it holds no image. Looked for {', '.join(sorted(SUFFIXES))}."
+        )
+    return _from_paths(found, [str(path.relative_to(folder)) for path in found])
+
+
+def _from_paths(paths: Sequence[Path], names: Sequence[str]) -> ImageSource:
+    stamps = tuple(str(path.stat().st_size) if path.is_file() else "missing" for path in paths)
+    return ImageSource(tuple(names), lambda index: open_image(paths[index]), stamps=stamps)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Preprocessed images. `indices` are positions in the source; `bad` are those that could not be read, and why."""
+
+    pixels: Float[Tensor, "image 3 height width"]
+    indices: tuple[int, ...]
+    bad: tuple[tuple[str, str], ...]
+
+
+class _PreprocessedImages(Dataset):
+    def __init__(self, source: ImageSource, preprocess: Callable[[Image.Image], Tensor]):
+        self.source, self.preprocess = source, preprocess
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        try:
+            return index, self.preprocess(self.source.open(index))
+        except ImageError as error:
+            return index, str(error)
+
+
+def load_batches(
+    source: ImageSource, preprocess: Callable[[Image.Image], Tensor], *, batch_size: int, workers: int | None = None
+) -> Iterator[Batch]:
+    """Read and preprocess a source in order, in batches; unreadable images are left out and named.
+
+    Args:
+        workers: Processes that read ahead; by default one less than the processors, at most 8, none for small sources.
+    """
+    if workers is None:
+        workers = min(8, (os.cpu_count() or 1) - 1) if len(source) > 256 else 0
+    loader = DataLoader(
+        _PreprocessedImages(source, preprocess),
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=lambda items: _collate(items, source),
+        multiprocessing_context="fork" if workers else None,
+    )
+    return iter(loader)
+
+
+def _collate(items: list[tuple[int, Tensor | str]], source: ImageSource) -> Batch:
+    good = [(index, pixels) for index, pixels in items if isinstance(pixels, Tensor)]
+    bad = tuple((source.names[index], reason) for index, reason in items if isinstance(reason, str))
+    pixels = torch.stack([pixels for _, pixels in good]) if good else torch.empty(0, 3, 0, 0)
+    return Batch(pixels, tuple(index for index, _ in good), bad)

@@ -1,0 +1,269 @@
+"""A model: an open_clip module with its preprocessing, tokenizer and tower."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from jaxtyping import Float
+from open_clip.factory import _find_checkpoint_in_dir
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import Tensor, nn
+
+from .. import demo
+from .components import Decomposition
+from .errors import ModelError, nearest_names
+from .towers import Tower, build_tower
+from .weights import hash_checkpoint, hash_state, read_header, stored_dtype
+
+WEIGHTS_NAME = "open_clip_model.safetensors"
+CONFIG_NAME = "open_clip_config.json"
+BASE_FOLDER = "base"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A CLIP model. Embeddings are unnormalised, in the joint image-text space, float32.
+
+    Attributes:
+        name, pretrained: What `load_model` was given; enough to load the model again.
+        module: The live open_clip module, in eval mode; its tower reads the parameters at call time.
+        config: `{"model_cfg", "preprocess_cfg"}` as in an open_clip folder.
+        checkpoint: The safetensors file the weights came from, if they came from one unchanged.
+        folder: The folder the model was read from: it may hold a tokenizer, concepts and texts of its own.
+        storage_dtypes: The dtype that each tensor has on disk.
+        readout_edit: A `direct` edit: a function of the tower and pixels that gives the edited embeddings.
+        base: The model that this one was edited from.
+    """
+
+    name: str
+    pretrained: str | None
+    module: Any
+    tower: Tower
+    config: Mapping[str, Any]
+    checkpoint: Path | None = None
+    folder: Path | None = None
+    storage_dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    readout_edit: Callable[[Tower, Tensor], Tensor] | None = None
+    base: Model | None = None
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels of what `encode_image` takes."""
+        size = self.config["preprocess_cfg"]["size"]
+        return size if isinstance(size, int) else size[0]
+
+    @cached_property
+    def preprocess(self) -> Callable[[Image.Image], Tensor]:
+        """PIL image to pixels `[3, height, width]`: the model's own resize, crop and normalisation."""
+        keys = PreprocessCfg.__dataclass_fields__
+        config = PreprocessCfg(**{k: v for k, v in self.config["preprocess_cfg"].items() if k in keys})
+        return image_transform_v2(config, is_train=False)  # pyright: ignore[reportReturnType]
+
+    @cached_property
+    def tokenizer(self) -> Callable[[list[str]], Tensor]:
+        """Texts to tokens `[text, context]`; loaded at the first use."""
+        text_config = self.config["model_cfg"]["text_cfg"]
+        if text_config.get("hf_tokenizer_name") or text_config.get("hf_model_name"):
+            return open_clip.get_tokenizer(f"local-dir:{self.folder}" if self.folder else self.name)
+        return open_clip.SimpleTokenizer(context_length=text_config.get("context_length", 77))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 over the sorted `(tensor name, dtype, shape, bytes)` of the checkpoint as stored."""
+        return hash_checkpoint(self.checkpoint) if self.checkpoint else hash_state(self.stored_state())
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image d_embed"]:
+        """Embeddings of preprocessed pixels, unnormalised."""
+        pixels = pixels.to(self.device)
+        if self.readout_edit is not None:
+            return self.readout_edit(self.tower, pixels).float()
+        return self.module.encode_image(pixels).float()
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str]) -> Float[Tensor, "text d_embed"]:
+        """Embeddings of texts, unnormalised; texts longer than the context are cut."""
+        tokens = self.tokenizer(texts).to(self.device)
+        return torch.cat([self.module.encode_text(chunk).float() for chunk in tokens.split(256)])
+
+    def stored_state(self) -> dict[str, Tensor]:
+        """The weights in their dtype on disk."""
+        state = self.module.state_dict()
+        return {name: tensor.to(self.storage_dtypes.get(name, tensor.dtype)) for name, tensor in state.items()}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor], **changes: Any) -> Model:
+        """A model with some tensors replaced; all others are shared with this one, which does not change."""
+        shared = {id(tensor): tensor for tensor in [*self.module.parameters(), *self.module.buffers()]}
+        module = copy.deepcopy(self.module, shared)
+        for name, tensor in tensors.items():
+            path, _, leaf = name.rpartition(".")
+            owner = module.get_submodule(path)
+            old = getattr(owner, leaf)
+            # Rounded as on disk first: the model in memory is the one that ships.
+            stored = tensor.to(self.storage_dtypes.get(name, old.dtype))
+            setattr(owner, leaf, nn.Parameter(stored.to(old.dtype).to(old.device), requires_grad=old.requires_grad))
+        return replace(self, module=module, tower=build_tower(module), checkpoint=None, base=self, **changes)
+
+
+def load_model(name: str, pretrained: str | None = None, *, device: str = "cpu") -> Model:
+    """Load a model.
+
+    Args:
+        name: `demo`, a folder with `open_clip_config.json` (also one that clipedit wrote), or an open_clip name.
+        pretrained: A tag of open_clip, or a checkpoint file. None with an open_clip name gives random weights.
+        device: Where to put the weights.
+
+    Raises:
+        ModelError: If the model is unknown, cannot be read, holds NaN, or has no tower.
+    """
+    if name == "demo":
+        return _load_folder(demo_folder(), "demo", device)
+    if (Path(name) / BASE_FOLDER).is_dir():
+        return _load_direct(Path(name), device)
+    if Path(name).is_dir():
+        return _load_folder(Path(name), name, device)
+    if name not in open_clip.list_models():
+        raise ModelError(
+            f"cannot load model {name!r}: it is neither `demo`, nor a folder, nor an open_clip name. "
+            f"{nearest_names(name, [*open_clip.list_models(), 'demo'])}"
+        )
+    return _load_named(name, pretrained, device)
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """The weights file that open_clip would read from a folder.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    found = _find_checkpoint_in_dir(folder)
+    if found is None:
+        raise ModelError(f"cannot load {folder}: it holds no weights. Add {WEIGHTS_NAME}.")
+    return Path(found)
+
+
+def demo_folder() -> Path:
+    """The embedded model's folder."""
+    return Path(str(resources.files(demo) / "model"))
+
+
+def pretrained_tags(name: str) -> list[str]:
+    """The tags open_clip knows for a model."""
+    return open_clip.list_pretrained_tags_by_model(name)
+
+
+@torch.no_grad()
+def decompose(model: Model, pixels: Float[Tensor, "image 3 height width"]) -> Decomposition:
+    """Every component's contribution to the embeddings of a batch.
+
+    Contributions and the constant sum to `model.encode_image(pixels)`; in the joint space, unnormalised. The array has
+    `image x component x d_embed` numbers: for many images use `scan`.
+    """
+    groups = model.tower.groups(range(model.tower.n_layers), mlps=True)
+    features = model.tower.collect_features(pixels.to(model.device), groups)
+    readouts = model.tower.compute_readouts(groups)
+    parts = [
+        torch.einsum("cek,ick->ice", readouts[group.name].to(features.final), features.groups[group.name])
+        for group in groups
+    ]
+    return Decomposition(
+        components=[identity for group in groups for identity in group.ids],
+        contributions=torch.cat(parts, dim=1),
+        constant=model.tower.constant().to(features.final),
+        embedding=features.embedding,
+    )
+
+
+def _load_folder(folder: Path, name: str, device: str) -> Model:
+    config = _read_config(folder)
+    checkpoint = find_checkpoint(folder)
+    module = _create(f"local-dir:{folder}", None, device, origin=str(folder))
+    return _finish(module, name, None, config, checkpoint)
+
+
+def _load_direct(folder: Path, device: str) -> Model:
+    """A folder with a directly edited model: its base, and the recipe beside it."""
+    from .apply import apply_recipe
+    from .recipe import load_recipe
+
+    base = _load_folder(folder / BASE_FOLDER, str(folder / BASE_FOLDER), device)
+    return replace(apply_recipe(load_recipe(folder), base), name=str(folder))
+
+
+def _load_named(name: str, pretrained: str | None, device: str) -> Model:
+    checkpoint = Path(pretrained) if pretrained and Path(pretrained).is_file() else None
+    if pretrained and checkpoint is None and pretrained not in pretrained_tags(name):
+        raise ModelError(
+            f"cannot load {name}: {pretrained!r} is neither a file nor a tag. {nearest_names(pretrained, pretrained_tags(name))}"
+        )
+    module = _create(name, pretrained, device, origin=f"{name} ({pretrained})")
+    preprocess = dict(open_clip.get_model_preprocess_cfg(module))
+    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": preprocess}
+    if pretrained and (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"):
+        config["model_cfg"]["quick_gelu"] = True
+    return _finish(module, name, pretrained, config, checkpoint)
+
+
+def _create(name: str, pretrained: str | None, device: str, *, origin: str) -> nn.Module:
+    quick_gelu = bool(pretrained and (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"))
+    try:
+        module = open_clip.create_model(
+            name, pretrained=pretrained, device=device, force_quick_gelu=quick_gelu, weights_only=True
+        )
+    except pickle.UnpicklingError:
+        raise ModelError(
+            f"cannot load {origin}: the file is a pickle that could run code, and was not opened. "
+            "Convert it to safetensors in a process that you trust."
+        ) from None
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"cannot load {origin}: {first_line}") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ModelError(f"cannot load {origin}: the weights are not valid safetensors ({error}).") from error
+    return module.eval()
+
+
+def _finish(
+    module: nn.Module, name: str, pretrained: str | None, config: Mapping[str, Any], checkpoint: Path | None
+) -> Model:
+    for tensor_name, tensor in module.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"cannot use {name}: tensor {tensor_name} holds NaN or infinity. Fetch the weights again.")
+    dtypes = {}
+    if checkpoint is not None and checkpoint.suffix == ".safetensors":
+        dtypes = {key: stored_dtype(entry) for key, entry in read_header(checkpoint).items()}
+    safe = checkpoint if dtypes else None
+    folder = checkpoint.parent if checkpoint is not None and pretrained is None else None
+    return Model(name, pretrained, module, build_tower(module), config, safe, folder, dtypes)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"cannot load {folder}: it has no {CONFIG_NAME}. Give an open_clip folder.") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}.") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
+        raise ModelError(f"cannot read {path}: it has no `model_cfg` section.")
+    defaults = {**PreprocessCfg().__dict__, "size": config["model_cfg"]["vision_cfg"].get("image_size", 224)}
+    return {"model_cfg": config["model_cfg"], "preprocess_cfg": {**defaults, **config.get("preprocess_cfg", {})}}

@@ -1,0 +1,107 @@
+"""Operations: every edit is an affine map on the features of one head, `u' = B u + (I - B) m`.
+
+An operation is one function that returns `(B, keep_mean)` for a batch of heads; `m` is the mean of the features where
+`keep_mean` holds, else 0. Strength and composition are the same for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import RecipeError
+
+
+@dataclass(frozen=True)
+class AffineMap:
+    """`x -> x @ map.T + offset` for each of several heads (or one output), float64."""
+
+    map: Float[Tensor, "head k k"]
+    offset: Float[Tensor, "head k"]
+
+    def then(self, maps: Float[Tensor, "head k k"], keep_mean: bool, mean: Float[Tensor, "head k"]) -> AffineMap:
+        """This map followed by one more operation; `mean` is that of the unedited features."""
+        after = _apply(self.map, mean) + self.offset
+        kept = after - _apply(maps, after) if keep_mean else torch.zeros_like(after)
+        return AffineMap(maps @ self.map, _apply(maps, self.offset) + kept)
+
+
+@dataclass(frozen=True)
+class OperationInput:
+    """What an operation may use: the heads' readouts, and what the step names."""
+
+    readouts: Float[Tensor, "head d_embed k"]
+    directions: Float[Tensor, "d_embed concept"] | None = None
+    factor: float | None = None
+
+
+Operation = Callable[[OperationInput], tuple[Float[Tensor, "head k k"], bool]]
+
+
+def identity_map(heads: int, k: int) -> AffineMap:
+    """The edit that changes nothing."""
+    return AffineMap(torch.eye(k, dtype=torch.float64).repeat(heads, 1, 1), torch.zeros(heads, k, dtype=torch.float64))
+
+
+def mean_ablate(given: OperationInput) -> tuple[Tensor, bool]:
+    """`B = 0`, mean kept: the head writes what it writes on average."""
+    return torch.zeros_like(_identity(given.readouts)), True
+
+
+def zero_ablate(given: OperationInput) -> tuple[Tensor, bool]:
+    """`B = 0`: the head writes nothing."""
+    return torch.zeros_like(_identity(given.readouts)), False
+
+
+def scale(given: OperationInput) -> tuple[Tensor, bool]:
+    """`B = factor I`: the head writes `factor` times what it wrote, its mean included.
+
+    Raises:
+        RecipeError: If the step has no factor.
+    """
+    if given.factor is None:
+        raise RecipeError("cannot scale: the step has no `factor`. Add one, for example `factor: 0.5`.")
+    return _identity(given.readouts) * given.factor, False
+
+
+def project_out(given: OperationInput) -> tuple[Tensor, bool]:
+    """`B = I - N^+ N` with `N = U^T R`, mean kept: what the head writes has no variance along `U` (under `direct`).
+
+    Raises:
+        RecipeError: If the step names no directions.
+    """
+    if given.directions is None:
+        raise RecipeError("cannot project out: the step names no directions. Add `concept` or `texts` to the step.")
+    seen = given.directions.T @ given.readouts
+    return _identity(given.readouts) - torch.linalg.pinv(seen) @ seen, True
+
+
+OPERATIONS: dict[str, Operation] = {
+    "mean-ablate": mean_ablate,
+    "zero-ablate": zero_ablate,
+    "scale": scale,
+    "project-out": project_out,
+}
+
+
+def with_strength(maps: Float[Tensor, "head k k"], strength: float) -> Float[Tensor, "head k k"]:
+    """`I - a (I - B)`: none of the edit at 0, all of it at 1."""
+    eye = torch.eye(maps.shape[-1]).to(maps)
+    return eye - strength * (eye - maps)
+
+
+def project_output(basis: Float[Tensor, "d_embed concept"], strength: float) -> Float[Tensor, "d_embed d_embed"]:
+    """`I - a U U^T` on the embedding itself; the coordinates along `U` shrink by `1 - a`, their mean included."""
+    return torch.eye(len(basis)).to(basis) - strength * basis @ basis.T
+
+
+def _identity(readouts: Float[Tensor, "head d_embed k"]) -> Float[Tensor, "head k k"]:
+    return torch.eye(readouts.shape[2]).to(readouts).repeat(len(readouts), 1, 1)
+
+
+def _apply(maps: Float[Tensor, "head k k"], vectors: Float[Tensor, "head k"]) -> Float[Tensor, "head k"]:
+    return torch.einsum("hkl,hl->hk", maps, vectors)

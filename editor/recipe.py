@@ -1,0 +1,170 @@
+"""Recipes: the only record of an edit. YAML for people, and a safetensors file beside it for the numbers.
+
+A recipe is unbound (heads and operations only, as published lists are) or bound (maps, means and refitted weights
+included). A bound recipe applied to the same base gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from torch import Tensor
+
+from .components import HeadId
+from .concepts import describe_validation
+from .errors import ModelError, RecipeError
+from .files import save_tensors, write_text
+from .weights import load_tensors
+
+KIND = "clipedit-recipe-1"
+Effect = Literal["distilled", "total", "direct"]
+HeadOperation = Literal["mean-ablate", "zero-ablate", "scale", "project-out"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Step(_Section):
+    """One operation on some heads, on the image embedding (`output`) or on all text embeddings (`texts`)."""
+
+    operation: HeadOperation
+    target: Literal["heads", "output", "texts"] = "heads"
+    heads: tuple[str, ...] = ()
+    concept: str | None = None
+    texts: tuple[str, ...] | None = None
+    directions: int | None = Field(default=None, ge=1)
+    factor: float | None = None
+    strength: float = Field(default=1.0, ge=0.0, le=1.0)
+
+    @field_validator("heads")
+    @classmethod
+    def _heads_are_heads(cls, heads: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(heads)) != len(heads):
+            raise ValueError("a head is named twice")
+        return tuple(str(HeadId.parse(head)) for head in heads)
+
+    def head_ids(self) -> list[HeadId]:
+        """The step's heads."""
+        return [HeadId.parse(head) for head in self.heads]
+
+
+class Base(_Section):
+    """The model that the recipe was made for. `weights_hash` is missing in unbound recipes."""
+
+    model: str
+    pretrained: str | None = None
+    weights_hash: str | None = None
+
+
+class Calibration(_Section):
+    """The images that means and refits come from."""
+
+    fingerprint: str
+    images: int
+
+
+class TensorFile(_Section):
+    """The safetensors file beside the recipe."""
+
+    file: str
+    sha256: str
+
+    @field_validator("file")
+    @classmethod
+    def _stays_in_the_folder(cls, name: str) -> str:
+        if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
+            raise ValueError("must be a file name, without a folder")
+        return name
+
+
+class RecipeDocument(_Section):
+    """What the YAML file says."""
+
+    schema_version: Literal[1]
+    name: str
+    description: str = ""
+    source: str = ""
+    base: Base
+    effect: Effect = "distilled"
+    steps: tuple[Step, ...]
+    calibration: Calibration | None = None
+    tensors: TensorFile | None = None
+    measured: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A document and, if it is bound, its tensors.
+
+    Attributes:
+        tensors: `heads.L3H5.{map,offset,value_offset}`, `output.map`, `texts.map`, and for `distilled` the new weights
+            themselves, `folded.NAME`; float32.
+        names: The checkpoint's tensor names, as `Tower.tensor_names` gives them: applying needs no model.
+    """
+
+    document: RecipeDocument
+    tensors: Mapping[str, Tensor] | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_bound(self) -> bool:
+        return self.tensors is not None
+
+    @property
+    def heads(self) -> list[str]:
+        """All heads that a step names, in order."""
+        found = {head for step in self.document.steps for head in step.head_ids()}
+        return [str(head) for head in sorted(found)]
+
+    def with_measured(self, measured: Mapping[str, Any]) -> Recipe:
+        """The same recipe with figures in it."""
+        return replace(self, document=self.document.model_copy(update={"measured": dict(measured)}))
+
+    def save(self, path: str | Path) -> None:
+        """Write the YAML file and, for bound recipes, `<name>.safetensors` beside it; each whole or absent."""
+        path, document = Path(path), self.document.model_copy(update={"tensors": None})
+        if self.tensors is not None:
+            beside = path.with_suffix(".safetensors")
+            save_tensors(beside, self.tensors, KIND, dict(self.names))
+            digest = hashlib.sha256(beside.read_bytes()).hexdigest()
+            document = document.model_copy(update={"tensors": TensorFile(file=beside.name, sha256=digest)})
+        plain = document.model_dump(mode="json", exclude_defaults=True)
+        write_text(path, yaml.safe_dump({"schema_version": 1, **plain}, sort_keys=False, allow_unicode=True, width=110))
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe; a folder that clipedit wrote stands for the `recipe.yaml` in it.
+
+    Raises:
+        RecipeError: If the file cannot be read, has unknown keys, or its tensors are missing or were changed.
+    """
+    path = Path(path)
+    path = path / "recipe.yaml" if path.is_dir() else path
+    try:
+        document = RecipeDocument.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise RecipeError(f"cannot read the recipe {path}: no such file.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}.") from None
+    except ValidationError as error:
+        raise RecipeError(f"cannot use the recipe {path}: {describe_validation(error)}. Correct it there.") from None
+    return Recipe(document, *_load_tensors(path, document.tensors)) if document.tensors else Recipe(document)
+
+
+def _load_tensors(path: Path, file: TensorFile) -> tuple[dict[str, Tensor], dict[str, str]]:
+    beside = path.parent / file.file
+    if not beside.is_file():
+        raise RecipeError(f"cannot use the recipe {path}: {file.file} is missing beside it. Copy both files.")
+    if hashlib.sha256(beside.read_bytes()).hexdigest() != file.sha256:
+        raise RecipeError(f"cannot use the recipe {path}: {file.file} is not the file that was saved with it.")
+    try:
+        return load_tensors(beside, KIND)
+    except ModelError as error:
+        raise RecipeError(f"cannot use the recipe {path}: {error}") from None

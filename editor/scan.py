@@ -1,0 +1,161 @@
+"""scan: images to statistics. The only stage, besides evaluation, that reads images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .components import ComponentGroup
+from .errors import ImageError, ModelError, StatisticsError
+from .files import save_tensors
+from .images import ImageSource, list_images, load_batches
+from .model import Model
+from .statistics import GroupSums, Statistics, add_features, empty_statistics
+from .weights import load_tensors
+
+KIND = "clipedit-scan-1"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Statistics of a model on a set of images, and what they were made from.
+
+    Attributes:
+        model_name, pretrained, weights_hash: The model that was scanned.
+        fingerprint: SHA-256 of the images' names and sizes; merged scans hold the sorted list of both.
+        layers: The layers whose heads were scanned.
+        mlps: Whether MLPs and the embedding were scanned too.
+        bad: Images that could not be read, with the reason.
+    """
+
+    statistics: Statistics
+    model_name: str
+    pretrained: str | None
+    weights_hash: str
+    fingerprint: str
+    layers: tuple[int, ...]
+    mlps: bool
+    bad: tuple[tuple[str, str], ...] = ()
+
+    def save(self, path: str | Path) -> None:
+        """Write `scan.safetensors`; the metadata holds everything but the sums."""
+        tensors = {"gg": self.statistics.gg}
+        for name, sums in self.statistics.groups.items():
+            tensors |= {f"{name}.{part}": getattr(sums, part) for part in ("uu", "ug", "u", "v")}
+        described = {key: value for key, value in vars(self).items() if key != "statistics"}
+        save_tensors(Path(path), tensors, KIND, described | {"n": self.statistics.n})
+
+    def merge(self, other: Scan) -> Scan:
+        """The scan of both sets of images.
+
+        Raises:
+            StatisticsError: If the model or the layers differ.
+        """
+        for key in ("weights_hash", "layers", "mlps"):
+            if getattr(self, key) != getattr(other, key):
+                raise StatisticsError(
+                    f"cannot merge scans: {key} is {getattr(self, key)} in one and {getattr(other, key)} in the other."
+                )
+        prints = sorted([*self.fingerprint.split("+"), *other.fingerprint.split("+")])
+        return Scan(
+            self.statistics + other.statistics, self.model_name, self.pretrained, self.weights_hash, "+".join(prints),
+            self.layers, self.mlps, self.bad + other.bad,
+        )  # fmt: skip
+
+    def groups(self, model: Model) -> list[ComponentGroup]:
+        """The scanned components of a model.
+
+        Raises:
+            StatisticsError: If the scan was made with other weights.
+        """
+        if self.weights_hash != model.weights_hash:
+            raise StatisticsError(
+                f"cannot use this scan with {model.name}: it was made with weights {self.weights_hash[:12]} "
+                f"({self.model_name}), the model has {model.weights_hash[:12]}. Scan this model."
+            )
+        return model.tower.groups(self.layers, mlps=self.mlps)
+
+
+def scan(
+    model: Model,
+    images: str | Path | ImageSource | Sequence[str | Path],
+    *,
+    batch_size: int = 32,
+    layers: Sequence[int] | None = None,
+    mlps: bool = False,
+    workers: int | None = None,
+    max_bad: float = 0.01,
+    progress: Progress | None = None,
+) -> Scan:
+    """Collect the statistics of a model's heads on images.
+
+    Args:
+        images: A folder, a CSV, a list of files, or `demo`.
+        layers: Layers whose heads are scanned; the last four by default.
+        mlps: Also scan every MLP and the embedding, so that scores account for the whole embedding.
+        workers: Processes that read images.
+        max_bad: Share of unreadable images that is tolerated, in [0, 1].
+        progress: Called with images done and in total.
+
+    Raises:
+        ImageError: If there are no images, or more than `max_bad` of them cannot be read.
+    """
+    source = list_images(images)
+    n_layers = model.tower.n_layers
+    chosen = tuple(sorted(layers)) if layers is not None else tuple(range(max(0, n_layers - 4), n_layers))
+    if not set(chosen) <= set(range(n_layers)):
+        raise StatisticsError(f"cannot scan layers {list(chosen)}: {model.name} has layers 0-{n_layers - 1}.")
+    groups = model.tower.groups(chosen, mlps=mlps)
+    statistics, bad, done = empty_statistics(groups, model.tower.d_model), [], 0
+    for batch in load_batches(source, model.preprocess, batch_size=batch_size, workers=workers):
+        if batch.indices:
+            features = model.tower.collect_features(batch.pixels.to(model.device), groups)
+            statistics = add_features(statistics, features)
+        bad += batch.bad
+        done += len(batch.indices) + len(batch.bad)
+        check_bad(bad, len(source), max_bad)
+        if progress is not None:
+            progress(done, len(source))
+    return Scan(
+        statistics, model.name, model.pretrained, model.weights_hash, source.fingerprint(), chosen, mlps, tuple(bad)
+    )
+
+
+def check_bad(bad: Sequence[tuple[str, str]], total: int, max_bad: float) -> None:
+    """Stop when too many images are unreadable.
+
+    Raises:
+        ImageError: With the first reasons.
+    """
+    if len(bad) > max_bad * total:
+        reasons = "; ".join(reason for _, reason in bad[:3])
+        raise ImageError(
+            f"cannot go on: {len(bad)} of {total} images cannot be read, {max_bad:.1%} are tolerated (--max-bad). {reasons}"
+        )
+
+
+def load_scan(path: str | Path) -> Scan:
+    """Read a scan.
+
+    Raises:
+        StatisticsError: If the file is missing or is no scan.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise StatisticsError(
+            f"cannot read the scan {path}: no such file. Make it with `clipedit scan IMAGES -o {path}`."
+        )
+    try:
+        tensors, described = load_tensors(path, KIND)
+        names = [name.removesuffix(".uu") for name in tensors if name.endswith(".uu")]
+        groups = {name: GroupSums(*(tensors[f"{name}.{part}"] for part in ("uu", "ug", "u", "v"))) for name in names}
+        statistics = Statistics(described.pop("n"), tensors["gg"], groups)
+        described["layers"] = tuple(described["layers"])
+        described["bad"] = tuple((name, reason) for name, reason in described["bad"])
+        return Scan(statistics, **described)
+    except ModelError as error:
+        raise StatisticsError(str(error)) from None
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise StatisticsError(f"cannot read the scan {path}: {error}. It was not written by `clipedit scan`.") from None

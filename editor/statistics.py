@@ -1,0 +1,125 @@
+"""Sufficient statistics: everything later stages need of the images, as plain sums.
+
+Contributions are divided by the embedding's norm first, as in TextSpan. With `g = [f, 1, |z|] / |z|` the sums are
+`g g^T` once, `(u/|z|) (u/|z|)^T`, `(u/|z|) g^T`, `u` and `v` a component; float64, so sums over parts of a data set add up
+to the sums over the whole. Their size does not depend on the number of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .components import ComponentGroup, Features
+from .errors import StatisticsError
+
+
+@dataclass(frozen=True)
+class GroupSums:
+    """Sums over images for one group of components. `g` is `d_model + 2` wide; its last column counts images."""
+
+    uu: Float[Tensor, "component k k"]
+    ug: Float[Tensor, "component k g"]
+    u: Float[Tensor, "component k"]
+    v: Float[Tensor, "component d_head"]
+
+    def __add__(self, other: GroupSums) -> GroupSums:
+        return GroupSums(self.uu + other.uu, self.ug + other.ug, self.u + other.u, self.v + other.v)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Sums over `n` images. Moments below are of vectors divided by `|z|` unless they say otherwise."""
+
+    n: int
+    gg: Float[Tensor, "g g"]
+    groups: dict[str, GroupSums]
+
+    def __add__(self, other: Statistics) -> Statistics:
+        if self.groups.keys() != other.groups.keys():
+            raise StatisticsError(
+                f"cannot add statistics: one has {', '.join(self.groups)}, the other {', '.join(other.groups)}."
+            )
+        groups = {name: sums + other.groups[name] for name, sums in self.groups.items()}
+        return Statistics(self.n + other.n, self.gg + other.gg, groups)
+
+    def require(self, images: int) -> None:
+        """Refuse statistics of too few images.
+
+        Raises:
+            StatisticsError: If fewer than `images` were seen.
+        """
+        if self.n < images:
+            raise StatisticsError(
+                f"cannot use the scan: it saw {self.n} images, at least {images} are needed. Scan more."
+            )
+
+    def mean_features(self, group: str) -> Float[Tensor, "component k"]:
+        """Mean of `u`, not divided by `|z|`: what `direct` and `distilled` edits put in a feature's place."""
+        return self.groups[group].u / self.n
+
+    def mean_values(self, group: str) -> Float[Tensor, "component d_head"]:
+        """Mean of `v` at the readout, not divided by anything: what `total` edits put in a value's place."""
+        return self.groups[group].v / self.n
+
+    def feature_covariance(self, group: str) -> Float[Tensor, "component k k"]:
+        """Covariance of `u / |z|`."""
+        sums = self.groups[group]
+        mean = sums.ug[..., -1] / self.n
+        return sums.uu / self.n - mean[:, :, None] * mean[:, None, :]
+
+    def feature_final_covariance(self, group: str) -> Float[Tensor, "component k d_model"]:
+        """Covariance of `u / |z|` with `f / |z|`."""
+        sums = self.groups[group]
+        mean, final_mean = sums.ug[..., -1] / self.n, self.gg[-1, :-2] / self.n
+        return sums.ug[..., :-2] / self.n - mean[:, :, None] * final_mean
+
+    def final_covariance(self) -> Float[Tensor, "d_model d_model"]:
+        """Covariance of `f / |z|`."""
+        mean = self.gg[-1, :-2] / self.n
+        return self.gg[:-2, :-2] / self.n - mean[:, None] * mean
+
+    def inverse_norm_final_covariance(self) -> Float[Tensor, " d_model"]:
+        """Covariance of `1 / |z|`, which scales the constant, with `f / |z|`."""
+        return self.gg[-2, :-2] / self.n - self.gg[-1, -2] / self.n * self.gg[-1, :-2] / self.n
+
+
+def empty_statistics(groups: Sequence[ComponentGroup], d_model: int) -> Statistics:
+    """Sums over no image."""
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float64)
+
+    wide = d_model + 2
+    sums = {
+        group.name: GroupSums(
+            zeros(len(group.ids), group.k, group.k),
+            zeros(len(group.ids), group.k, wide),
+            zeros(len(group.ids), group.k),
+            zeros(len(group.ids), group.k if group.ids[0].kind == "head" else 0),
+        )
+        for group in groups
+    }
+    return Statistics(0, zeros(wide, wide), sums)
+
+
+def add_features(statistics: Statistics, features: Features) -> Statistics:
+    """Sums with one more batch. The sums given are updated in place and must not be used again."""
+    norm = features.embedding.cpu().double().norm(dim=1)
+    ones = torch.ones_like(norm)
+    g = torch.cat([features.final.cpu().double(), ones[:, None], norm[:, None]], dim=1) / norm[:, None]
+    statistics.gg.addmm_(g.T, g)
+    for name, sums in statistics.groups.items():
+        # [image, component, k] -> [component, k, image]
+        u = features.groups[name].cpu().double()
+        scaled = (u / norm[:, None, None]).permute(1, 2, 0).contiguous()
+        sums.uu.baddbmm_(scaled, scaled.transpose(1, 2))
+        sums.ug.baddbmm_(scaled, g.expand(len(scaled), -1, -1))
+        sums.u.add_(u.sum(0))
+        if name in features.values:
+            sums.v.add_(features.values[name].cpu().double().sum(0))
+    return Statistics(statistics.n + len(norm), statistics.gg, statistics.groups)

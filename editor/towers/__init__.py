@@ -1,0 +1,80 @@
+"""One file per architecture. A tower knows where an architecture keeps what the other stages need.
+
+To add one, write a class with the members of `Tower` and list it in `TOWERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..components import ComponentGroup, Features
+from ..errors import ModelError
+from .open_clip_vit import OpenClipViT
+
+
+@runtime_checkable
+class Tower(Protocol):
+    """What every stage after this one may ask of an architecture. Weights are read from the live module at call time."""
+
+    n_layers: int
+    n_heads: int
+    d_head: int
+    d_model: int
+    d_embed: int
+
+    def groups(self, layers: Sequence[int], *, mlps: bool) -> list[ComponentGroup]:
+        """The components of some layers, in a fixed order; with `mlps` also every MLP and the embedding."""
+        ...
+
+    def collect_features(self, pixels: Tensor, groups: Sequence[ComponentGroup]) -> Features:
+        """One forward pass over preprocessed pixels `[image, 3, height, width]`."""
+        ...
+
+    def compute_readouts(self, groups: Sequence[ComponentGroup]) -> dict[str, Float[Tensor, "component d_embed k"]]:
+        """The fixed readouts `R` of the groups' components, float64."""
+        ...
+
+    def constant(self) -> Float[Tensor, " d_embed"]:
+        """What the embedding holds of no component: the last norm's bias, read out."""
+        ...
+
+    def readout(self) -> Float[Tensor, "d_model d_embed"]:
+        """`P`, the map from the last norm's output to the embedding: `z = P.T @ f`, float64."""
+        ...
+
+    def fold_readout(
+        self, readout: Float[Tensor, "d_model d_embed"], bias: Float[Tensor, " d_embed"]
+    ) -> dict[str, Tensor]:
+        """Checkpoint tensors, float64, for which the embedding is `readout.T @ f + bias`, `f` as before."""
+        ...
+
+    def embed_final(self, final: Tensor, folded: Mapping[str, Tensor]) -> Float[Tensor, "image d_embed"]:
+        """The embedding that `fold_readout`'s tensors give, from this model's own `f` `[image, d_model]`."""
+        ...
+
+    def tensor_names(self) -> dict[str, str]:
+        """Where edits go: `L3.weight` and `L3.bias` (`W_O`, `b_O` of a layer), `output` (`P`) and `texts` (`P` of the text tower)."""
+        ...
+
+
+TOWERS: tuple[type[OpenClipViT], ...] = (OpenClipViT,)
+
+
+def build_tower(module: nn.Module) -> Tower:
+    """The first tower that knows this module.
+
+    Raises:
+        ModelError: If none does, with each tower's reason.
+    """
+    reasons: Mapping[str, str | None] = {tower.title: tower.refusal(module) for tower in TOWERS}
+    for tower in TOWERS:
+        if reasons[tower.title] is None:
+            return tower(module)
+    found = "; ".join(f"{title}: {reason}" for title, reason in reasons.items())
+    raise ModelError(
+        f"cannot decompose {type(module).__name__}: {found}. Supported: {', '.join(t.supports for t in TOWERS)}."
+    )

@@ -1,0 +1,213 @@
+"""Checkpoint files: read one tensor at a time, hash, and copy with a few tensors replaced.
+
+Nothing here loads a model. Memory stays near the size of the largest tensor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import ClipeditError, ModelError
+from .files import staged_file, write_text
+
+_MAX_HEADER_BYTES = 100_000_000
+_CACHE_FROM_BYTES = 64 * 2**20
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+ReadTensor = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies in a safetensors file: absolute byte offsets."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ModelError: If the file is missing, or is not safetensors (a pickle is never opened).
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > _MAX_HEADER_BYTES:
+                raise SafetensorError("header too large")
+            header = json.loads(stream.read(length))
+    except FileNotFoundError:
+        raise ModelError(f"cannot read {path}: no such file.") from None
+    except (OSError, SafetensorError, ValueError, struct.error) as error:
+        raise ModelError(
+            f"cannot read {path} as safetensors: {error}. Weights are only read as safetensors; "
+            "convert the file in a process that you trust."
+        ) from None
+    header.pop("__metadata__", None)
+    base = 8 + length
+    return {
+        name: StoredTensor(entry["dtype"], tuple(entry["shape"]), *(base + at for at in entry["data_offsets"]))
+        for name, entry in header.items()
+    }
+
+
+def tensor_reader(path: Path) -> ReadTensor:
+    """A function that reads one named tensor of a safetensors file."""
+
+    def read(name: str) -> Tensor:
+        with safe_open(path, framework="pt") as stream:
+            return stream.get_tensor(name)
+
+    return read
+
+
+def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
+    """All tensors of a file that `save_tensors` wrote, and the data kept with them.
+
+    Raises:
+        ModelError: If the file is missing, or was not written as this kind.
+    """
+    read_header(path)
+    with safe_open(path, framework="pt") as stream:
+        metadata = stream.metadata() or {}
+        if kind not in metadata:
+            raise ModelError(f"cannot read {path}: it is not a {kind} file.")
+        try:
+            described = json.loads(metadata[kind])
+        except ValueError as error:
+            raise ModelError(f"cannot read {path}: its metadata is damaged ({error}).") from None
+        return {name: stream.get_tensor(name) for name in stream.keys()}, described  # noqa: SIM118
+
+
+def hash_tensors(entries: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryview]]) -> str:
+    """SHA-256 over `(name, dtype, shape, bytes)` of tensors that come sorted by name."""
+    digest = hashlib.sha256()
+    for name, dtype, shape, data in entries:
+        digest.update(f"{name}\0{dtype}\0{','.join(map(str, shape))}\0".encode())
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def hash_state(state: Mapping[str, Tensor]) -> str:
+    """The weight hash of tensors in memory."""
+
+    def entry(name: str) -> tuple[str, str, tuple[int, ...], memoryview]:
+        tensor = state[name].detach().cpu().contiguous()
+        data = tensor.reshape(-1).view(torch.uint8).numpy().data
+        return name, _DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), data
+
+    return hash_tensors(entry(name) for name in sorted(state))
+
+
+def hash_checkpoint(path: Path) -> str:
+    """The weight hash of a safetensors file, cached beside large files by size and modification time."""
+    path = Path(path)
+    cached = _read_cached_hash(path)
+    return cached or _store_cached_hash(path, _hash_file(path, read_header(path)))
+
+
+def _hash_file(path: Path, header: Mapping[str, StoredTensor]) -> str:
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        digest = hashlib.sha256()
+        for name in sorted(header):
+            tensor = header[name]
+            digest.update(f"{name}\0{tensor.dtype}\0{','.join(map(str, tensor.shape))}\0".encode())
+            # Whole pages are given back after each tensor, so that resident memory stays near the largest one.
+            digest.update(memoryview(view)[tensor.start : tensor.end])
+            page = mmap.PAGESIZE
+            first, last = -(-tensor.start // page) * page, tensor.end // page * page
+            if last > first and hasattr(mmap, "MADV_DONTNEED"):
+                view.madvise(mmap.MADV_DONTNEED, first, last - first)
+        return digest.hexdigest()
+
+
+def copy_with_tensors(source: Path, target: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Copy a safetensors file, replacing some tensors; every other byte stays as it was.
+
+    Raises:
+        ModelError: If a tensor is not in the file or has another shape.
+    """
+    header = read_header(source)
+    patches = [(header_entry(header, name, source), name, tensor) for name, tensor in tensors.items()]
+    with staged_file(target) as temporary:
+        shutil.copyfile(source, temporary)
+        with temporary.open("r+b") as stream:
+            for entry, name, tensor in patches:
+                if entry.shape != tuple(tensor.shape):
+                    raise ModelError(
+                        f"cannot replace {name} in {source}: it is {entry.shape}, the edit is {tuple(tensor.shape)}."
+                    )
+                stored = tensor.to(_DTYPES[entry.dtype]).contiguous()
+                stream.seek(entry.start)
+                stream.write(stored.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def header_entry(header: Mapping[str, StoredTensor], name: str, source: Path) -> StoredTensor:
+    """One tensor's place in the file.
+
+    Raises:
+        ModelError: If the file has no tensor of that name.
+    """
+    if name not in header:
+        raise ModelError(f"cannot edit {source}: it has no tensor {name}. Give an open_clip checkpoint.")
+    return header[name]
+
+
+def stored_dtype(entry: StoredTensor) -> torch.dtype:
+    """The torch dtype of a stored tensor."""
+    return _DTYPES[entry.dtype]
+
+
+def _cache_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.sha256.json")
+
+
+def _stamp(path: Path) -> dict[str, int]:
+    stat = path.stat()
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _read_cached_hash(path: Path) -> str | None:
+    try:
+        cached = json.loads(_cache_path(path).read_text())
+        return cached["hash"] if all(cached[key] == value for key, value in _stamp(path).items()) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _store_cached_hash(path: Path, value: str) -> str:
+    if path.stat().st_size >= _CACHE_FROM_BYTES and os.access(path.parent, os.W_OK):
+        with contextlib.suppress(ClipeditError):  # The cache only saves time.
+            write_text(_cache_path(path), json.dumps({**_stamp(path), "hash": value}))
+    return value

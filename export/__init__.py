@@ -1,0 +1,1 @@
+"""One writer per target, and verification of what was written."""

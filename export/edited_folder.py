@@ -1,0 +1,59 @@
+"""What `remove-heads` and `apply` leave: a folder that is a model, with the recipe that made it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..editor.apply import apply_recipe, rewrite_checkpoint
+from ..editor.files import staged_folder
+from ..editor.images import ImageSource
+from ..editor.model import BASE_FOLDER, Model
+from ..editor.recipe import Recipe
+from ..editor.scan import Scan
+from .open_clip_folder import write_open_clip_folder
+from .reference import write_reference
+from .verify import Check, verify_in_child
+
+
+def write_edited_model(
+    recipe: Recipe,
+    model: Model,
+    out: Path,
+    *,
+    images: ImageSource | str | Path | None = None,
+    scan: Scan | None = None,
+    overwrite: bool = False,
+    force: bool = False,
+) -> list[Check]:
+    """Write the edited model, its bound recipe and the scan; verify it in a fresh process.
+
+    Raises:
+        ExportError: If the folder cannot be written.
+        VerificationError: If what was written is not what was made; nothing is left then.
+    """
+    edited = apply_recipe(recipe, model, force=force)
+    with staged_folder(out, overwrite=overwrite) as folder:
+        if model.folder is not None and model.checkpoint is not None:
+            rewrite_checkpoint(recipe, model.folder, folder, force=force)
+        else:
+            direct = recipe.document.effect == "direct"
+            inner = folder / BASE_FOLDER if direct else folder
+            inner.mkdir(exist_ok=True)
+            write_open_clip_folder(model if direct else edited, inner)
+            recipe.save(folder / "recipe.yaml")
+        if scan is not None:
+            scan.save(folder / "scan.safetensors")
+        target = "clipedit" if recipe.document.effect == "direct" else "open-clip"
+        write_reference(edited, folder, target=target, images=images)
+        return verify_in_child(folder)
+
+
+def apply_to_folder(recipe: Recipe, base: Path, out: Path, *, force: bool = False, overwrite: bool = False) -> None:
+    """Apply a bound recipe file to file: memory near the largest tensor, the same bytes every time.
+
+    Raises:
+        RecipeError: If the recipe is unbound or was made for other weights.
+        ExportError: If the folder cannot be written.
+    """
+    with staged_folder(out, overwrite=overwrite) as folder:
+        rewrite_checkpoint(recipe, base, folder, force=force)

@@ -1,0 +1,76 @@
+"""The reference: what the edited model in memory answers on a few real images and texts, kept beside the export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..demo import world
+from ..editor.errors import ModelError, VerificationError
+from ..editor.files import save_tensors
+from ..editor.images import ImageSource, list_images, render_source
+from ..editor.model import Model
+from ..editor.weights import load_tensors
+
+REFERENCE_NAME = "verification.safetensors"
+KIND = "clipedit-reference-1"
+IMAGES = 8
+TEXTS = ("a photo of a bird", "a photo of a circle", "a city street", "the ocean", "something red", "written text",
+         "a person", "a forest in winter")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Inputs and expected answers. `tensors`: `image_N` uint8 `[height, width, 3]`, `tokens`, and the embeddings
+    `image_embedding`, `text_embedding`, and of the unedited model `base_image_embedding`, `base_text_embedding`."""
+
+    target: str
+    texts: tuple[str, ...]
+    tensors: dict[str, Tensor]
+
+    def images(self) -> list[Image.Image]:
+        """The images, in order."""
+        names = sorted(name for name in self.tensors if name.startswith("image_") and name[6:].isdigit())
+        return [Image.fromarray(self.tensors[name].numpy()) for name in names]
+
+
+def write_reference(model: Model, folder: Path, *, target: str, images: ImageSource | str | Path | None = None) -> None:
+    """Answer a few images and texts with the model in memory, and with its base if it was edited."""
+    source = list_images(images) if images is not None else render_source(world.draw_balanced_scenes(IMAGES, seed=1))
+    opened = [_shrink(source.open(index)) for index in range(min(IMAGES, len(source)))]
+    pixels = torch.stack([model.preprocess(image) for image in opened])
+    tensors = {f"image_{i}": torch.from_numpy(np.array(image)) for i, image in enumerate(opened)}
+    tensors["tokens"] = model.tokenizer(list(TEXTS)).long()
+    for prefix, which in (("", model), ("base_", model.base)):
+        if which is not None:
+            tensors[f"{prefix}image_embedding"] = which.encode_image(pixels).cpu()
+            tensors[f"{prefix}text_embedding"] = which.encode_text(list(TEXTS)).cpu()
+    save_tensors(folder / REFERENCE_NAME, tensors, KIND, {"target": target, "texts": TEXTS})
+
+
+def load_reference(folder: Path) -> Reference:
+    """Read the reference of an export.
+
+    Raises:
+        VerificationError: If the folder holds none.
+    """
+    try:
+        tensors, described = load_tensors(folder / REFERENCE_NAME, KIND)
+        return Reference(described["target"], tuple(described["texts"]), tensors)
+    except (ModelError, KeyError, TypeError) as error:
+        raise VerificationError(
+            f"cannot verify {folder}: {error} Give a folder that `clipedit export` wrote."
+        ) from None
+
+
+def _shrink(image: Image.Image) -> Image.Image:
+    """At most 288 pixels on the shorter side: the reference stays small, and preprocessing is still exercised."""
+    factor = 288 / min(image.size)
+    if factor >= 1:
+        return image
+    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)

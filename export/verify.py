@@ -1,0 +1,75 @@
+"""verify: run an export with its real consumer, in a fresh process, against the edited model's own answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..editor.errors import VerificationError
+from ..editor.files import write_text
+
+REPORT_NAME = "verification.json"
+TIMEOUT_SECONDS = 1_800
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: it holds if `figure` is at most (or at least) `tolerance`."""
+
+    name: str
+    figure: float
+    relation: str
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the figure is within the tolerance; never for NaN."""
+        return self.figure <= self.tolerance if self.relation == "<=" else self.figure >= self.tolerance
+
+    def __str__(self) -> str:
+        mark = "ok  " if self.holds else "FAIL"
+        return f"{mark} {self.name}: {self.figure:.3g} (needs {self.relation} {self.tolerance:g})"
+
+
+def verify(folder: str | Path) -> list[Check]:
+    """Verify an export made earlier, and rewrite its `verification.json`.
+
+    Raises:
+        VerificationError: If a check fails, or the folder is no export.
+    """
+    return verify_in_child(Path(folder))
+
+
+def verify_in_child(folder: Path) -> list[Check]:
+    """Run the checks in a child process: a crash of the consumer is a failed check, not a crash of this program.
+
+    Raises:
+        VerificationError: Naming the first check that fails.
+    """
+    if not folder.is_dir():
+        raise VerificationError(f"cannot verify {folder}: there is no such folder.")
+    command = [sys.executable, "-m", "clipedit.export.verify_child", str(folder)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    try:
+        child = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise VerificationError(f"cannot verify {folder}: no answer within {TIMEOUT_SECONDS} s.") from None
+    if child.returncode != 0:
+        lines = [line for line in child.stderr.strip().splitlines() if line.strip()]
+        raise VerificationError(
+            f"cannot verify {folder}: {lines[-1] if lines else f'the process ended with {child.returncode}'}"
+        )
+    answer = json.loads(child.stdout.strip().splitlines()[-1])
+    checks = [Check(**check) for check in answer["checks"]]
+    failed = next((check for check in checks if not check.holds), None)
+    if failed is not None:
+        raise VerificationError(f"{folder} does not compute what the edited model computes: {failed}. Export again.")
+    report = {"target": answer["target"], "runtime": answer["runtime"], "checks": [asdict(check) for check in checks]}
+    write_text(folder / REPORT_NAME, json.dumps(report, indent=2) + "\n")
+    return checks

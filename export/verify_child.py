@@ -1,0 +1,144 @@
+"""The child process of `verify`: load an export with its consumer, run it, print the checks as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..editor.errors import VerificationError
+from .reference import Reference, load_reference
+from .verify import Check
+
+COSINE, DISTANCE = 0.9999, 1e-4
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """An export, loaded: each function gives unnormalised embeddings of a batch."""
+
+    runtime: str
+    encode_images: Callable[[Tensor], Tensor]
+    encode_texts: Callable[[Tensor], Tensor]
+    pixels: Float[Tensor, "image 3 height width"]
+    tokens: Tensor
+
+
+def load_open_clip(folder: Path, reference: Reference) -> Consumer:
+    """Load by `open_clip.create_model_and_transforms`, preprocessing and tokenizer included."""
+    import open_clip
+
+    name = f"local-dir:{folder}"
+    created: Any = open_clip.create_model_and_transforms(name)
+    module, _, preprocess = created
+    pixels = torch.stack([preprocess(image) for image in reference.images()])
+    tokens = open_clip.get_tokenizer(name)(list(reference.texts))
+    module.eval()
+    return Consumer(f"open_clip {open_clip.__version__}", module.encode_image, module.encode_text, pixels, tokens)
+
+
+def load_clipedit(folder: Path, reference: Reference) -> Consumer:
+    """Load by `clipedit.load_model`: a base with a direct edit."""
+    from .. import __version__
+    from ..editor.model import load_model
+
+    model = load_model(str(folder))
+    pixels = torch.stack([model.preprocess(image) for image in reference.images()])
+    return Consumer(
+        f"clipedit {__version__}",
+        model.encode_image,
+        model.module.encode_text,
+        pixels,
+        model.tokenizer(list(reference.texts)),
+    )
+
+
+def load_onnx(folder: Path, reference: Reference) -> Consumer:
+    """Load both graphs with ONNX Runtime; preprocessing as `clip.json` says."""
+    import onnxruntime
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    from .onnx_graphs import SIDECAR_NAME
+
+    sidecar = json.loads((folder / SIDECAR_NAME).read_text(encoding="utf-8"))
+    preprocess: Any = image_transform_v2(PreprocessCfg(**sidecar["preprocess_cfg"]), is_train=False)
+    providers = [p for p in onnxruntime.get_available_providers() if p != "TensorrtExecutionProvider"]
+    onnxruntime.set_default_logger_severity(4)
+    visual, textual = (onnxruntime.InferenceSession(folder / name, providers=providers)
+                       for name in ("visual.onnx", "textual.onnx"))  # fmt: skip
+
+    def runner(session: onnxruntime.InferenceSession) -> Callable[[Tensor], Tensor]:
+        name = session.get_inputs()[0].name
+        return lambda batch: torch.from_numpy(session.run(None, {name: batch.numpy()})[0])
+
+    pixels = torch.stack([preprocess(image) for image in reference.images()])
+    runtime = f"onnxruntime {onnxruntime.__version__} on {visual.get_providers()[0]}"
+    return Consumer(runtime, runner(visual), runner(textual), pixels, reference.tensors["tokens"])
+
+
+CONSUMERS = {"open-clip": load_open_clip, "clipedit": load_clipedit, "onnx": load_onnx}
+
+
+@torch.no_grad()
+def compute_checks(consumer: Consumer, reference: Reference) -> list[Check]:
+    """Batches of one and of all, twice; against the edited model, and away from the base."""
+    checks, found = [], {}
+    for kind, encode, batch in (("image", consumer.encode_images, consumer.pixels),
+                                ("text", consumer.encode_texts, consumer.tokens)):  # fmt: skip
+        expected = reference.tensors[f"{kind}_embedding"]
+        whole, again = encode(batch).float(), encode(batch).float()
+        single = torch.cat([encode(batch[i : i + 1]).float() for i in range(len(batch))])
+        scale = expected.norm(dim=1, keepdim=True)
+        found[kind] = whole
+        for size, answer in ((len(batch), whole), (1, single)):
+            distance = float(((answer - expected) / scale).abs().max())
+            cosine = float(F.cosine_similarity(answer, expected).min())
+            checks.append(Check(f"{kind}, batch {size}, worst difference / norm", distance, "<=", DISTANCE))
+            checks.append(Check(f"{kind}, batch {size}, worst cosine", cosine, ">=", COSINE))
+        checks.append(Check(f"{kind}, second run, worst difference", float((whole - again).abs().max()), "<=", 0.0))
+    agreement = (_classify(found) == _classify({k: reference.tensors[f"{k}_embedding"] for k in found})).float().mean()
+    checks.append(Check("zero-shot agreement", float(agreement), ">=", 1.0))
+    if "base_image_embedding" in reference.tensors:
+        checks.append(_distance_to_base(found, reference))
+    return checks
+
+
+def _classify(embeddings: dict[str, Tensor]) -> Tensor:
+    return (embeddings["image"] @ F.normalize(embeddings["text"], dim=1).T).argmax(1)
+
+
+def _distance_to_base(found: dict[str, Tensor], reference: Reference) -> Check:
+    """The export must be as far from the unedited model as the edit is: saving the unedited one is the usual mistake."""
+
+    def distance(which: dict[str, Tensor], kind: str) -> float:
+        base = reference.tensors[f"base_{kind}_embedding"]
+        return float((which[kind] - base).norm() / base.norm())
+
+    edited = {kind: reference.tensors[f"{kind}_embedding"] for kind in found}
+    kind = max(found, key=lambda kind: distance(edited, kind))
+    return Check(f"{kind}, distance to the unedited model", distance(found, kind), ">=", 0.5 * distance(edited, kind))
+
+
+def main() -> None:
+    """Print one JSON object with the checks of the folder given as the only argument."""
+    folder = Path(sys.argv[1])
+    try:
+        reference = load_reference(folder)
+        consumer = CONSUMERS[reference.target](folder, reference)
+        checks = compute_checks(consumer, reference)
+    except VerificationError as error:
+        sys.exit(str(error))
+    answer = {"target": reference.target, "runtime": consumer.runtime, "checks": [asdict(check) for check in checks]}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Shipped YAML: concepts, a pool of descriptions for TextSpan, and recipes."""

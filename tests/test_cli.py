@@ -1,0 +1,338 @@
+"""Exact lines and exit codes of the command line, errors included."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import clipedit
+from clipedit import cli
+from clipedit.editor.images import demo_calibration_source
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str):
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture(autouse=True)
+def _small_demo_scans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipedit.editor.images.demo_calibration_source", lambda: demo_calibration_source(64))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    def call(*arguments: str | Path) -> Result:
+        monkeypatch.setattr(sys, "argv", ["clipedit", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0) if not isinstance(stop.code, str) else 1
+        out, err = capfd.readouterr()
+        return Result(code, out, err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    source = demo_calibration_source(48)
+    for index in range(48):
+        source.open(index).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from clipedit.export.edited_folder import apply_to_folder
+
+    model = clipedit.load_model("demo")
+    scanned = clipedit.scan(model, demo_calibration_source(256))
+    out = tmp_path_factory.mktemp("recipe") / "edited"
+    assert model.folder is not None
+    apply_to_folder(clipedit.make_recipe(scanned, model, concept="location"), model.folder, out)
+    return out
+
+
+def test_help_does_not_import_torch() -> None:
+    code = "import sys, clipedit.cli; assert 'torch' not in sys.modules and 'onnxruntime' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "clipedit.cli", "--help"], check=True, capture_output=True)
+    assert time.perf_counter() - started < 3
+
+
+def test_scan_label_score(run, photos: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    scan = tmp_path / "scan.safetensors"
+    result = run("scan", photos, "-o", scan)
+    assert result.code == 0, result.err
+    assert f"wrote {scan}: 48 images, layers 0-3" in result.err
+    assert f"clipedit score {scan} --concept location" in result.err
+    labels = json.loads(run("label", scan, "--json").out)
+    assert len(labels) == 32 and labels["L3H0"][0].keys() == {"text", "variance_share"}
+    scores = json.loads(run("score", scan, "--concept", "location", "--json").out)
+    assert [row["score"] for row in scores] == sorted((row["score"] for row in scores), reverse=True)
+    printed = run("score", scan, "--concept", "location", "--top", "3")
+    assert printed.out.splitlines()[0].split() == ["component", "score", "location", "keep"]
+    assert len(printed.out.splitlines()) == 4
+    assert "texts that explain most of it" in run("label", scan).out
+
+
+def test_remove_heads_on_images_and_evaluate(run, photos: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    out = tmp_path / "out"
+    model = clipedit.editor.model.demo_folder()
+    result = run("remove-heads", "--concept", "location", "--model", model, "--images", photos, "-o", out, "--json")
+    assert result.code == 0, result.err
+    assert set(json.loads(result.out)) == {"heads", "measured", "out", "checks"}
+    assert {"open_clip_model.safetensors", "recipe.yaml", "verification.json", "scan.safetensors"} <= set(
+        os.listdir(out)
+    )
+    again = run("remove-heads", "--concept", "location", "--model", model, "--images", photos, "-o", out)
+    assert again.code == 1 and "the folder is not empty" in again.err and "--overwrite" in again.err
+    assert run("verify", out).code == 0
+    second = run("apply", out, "--model", model, "-o", tmp_path / "second")
+    assert second.code == 0, second.err
+    name = "open_clip_model.safetensors"
+    assert (tmp_path / "second" / name).read_bytes() == (out / name).read_bytes()
+    scanned = run("remove-heads", "--concept", "location", "--model", model, "--scan", out / "scan.safetensors",
+                  "--effect", "direct", "--heads", "2", "-o", tmp_path / "direct")  # fmt: skip
+    assert scanned.code == 0, scanned.err
+    assert "base and direct edit" in scanned.err
+
+
+def test_evaluate_reads_waterbirds(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    source = demo_calibration_source(24)
+    lines = ["img_id,img_filename,y,split,place,place_filename"]
+    for index in range(24):
+        source.open(index).save(tmp_path / f"{index}.png")
+        lines.append(f"{index},{index}.png,{index % 2},{2 if index < 16 else 0},{index // 2 % 2},x")
+    (tmp_path / "metadata.csv").write_text("\n".join(lines) + "\n")
+    result = run("evaluate", "demo", "--dataset", tmp_path, "--json")
+    assert result.code == 0, result.err
+    row = json.loads(result.out)["demo"]
+    assert set(row) == {"overall", "worst_group", "mean_of_groups"}
+    assert 0 <= row["worst_group"] <= row["mean_of_groups"] <= 1
+    (tmp_path / "classes.txt").write_text("0: circle\n1: square\n")
+    (tmp_path / "templates.txt").write_text("a photo of a {}\n")
+    options = ["--classes", tmp_path / "classes.txt", "--templates", tmp_path / "templates.txt", "--group-by", "place"]
+    assert run("evaluate", "demo", "--dataset", tmp_path, *options).code == 0
+    wrong = run("evaluate", "demo", "--dataset", tmp_path, "--group-by", "plaec")
+    assert wrong.code == 1 and "cannot group by plaec" in wrong.err and "Correct --group-by." in wrong.err
+    missing = run("evaluate", "demo", "--dataset", tmp_path, "--label", "species")
+    assert missing.code == 1 and "no column species" in missing.err
+
+
+def test_evaluate_reads_a_folder_a_class(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for name in ("circle", "square"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (64, 64), "red").save(tmp_path / name / "a.png")
+    row = json.loads(run("evaluate", "demo", "--dataset", tmp_path, "--json").out)["demo"]
+    assert row["overall"] == 0.5 and row["worst_group"] == 0.0
+
+
+def test_concepts(run) -> None:  # type: ignore[no-untyped-def]
+    listed = json.loads(run("concepts", "list", "--json").out)
+    assert len(listed) >= 12 and all(item["texts"] >= 30 for item in listed)
+    shown = run("concepts", "show", "location")
+    assert shown.code == 0 and "a photo of the ocean" in shown.out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["scan", "no-such-folder"], "cannot read images from no-such-folder: there is no such folder."),
+        (["scan", "demo", "--model", "ViT-B-23"], "cannot load model 'ViT-B-23'"),
+        (["scan", "demo", "--model", "ViT-B-23"], "Did you mean ViT-B-32"),
+        (
+            ["scan", "demo", "--model", "ViT-B-32"],
+            "cannot load ViT-B-32 without weights. Add --pretrained, one of: openai,",
+        ),
+        (["scan", "demo", "--model", "ViT-B-32", "--pretrained", "openay"], "Did you mean openai"),
+        (["remove-heads", "--concept", "locaton"], "unknown concept 'locaton'. Did you mean location"),
+        (["remove-heads", "--concept", "location", "--heads", "99"], "cannot select 99 heads: the scan has 32."),
+        (["label", "missing.safetensors"], "cannot read the scan missing.safetensors: no such file."),
+        (["apply", "missing.yaml"], "cannot read the recipe missing.yaml: no such file."),
+        (["verify", "missing"], "cannot verify missing: there is no such folder."),
+        (["export", "demo", "--target", "onx", "-o", "x"], "unknown target 'onx'. Did you mean onnx?"),
+        (["evaluate", "demo", "--dataset", "missing"], "there is no such folder"),
+        (["concepts", "show", "colour"], "Did you mean color"),
+    ],
+)
+def test_wrong_input_is_a_message_and_exit_1(
+    run, tmp_path: Path, monkeypatch, arguments: list[str], message: str
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.code == 1
+    assert message in result.err
+    assert result.err.startswith("error: ") and "Traceback" not in result.err
+    assert not result.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments", [["scan"], ["no-such-command"], ["remove-heads"], ["scan", "demo", "--layers", "x"]]
+)
+def test_wrong_usage_is_exit_2(run, tmp_path: Path, monkeypatch, arguments: list[str]) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.code == 2 and "Traceback" not in result.err
+
+
+def test_empty_and_bad_image_folders(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "empty").mkdir()
+    result = run("scan", tmp_path / "empty", "-o", tmp_path / "s")
+    assert result.code == 1 and "it holds no image" in result.err
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"nothing")
+    result = run("scan", tmp_path / "bad", "-o", tmp_path / "s")
+    assert result.code == 1 and "1 of 1 images cannot be read, 1.0% are tolerated (--max-bad)" in result.err
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("operation: mean-ablate", "operaton: mean-ablate"), "steps.0.operaton is not a known key"),
+        (("operation: mean-ablate", "operation: mean-ablat"), "steps.0.operation: Input should be 'mean-ablate'"),
+        (("schema_version: 1", "schema_version: 2"), "schema_version: Input should be 1"),
+        (("- L", "- X"), "is not a head: write it as L22H5"),
+        (("file: recipe", "file: ../recipe"), "must be a file name, without a folder"),
+        (("sha256: ", "sha256: 0"), "is not the file that was saved with it"),
+        (("steps:", "steps: ["), "cannot read the recipe"),
+    ],
+)
+def test_a_damaged_recipe_is_refused(
+    run, recipe_folder: Path, tmp_path: Path, change: tuple[str, str], message: str
+) -> None:  # type: ignore[no-untyped-def]
+    for name in ("recipe.yaml", "recipe.safetensors"):
+        shutil.copy(recipe_folder / name, tmp_path / name)
+    text = (tmp_path / "recipe.yaml").read_text()
+    assert change[0] in text
+    (tmp_path / "recipe.yaml").write_text(text.replace(*change))
+    result = run("apply", tmp_path / "recipe.yaml", "-o", tmp_path / "out")
+    assert result.code == 1 and message in result.err and "Traceback" not in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_head_out_of_range_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "no-watermark.yaml").write_text(
+        "schema_version: 1\nname: no-watermark\nbase: {model: demo}\nsteps:\n"
+        "- {operation: mean-ablate, heads: [L3H1]}\n- {operation: mean-ablate, heads: [L25H3]}\n"
+    )
+    result = run("apply", tmp_path / "no-watermark.yaml", "--images", "demo", "-o", tmp_path / "out")
+    assert result.code == 1
+    assert ("cannot apply recipe no-watermark: step 2 names head L25H3, demo has layers 0-3 of heads 0-7. "
+            "Correct `heads` in step 2.") in result.err  # fmt: skip
+
+
+def test_another_base_is_refused_unless_forced(run, recipe_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    result = run("apply", recipe_folder, "--model", recipe_folder, "-o", tmp_path / "out")
+    assert result.code == 1 and "it was made for weights" in result.err and "--force" in result.err
+    assert run("apply", recipe_folder, "--model", recipe_folder, "-o", tmp_path / "out", "--force").code == 0
+
+
+class Payload:
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):  # type: ignore[no-untyped-def]
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+def test_a_pickle_posing_as_weights_is_never_executed(run, tmp_path: Path, name: str) -> None:  # type: ignore[no-untyped-def]
+    folder, marker = tmp_path / "model", tmp_path / "executed"
+    folder.mkdir()
+    shutil.copy(clipedit.editor.model.demo_folder() / "open_clip_config.json", folder)
+    if name.endswith(".bin"):
+        torch.save({"visual.proj": Payload(marker)}, folder / name)
+    else:
+        (folder / name).write_bytes(pickle.dumps(Payload(marker)))
+    for arguments in (["scan", "demo", "--model", folder, "-o", tmp_path / "s"],
+                      ["export", folder, "--target", "onnx", "-o", tmp_path / "o"]):  # fmt: skip
+        result = run(*arguments)
+        assert result.code == 1 and "cannot " in result.err and "Traceback" not in result.err, result.err
+    assert not marker.exists()
+
+
+def test_nan_weights_are_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(clipedit.editor.model.demo_folder(), tmp_path / "model")
+    weights = tmp_path / "model" / "open_clip_model.safetensors"
+    state = load_file(weights)
+    state["visual.proj"][3, 5] = float("nan")
+    save_file(state, weights)
+    result = run("scan", "demo", "--model", tmp_path / "model", "-o", tmp_path / "s")
+    assert result.code == 1 and "tensor visual.proj holds NaN or infinity" in result.err
+
+
+def test_a_folder_without_weights_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    shutil.copy(clipedit.editor.model.demo_folder() / "open_clip_config.json", tmp_path)
+    result = run("scan", "demo", "--model", tmp_path, "-o", tmp_path / "s")
+    assert result.code == 1 and "it holds no weights" in result.err
+
+
+def test_a_full_disk_leaves_nothing(run, recipe_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for command in (["apply", recipe_folder, "-o", tmp_path / "out"],
+                    ["export", recipe_folder, "--target", "open-clip", "-o", tmp_path / "out"],
+                    ["scan", "demo", "-o", tmp_path / "out" / "scan"]):  # fmt: skip
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
+        try:
+            result = run(*command)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert result.code == 1 and "cannot write" in result.err and "Nothing was left" in result.err, result.err
+        assert not list(tmp_path.rglob("*.safetensors")) and not (tmp_path / "out" / "scan").exists()
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("moment", ["os.replace", "shutil.copyfile"])
+def test_a_kill_while_writing_leaves_no_final_name(recipe_folder: Path, tmp_path: Path, moment: str, run) -> None:  # type: ignore[no-untyped-def]
+    code = (
+        f"import os, shutil, signal, sys; sys.argv = ['clipedit', 'apply', {str(recipe_folder)!r}, '-o', {str(tmp_path / 'out')!r}]\n"
+        "from clipedit import cli\n"
+        f"original = {moment}\n"
+        f"def killer(*a, **k):\n    original(*a, **k) if {moment == 'shutil.copyfile'} else None\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{moment} = killer\ncli.main()"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    assert run("apply", recipe_folder, "-o", tmp_path / "out").code == 0
+    expected = (recipe_folder / "open_clip_model.safetensors").read_bytes()
+    assert (tmp_path / "out" / "open_clip_model.safetensors").read_bytes() == expected
+
+
+def test_an_unwritable_folder_is_a_message(run, recipe_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "file").write_text("in the way")
+    result = run("apply", recipe_folder, "-o", tmp_path / "file" / "out")
+    assert result.code == 1 and "cannot write" in result.err
+    result = run("apply", recipe_folder, "-o", tmp_path / "file")
+    assert result.code == 1 and "a file of that name exists" in result.err
+
+
+def test_the_working_directory_is_never_overwritten(run, recipe_folder: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "precious").write_text("keep me")
+    monkeypatch.chdir(tmp_path)
+    result = run("apply", recipe_folder, "-o", ".", "--overwrite")
+    assert result.code == 1 and "working directory" in result.err
+    assert (tmp_path / "precious").exists()

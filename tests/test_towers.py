@@ -1,0 +1,99 @@
+"""The decomposition is exact, for every configuration of open_clip's ViT."""
+
+from __future__ import annotations
+
+import open_clip
+import pytest
+import torch
+from open_clip.model import CLIP
+
+from clipedit.editor.model import Model, decompose
+from clipedit.editor.towers import build_tower
+
+VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 12}
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+CONFIGURATIONS = {
+    "ViT-B-32 and others: CLS pooling": {},
+    "OpenAI: QuickGELU": {"quick_gelu": True},
+    "LayerScale": {"vision_cfg": {"ls_init_value": 0.3}},
+    "no_ln_pre": {"vision_cfg": {"no_ln_pre": True}},
+    "average pooling, norm before it": {"vision_cfg": {"pool_type": "avg"}},
+    "average pooling, norm after it": {"vision_cfg": {"pool_type": "avg", "final_ln_after_pool": True}},
+    "CLS pooling, norm after it": {"vision_cfg": {"final_ln_after_pool": True}},
+    "CLIPA: sine positions, average pooling, no_ln_pre": {
+        "vision_cfg": {
+            "pos_embed_type": "sin_cos_2d", "no_ln_pre": True, "final_ln_after_pool": True, "pool_type": "avg",
+        }
+    },
+    "bigG: wide heads": {"vision_cfg": {"width": 104, "head_width": 52}},
+    "other norm eps and mlp_ratio": {"vision_cfg": {"norm_kwargs": {"eps": 1e-3}, "mlp_ratio": 1.5}},
+}  # fmt: skip
+
+
+def random_model(overrides: dict) -> Model:
+    torch.manual_seed(0)
+    vision = {**VISION, **overrides.get("vision_cfg", {})}
+    module = CLIP(24, vision, TEXT, quick_gelu=overrides.get("quick_gelu", False)).eval()
+    with torch.no_grad():
+        for parameter in module.visual.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    config = {"model_cfg": {"text_cfg": TEXT}, "preprocess_cfg": {"size": 32}}
+    return Model("random", None, module, build_tower(module), config)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_contributions_sum_to_the_embedding(name: str) -> None:
+    model = random_model(CONFIGURATIONS[name])
+    pixels = torch.randn(3, 3, 32, 32)
+    expected = model.encode_image(pixels)
+    parts = decompose(model, pixels)
+    total = parts.contributions.sum(1) + parts.constant
+    assert relative_error(parts.embedding, expected) < 1e-5
+    assert relative_error(total, expected) < 1e-5
+    assert len(parts.components) == parts.contributions.shape[1] == 3 * model.tower.n_heads + 3 + 3 + 1
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-quickgelu"])
+def test_contributions_sum_to_the_embedding_at_real_size(name: str) -> None:
+    import clipedit
+
+    model = clipedit.load_model(name)
+    pixels = torch.randn(2, 3, 224, 224)
+    parts = decompose(model, pixels)
+    expected = model.module.encode_image(pixels)
+    assert relative_error(parts.contributions.sum(1) + parts.constant, expected) < 1e-5
+
+
+def test_contributions_sum_to_the_embedding_of_the_demo(demo_model: Model) -> None:
+    pixels = torch.randn(4, 3, 64, 64)
+    parts = decompose(demo_model, pixels)
+    assert relative_error(parts.contributions.sum(1) + parts.constant, demo_model.encode_image(pixels)) < 1e-5
+    assert [str(identity) for identity in parts.components[:9]] == [*(f"L0H{i}" for i in range(8)), "L0.bias"]
+    assert [str(identity) for identity in parts.components[-2:]] == ["L3.mlp", "embedding"]
+
+
+def test_a_convolutional_tower_is_refused_with_the_reason() -> None:
+    from clipedit import ModelError
+
+    module = open_clip.create_model("RN50", load_weights=False)
+    with pytest.raises(ModelError, match="ModifiedResNet, not a VisionTransformer.*Supported: open_clip Vision"):
+        build_tower(module)
+
+
+def test_custom_attention_blocks_are_refused_with_the_reason() -> None:
+    from clipedit import ModelError
+
+    with pytest.raises(ModelError, match="attention blocks are custom"):
+        random_model({"vision_cfg": {"qk_norm": True}})
+
+
+def test_attention_pooling_is_refused_with_the_reason() -> None:
+    from clipedit import ModelError
+
+    with pytest.raises(ModelError, match="pools by attention"):
+        random_model({"vision_cfg": {"attentional_pool": True}})
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
