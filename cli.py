@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from .editor.errors import ClipeditError, ModelError, RecipeError, StatisticsError
+from .editor.errors import ClipeditError, ExportError, ModelError, RecipeError, StatisticsError
 
 if TYPE_CHECKING:
     from .editor.datasets import LabelledImages
@@ -41,6 +41,7 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images a batch.")]
 WorkersOption = Annotated[int | None, typer.Option(min=0, help="Processes that read images.")]
+MaxBadOption = Annotated[float, typer.Option(min=0, max=1, help="Share of unreadable images that is tolerated.")]
 DirectionsOption = Annotated[
     int | None, typer.Option(min=1, help="Directions of the concept; by default what holds 90 % of it.")
 ]
@@ -80,11 +81,14 @@ def scan_command(
     mlps: Annotated[bool, typer.Option("--mlps", help="Also scan MLPs and the embedding.")] = False,
     batch_size: BatchOption = 32,
     workers: WorkersOption = None,
-    max_bad: Annotated[float, typer.Option(min=0, max=1, help="Share of unreadable images that is tolerated.")] = 0.01,
+    max_bad: MaxBadOption = 0.01,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older scan.")] = False,
 ) -> None:
     """Collect the statistics of a model's heads on images."""
     from .editor.scan import scan
 
+    if out.exists() and not overwrite:
+        raise ExportError(f"cannot write {out}: it exists. Choose another -o, or add --overwrite.")
     loaded = _load_model(model, pretrained)
     with _progress() as follow:
         result = scan(
@@ -93,8 +97,7 @@ def scan_command(
         )  # fmt: skip
     result.save(out)
     _say(f"wrote {out}: {result.statistics.n} images, layers {result.layers[0]}-{result.layers[-1]}")
-    for name, reason in result.bad:
-        _say(f"skipped {name}: {reason}")
+    _say_skipped(result)
     _print_next("which heads carry a concept", f"clipedit score {out} --concept location")
 
 
@@ -156,6 +159,7 @@ def remove_heads(
     output_strength: Annotated[float | None, typer.Option(min=0, max=1, help="Of the projection of the concept's texts out of the output; 0 for none.")] = None,
     directions: DirectionsOption = None,
     batch_size: BatchOption = 32,
+    max_bad: MaxBadOption = 0.01,
     out: OutOption = DEFAULT_OUT,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -163,16 +167,18 @@ def remove_heads(
     """Find the heads that carry a concept, remove them, and write the repaired model with its recipe."""
     from .editor import bind
     from .editor.concepts import load_concept
-    from .editor.files import require_free_folder
+    from .editor.files import require_apart, require_free_folder
     from .export.edited_folder import write_edited_model
 
     require_free_folder(out, overwrite=overwrite)
+    require_apart(out, model, pretrained, images, scan, dataset)
     loaded = _load_model(model, pretrained)
-    # Read before the images are: a misspelt name must not cost a scan.
+    # Read before the images are: a misspelt name or a missing tokenizer must not cost a scan.
+    loaded.tokenizer(["a photo"])
     spurious, kept = load_concept(concept, loaded.folder), load_concept(keep, loaded.folder) if keep else None
     chosen = {"heads": heads, "output_strength": output_strength}
     with _progress() as follow:
-        scanned = _scan_or_load(loaded, images, scan, batch_size, follow)
+        scanned = _scan_or_load(loaded, images, scan, batch_size, max_bad, follow)
         recipe = bind.make_recipe(
             scanned, loaded, concept=spurious, keep=kept, operation=operation, effect=effect, strength=strength,
             directions=directions, **{key: value for key, value in chosen.items() if value is not None},
@@ -205,11 +211,13 @@ def apply_command(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Apply a saved recipe: the same base gives the same bytes."""
+    from .editor.files import require_apart
     from .editor.recipe import load_recipe
     from .export.edited_folder import apply_to_folder
 
+    require_apart(out, recipe, model, pretrained, images, scan)
     loaded = load_recipe(recipe)
-    folder = _plain_folder(model, pretrained)
+    folder = _plain_checkpoint(model, pretrained)
     if loaded.is_bound and folder is not None:
         apply_to_folder(loaded, folder, out, force=force, overwrite=overwrite)
     else:
@@ -228,10 +236,12 @@ def evaluate(
     group_by: Annotated[str, typer.Option(help="Columns that make groups, separated by commas.")] = "",
     split: Annotated[str | None, typer.Option(help="Value of the `split` column to keep.")] = None,
     retention: Annotated[str | None, typer.Option(help="A column with a second task, on which nothing should change.")] = None,
+    control: Annotated[bool, typer.Option("--control", help="Beside each folder that `remove-heads` wrote, ten draws of random heads.")] = False,
     batch_size: BatchOption = 64,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Measure zero-shot accuracy of models side by side: overall, worst group, mean of groups."""
+    from .editor.control import measure_folder_controls
     from .editor.datasets import load_classes, load_labelled_images, load_lines
     from .editor.evaluate import DEFAULT_TEMPLATES
     from .editor.evaluate import evaluate as run
@@ -239,6 +249,8 @@ def evaluate(
     columns = [name.strip() for name in group_by.split(",") if name.strip()]
     task: str | LabelledImages = dataset
     second = None
+    if dataset == "demo" and (classes or templates or label or columns or split or retention):
+        raise typer.BadParameter("the demo has its own classes, prompts and groups", param_hint="--dataset demo")
     if dataset != "demo":
         given = load_classes(classes) if classes else None
         task = load_labelled_images(dataset, label=label, classes=given, group_by=columns, split=split)
@@ -249,6 +261,8 @@ def evaluate(
         rows = run(
             loaded, task, retention=second, templates=prompts, batch_size=batch_size, progress=follow("evaluate")
         )
+        for name in models if control else []:
+            rows |= measure_folder_controls(Path(name), task, templates=prompts, progress=follow("control"))
     _print_json(rows) if as_json else _print_measures(rows)
 
 
@@ -256,15 +270,22 @@ def evaluate(
 def export(
     model: Annotated[str, typer.Argument(help="A model: a folder, `demo`, or an open_clip name.")],
     target: Annotated[str, typer.Option(help="`open-clip` or `onnx`.")],
-    out: OutOption,
+    out: OutOption = DEFAULT_OUT,
     pretrained: PretrainedOption = None,
     images: Annotated[str | None, typer.Option(help="Images to verify with.")] = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a model in the layout its consumer reads, and verify it in a fresh process."""
-    from .export.targets import export_model
+    from .editor.files import require_apart
+    from .export.targets import export_model, require_target
+    from .export.verify import REFERENCE_NAME
+    from .export.verify import verify as verify_folder
 
+    require_target(target)
+    require_apart(out, model, pretrained, images)
+    if (Path(model) / REFERENCE_NAME).is_file():
+        verify_folder(model)  # What was edited must still be what it was when it was measured.
     checks = export_model(_load_model(model, pretrained), out, target=target, images=images, overwrite=overwrite)
     if as_json:
         _print_json({"out": str(out), "checks": [vars(check) for check in checks]})
@@ -328,11 +349,11 @@ def _fail(message: str) -> NoReturn:
 
 def _load_model(name: str, pretrained: str | None) -> Model:
     """As `load_model`, but never with random weights."""
-    from .editor.model import load_model, pretrained_tags
+    from .editor.model import load_model, needs_weights, pretrained_tags
 
-    tags = [] if pretrained or name == "demo" or Path(name).is_dir() else pretrained_tags(name)
-    if tags:
-        raise ModelError(f"cannot load {name} without weights. Add --pretrained, one of: {', '.join(tags)}.")
+    if pretrained is None and needs_weights(name):
+        tags = ", ".join(pretrained_tags(name)) or "a checkpoint file (open_clip has no tag for it)"
+        raise ModelError(f"cannot load {name} without weights. Add --pretrained, one of: {tags}.")
     return load_model(name, pretrained)
 
 
@@ -351,6 +372,13 @@ def _plain_folder(model: str, pretrained: str | None) -> Path | None:
     return folder if find_checkpoint(folder).suffix == ".safetensors" else None
 
 
+def _plain_checkpoint(model: str, pretrained: str | None) -> Path | None:
+    """A folder or a safetensors file that a recipe can be applied to without loading the model."""
+    if Path(model).is_file() and Path(model).suffix == ".safetensors":
+        return Path(model)
+    return _plain_folder(model, pretrained)
+
+
 def _load_scan_and_model(path: Path) -> tuple[Scan, Model]:
     from .editor.scan import load_scan
 
@@ -358,7 +386,9 @@ def _load_scan_and_model(path: Path) -> tuple[Scan, Model]:
     return scanned, _load_model(scanned.model_name, scanned.pretrained)
 
 
-def _scan_or_load(model: Model, images: str | None, scan: Path | None, batch_size: int, follow: Follow) -> Scan:
+def _scan_or_load(
+    model: Model, images: str | None, scan: Path | None, batch_size: int, max_bad: float, follow: Follow
+) -> Scan:
     from .editor.scan import load_scan
     from .editor.scan import scan as run
 
@@ -368,7 +398,14 @@ def _scan_or_load(model: Model, images: str | None, scan: Path | None, batch_siz
         raise StatisticsError(
             "cannot choose heads: no images were given. Add --images DIR (no labels needed) or --scan."
         )
-    return run(model, images or "demo", batch_size=batch_size, progress=follow("scan"))
+    scanned = run(model, images or "demo", batch_size=batch_size, max_bad=max_bad, progress=follow("scan"))
+    _say_skipped(scanned)
+    return scanned
+
+
+def _say_skipped(scanned: Scan) -> None:
+    for name, reason in scanned.bad:
+        _say(f"skipped {name}: {reason}")
 
 
 def _apply_in_memory(
@@ -383,7 +420,7 @@ def _apply_in_memory(
         if images is None and scan is None:
             raise RecipeError(f"cannot apply recipe {recipe.document.name}: it is unbound. Add --images DIR or --scan.")
         with _progress() as follow:
-            recipe = bind_recipe(recipe.document, _scan_or_load(model, images, scan, 32, follow), model)
+            recipe = bind_recipe(recipe.document, _scan_or_load(model, images, scan, 32, 0.01, follow), model)
     check_base(recipe, model.weights_hash, model.name, force=force)
     write_edited_model(recipe, model, out, images=images, overwrite=overwrite, force=force)
 
@@ -455,9 +492,9 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 _TITLES = {
     "worst_group": "worst group",
-    "worst_group_listed": "worst, listed",
-    "worst_group_held_out": "worst, held out",
-    "mean_of_groups": "mean of groups",
+    "worst_group_listed": "listed",
+    "worst_group_held_out": "held out",
+    "mean_of_groups": "groups",
     "place_accuracy": "place",
     "retention": "kept",
     "control": "random heads",
@@ -465,13 +502,22 @@ _TITLES = {
 }
 
 
+_LEGEND = (
+    "listed, held out: worst-group accuracy for places that the concept's texts name, and for places they do not\n"
+    "groups: mean accuracy of the groups; place: zero-shot place, which should fall; kept: zero-shot colour"
+)
+
+
 def _print_measures(rows: Mapping[str, Mapping[str, float]]) -> None:
+    """A row a model, a column a figure in [0, 1]."""
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
     cells = [
         [_TITLES.get(name, name), *(f"{row[key]:.3f}" if key in row else "" for key in columns)]
         for name, row in rows.items()
     ]
     _print_table(["", *(_TITLES.get(column, column) for column in columns)], cells)
+    if "worst_group_listed" in columns:
+        _say(_LEGEND)
 
 
 def _print_heads(labels: Mapping[str, Sequence[Any]], heads: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from ..editor.concepts import load_texts
 from ..editor.control import measure_controls
 from ..editor.datasets import write_metadata
 from ..editor.evaluate import collect_embeddings
-from ..editor.files import staged_folder
+from ..editor.files import staged_folder, write_text
 from ..editor.images import list_images
 from ..editor.model import Model, load_model
 from ..editor.recipe import Recipe
@@ -24,7 +24,8 @@ from ..editor.textspan import HeadLabel, text_span
 from ..export.targets import export_model
 from ..export.verify import Check
 from . import world
-from .measure import LISTED_PLACES, build_demo_measure, test_source
+from .measure import LISTED_PLACES, build_demo_measure, task_weights, test_source
+from .picture import choose_examples, draw_picture, shape_similarity
 
 
 @dataclass(frozen=True)
@@ -85,25 +86,30 @@ def run_demo(out: Path, *, overwrite: bool = False, progress: Callable[[str], Pr
             after = export_model(edited, folder / "after", target="open-clip", images=tests)
             graphs = export_model(edited, folder / "onnx", target="onnx", images=tests)
         with stage("measure") as told:
-            rows = _measure(recipe, scanned, model, folder, told)
+            rows, picture = _measure(recipe, scanned, model, folder, told)
+            write_text(folder / "picture.svg", picture)
         recipe = recipe.with_measured({name: _round(row) for name, row in rows.items()})
         recipe.save(folder / "recipe.yaml")
     names = {"test_images": "test_images", "before": "before", "after": "after", "recipe": "recipe.yaml",
-             "scan": "scan.safetensors", "onnx": "onnx"}  # fmt: skip
+             "scan": "scan.safetensors", "onnx": "onnx", "picture": "picture.svg"}  # fmt: skip
     files = {name: (out / path).absolute() for name, path in names.items()}
     checks = {"before": before, "after": after, "onnx": graphs}
     return DemoResult(rows, recipe, labels, files, checks, seconds)
 
 
-def _measure(recipe: Recipe, scanned: Scan, model: Model, folder: Path, told: Progress) -> dict[str, dict[str, float]]:
-    """Before and after from the exported folders; random heads and the output projection beside them."""
+def _measure(
+    recipe: Recipe, scanned: Scan, model: Model, folder: Path, told: Progress
+) -> tuple[dict[str, dict[str, float]], str]:
+    """Before and after from the exported folders, random heads and the output projection beside them; and the picture."""
     tests = list_images(folder / "test_images" / "metadata.csv")
-    measure = build_demo_measure(model, tests)
-    rows = {}
+    measure, weights = build_demo_measure(model, tests), task_weights(model)
+    rows, similarity = {}, {}
     for name in ("before", "after"):
-        shipped = load_model(str(folder / name))
-        rows[name] = measure(*collect_embeddings(shipped, tests, progress=told))
-    return rows | measure_controls(recipe, scanned, model, tests, measure, progress=told)
+        embeddings, kept = collect_embeddings(load_model(str(folder / name)), tests, progress=told)
+        rows[name] = measure(embeddings, kept)
+        similarity[name] = shape_similarity(embeddings, weights)
+    rows |= measure_controls(recipe, scanned, model, tests, measure, progress=told)
+    return rows, draw_picture(rows, tests, choose_examples(tests, similarity["before"], similarity["after"]))
 
 
 def _write_test_images(folder: Path, progress: Progress) -> None:

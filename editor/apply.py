@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from jaxtyping import Float
@@ -18,7 +19,8 @@ from .scan import Scan
 from .towers import Tower
 from .weights import ReadTensor, copy_with_tensors, hash_checkpoint, tensor_reader
 
-_NOT_OF_THE_BASE = ("recipe.yaml", "verification.json", "train.jsonl")
+_COMPANIONS = frozenset({".json", ".txt", ".model", ".md"})
+_NOT_OF_THE_BASE = ("config.json", "verification.json")
 
 
 def apply_recipe(recipe: Recipe, model: Model, *, scan: Scan | None = None, force: bool = False) -> Model:
@@ -45,7 +47,7 @@ def apply_recipe(recipe: Recipe, model: Model, *, scan: Scan | None = None, forc
 
 
 def rewrite_checkpoint(recipe: Recipe, base: Path, folder: Path, *, force: bool = False) -> None:
-    """Apply a bound recipe to an open_clip folder, file to file, into an existing folder; no model is loaded.
+    """Apply a bound recipe to an open_clip folder or a safetensors file, file to file, into an existing folder; no model is loaded.
 
     Only the touched tensors are computed; every other byte of the weights is copied, and so are the base's other files.
     The recipe is written beside them. A `direct` edit leaves the base in a folder of its own, `base`, so that no loader
@@ -55,18 +57,31 @@ def rewrite_checkpoint(recipe: Recipe, base: Path, folder: Path, *, force: bool 
         RecipeError: If the recipe is unbound or was made for other weights.
     """
     require_bound(recipe)
-    source = find_checkpoint(base)
-    check_base(recipe, hash_checkpoint(source), str(base), force=force)
-    inner = folder / BASE_FOLDER if recipe.document.effect == "direct" else folder
+    source = base if base.is_file() else find_checkpoint(base)
+    found = hash_checkpoint(source)
+    check_base(recipe, found, str(base), force=force)
+    direct = recipe.document.effect == "direct"
+    inner = folder / BASE_FOLDER if direct else folder
     inner.mkdir(exist_ok=True)
-    copy_with_tensors(source, inner / WEIGHTS_NAME, compute_edited_tensors(recipe, tensor_reader(source)))
+    copy_with_tensors(
+        source, inner / WEIGHTS_NAME, {} if direct else compute_edited_tensors(recipe, tensor_reader(source))
+    )
+    if base.is_dir():
+        _copy_companions(base, inner)
+    # A forced recipe now belongs to the base it was forced on.
+    section = recipe.document.base.model_copy(update={"weights_hash": found})
+    replace(recipe, document=recipe.document.model_copy(update={"base": section})).save(folder / "recipe.yaml")
+
+
+def _copy_companions(base: Path, inner: Path) -> None:
+    """Configuration, tokenizer, texts and concepts; never other weights, which would be the unedited ones."""
     for path in sorted(base.iterdir()):
-        if path.is_file() and path.suffix != ".safetensors" and path.name not in _NOT_OF_THE_BASE:
+        plain = path.is_file() and path.suffix in _COMPANIONS and not path.name.startswith(".")
+        if plain and path.name not in _NOT_OF_THE_BASE and not path.name.endswith(".index.json"):
             shutil.copyfile(path, inner / path.name)
     for path in sorted((base / "concepts").glob("*.yaml")):
         (inner / "concepts").mkdir(exist_ok=True)
         shutil.copyfile(path, inner / "concepts" / path.name)
-    recipe.save(folder / "recipe.yaml")
 
 
 def check_base(recipe: Recipe, weights_hash: str, name: str, *, force: bool) -> None:

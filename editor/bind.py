@@ -13,7 +13,7 @@ from .concepts import Concept, compute_concept_directions, concept_directions, l
 from .errors import RecipeError, StatisticsError
 from .model import Model
 from .operations import OPERATIONS, AffineMap, OperationInput, identity_map, project_output, with_strength
-from .recipe import Base, Calibration, Effect, HeadOperation, Recipe, RecipeDocument, Step
+from .recipe import Base, Calibration, Effect, Fold, HeadOperation, Recipe, RecipeDocument, Step
 from .scan import Scan
 from .scores import score_heads
 from .selection import select_top_heads
@@ -79,6 +79,7 @@ def bind_recipe(document: RecipeDocument, scan: Scan, model: Model) -> Recipe:
     check_heads(document, model)
     heads = _compose_head_maps(document.steps, scan, model)
     tensors: dict[str, Tensor] = {}
+    fold = None
     for head, (features, values) in heads.items():
         tensors[f"heads.{head}.map"] = features.map[0]
         tensors[f"heads.{head}.offset"] = features.offset[0]
@@ -86,13 +87,17 @@ def bind_recipe(document: RecipeDocument, scan: Scan, model: Model) -> Recipe:
     for target in ("output", "texts"):
         steps = [step for step in document.steps if step.target == target]
         if steps:
+            if target not in model.tower.tensor_names():
+                raise RecipeError(f"cannot edit the {target} of {model.name}: it has no plain projection there.")
             tensors[f"{target}.map"] = _compose_output_map(steps, model)
     if document.effect == "distilled":
         readout, bias = compute_distilled_readout(scan, model, {head: maps for head, (maps, _) in heads.items()})
         output = tensors.get("output.map", torch.eye(model.tower.d_embed).double())
         folded = model.tower.fold_readout(readout @ output.T, output @ bias)
         tensors |= {f"folded.{name}": tensor for name, tensor in folded.items()}
+        fold = _describe_fold(model, folded, readout @ output.T, output @ bias)
     update = {
+        "fold": fold,
         "base": Base(model=model.name, pretrained=model.pretrained, weights_hash=model.weights_hash),
         "calibration": Calibration(fingerprint=scan.fingerprint, images=scan.statistics.n),
     }
@@ -186,6 +191,15 @@ def _step_directions(step: Step, model: Model) -> Float[Tensor, "d_embed concept
     if step.concept is not None:
         return concept_directions(load_concept(step.concept, model.folder), model, directions=step.directions)
     return None
+
+
+def _describe_fold(model: Model, folded: Mapping[str, Tensor], readout: Tensor, bias: Tensor) -> Fold:
+    """What folding lost: the embedding of `f = 0` under the folded tensors should be the constant."""
+    origin = torch.zeros(1, model.tower.d_model).double()
+    found = model.tower.embed_final(origin, folded)[0]
+    shift = torch.linalg.lstsq(readout.T, found[:, None], driver="gelsd").solution
+    scale = bias.norm().clamp_min(1e-12)
+    return Fold(residual=float((found - bias).norm() / scale), bias_norm=float(shift.norm()))
 
 
 def _used_names(tensors: Mapping[str, Tensor], model: Model) -> dict[str, str]:

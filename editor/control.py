@@ -13,11 +13,18 @@ from .apply import apply_recipe
 from .bind import bind_recipe
 from .components import HeadId
 from .datasets import LabelledImages
-from .evaluate import Measure, build_measure, collect_embeddings, collect_features, compute_recipe_embeddings
+from .evaluate import (
+    DEFAULT_TEMPLATES,
+    Measure,
+    build_measure,
+    collect_embeddings,
+    collect_features,
+    compute_recipe_embeddings,
+)
 from .images import ImageSource
-from .model import Model
-from .recipe import Recipe, RecipeDocument
-from .scan import Progress, Scan
+from .model import Model, load_model
+from .recipe import Recipe, RecipeDocument, load_recipe
+from .scan import Progress, Scan, load_scan
 from .selection import draw_random_heads
 
 DRAWS = 10
@@ -45,6 +52,27 @@ def measure_with_control(
         "after": measure(*collect_embeddings(apply_recipe(recipe, model), source, progress=progress)),
     }
     return rows | measure_controls(recipe, scan, model, source, measure, draws=draws, progress=progress)
+
+
+def measure_folder_controls(
+    folder: Path,
+    dataset: str | Path | LabelledImages,
+    *,
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, float]]:
+    """The controls of a folder that `remove-heads` wrote, from its own recipe, scan and base; empty for other models.
+
+    Raises:
+        ModelError: If the base that the scan names cannot be loaded.
+    """
+    if not (folder / "recipe.yaml").is_file() or not (folder / "scan.safetensors").is_file():
+        return {}
+    scan = load_scan(folder / "scan.safetensors")
+    base = load_model(scan.model_name, scan.pretrained)
+    source, measure = build_measure(base, dataset, templates=templates)
+    rows = measure_controls(load_recipe(folder), scan, base, source, measure, progress=progress)
+    return {f"{folder}, {name.replace('_', ' ')}": row for name, row in rows.items()}
 
 
 def measure_controls(

@@ -50,6 +50,8 @@ def load_labelled_images(
     path = Path(path)
     table = path / "metadata.csv" if (path / "metadata.csv").is_file() else path
     if table.is_dir() or not table.exists():
+        if label or group_by or split:
+            raise ImageError(f"cannot use columns with {path}: it has no metadata.csv, its folders are the classes.")
         return _from_class_folders(path, classes)
     source = read_csv_source(table)
     rows = source.attributes
@@ -64,7 +66,9 @@ def load_labelled_images(
     kept = [i for i, row in enumerate(rows) if split is None or row.get("split") == split]
     if not kept:
         raise ImageError(f"cannot use {table}: no row has split {split}.")
-    names = classes or (WATERBIRDS if waterbirds else {value: value for value in sorted({r[column] for r in rows})})
+    names = classes or (
+        WATERBIRDS if waterbirds and column == "y" else {value: value for value in sorted({r[column] for r in rows})}
+    )
     columns = list(group_by) or (["place"] if "place" in rows[0] else [])
     for name in columns:
         if name not in rows[0]:

@@ -146,7 +146,13 @@ def compute_recipe_embeddings(recipe: Recipe, model: Model, features: Features) 
 def compute_class_weights(
     model: Model, classes: Sequence[str], templates: Sequence[str]
 ) -> Float[Tensor, "class d_embed"]:
-    """Unit vectors: the mean over templates of the normalised text embeddings, normalised again."""
+    """Unit vectors: the mean over templates of the normalised text embeddings, normalised again.
+
+    Raises:
+        ImageError: If a template has no place for the class.
+    """
+    if not all("{}" in template for template in templates):
+        raise ImageError("cannot use the templates: each needs `{}` where the class goes, as in `a photo of a {}`.")
     texts = [_fill(template, name) for name in classes for template in templates]
     unit = F.normalize(model.encode_text(texts).cpu(), dim=-1)
     return F.normalize(unit.unflatten(0, (len(classes), len(templates))).mean(1), dim=-1)

@@ -68,14 +68,23 @@ def require_free_folder(path: Path, *, overwrite: bool) -> None:
     path = Path(path)
     if path.is_file() or path.is_symlink():
         raise ExportError(f"cannot write the folder {path}: a file of that name exists. Choose another -o.")
+    if path.resolve() in (Path.cwd().resolve(), *Path.cwd().resolve().parents, Path.home().resolve()):
+        raise ExportError(f"cannot write to {path}: it holds the working directory or is your home. Choose another -o.")
     if not path.exists() or not any(path.iterdir()):
         return
     if not overwrite:
         raise ExportError(f"cannot write to {path}: the folder is not empty. Choose another -o, or add --overwrite.")
-    if path.resolve() in (Path.cwd().resolve(), *Path.cwd().resolve().parents, Path.home().resolve()):
-        raise ExportError(
-            f"cannot overwrite {path}: it holds the working directory or is your home. Choose another -o."
-        )
+
+
+def require_apart(out: Path, *inputs: str | Path | None) -> None:
+    """Refuse to replace a folder that something is read from.
+
+    Raises:
+        ExportError: If an input lies in `out`.
+    """
+    for given in inputs:
+        if given is not None and Path(given).exists() and Path(given).resolve().is_relative_to(Path(out).resolve()):
+            raise ExportError(f"cannot write to {out}: {given} is read from there. Choose another -o.")
 
 
 def write_text(path: Path, text: str) -> None:

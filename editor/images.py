@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from .errors import ImageError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 PATH_COLUMNS = ("filename", "img_filename", "path", "file", "image")
-MAX_PIXELS = 178_956_970
+MAX_PIXELS, MAX_ASPECT = 178_956_970, 100
 DEMO_CALIBRATION_SEED, DEMO_CALIBRATION_COUNT = 5_001, 4_096
 
 
@@ -92,7 +93,7 @@ def read_csv_source(path: Path) -> ImageSource:
     """A CSV with a header; one column, called filename, img_filename, path, file or image, holds paths beside the CSV.
 
     Raises:
-        ImageError: If no such column exists, the CSV has no rows, or a path leaves the CSV's folder upwards.
+        ImageError: If no such column exists, or the CSV cannot be read or has no rows.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -139,6 +140,11 @@ def open_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"cannot read {path}: {image.width} x {image.height} pixels, at most {MAX_PIXELS}.")
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                # Resizing its short side to the model's would make the long one enormous.
+                raise ImageError(
+                    f"cannot read {path}: {image.width} x {image.height} is longer than {MAX_ASPECT} to 1."
+                )
             image.load()
             return _to_rgb(image)
     except ImageError:
@@ -206,6 +212,8 @@ def load_batches(
     """
     if workers is None:
         workers = min(8, (os.cpu_count() or 1) - 1) if len(source) > 256 else 0
+    if "fork" not in multiprocessing.get_all_start_methods():
+        workers = 0  # Sources hold functions, which other start methods cannot send.
     loader = DataLoader(
         _PreprocessedImages(source, preprocess),
         batch_size=batch_size,

@@ -24,7 +24,7 @@ from .. import demo
 from .components import Decomposition
 from .errors import ModelError, nearest_names
 from .towers import Tower, build_tower
-from .weights import hash_checkpoint, hash_state, read_header, stored_dtype
+from .weights import hash_checkpoint, hash_state, read_header, round_to_storage, stored_dtype
 
 WEIGHTS_NAME = "open_clip_model.safetensors"
 CONFIG_NAME = "open_clip_config.json"
@@ -59,9 +59,14 @@ class Model:
 
     @property
     def image_size(self) -> int:
-        """Height and width in pixels of what `encode_image` takes."""
+        """Height in pixels of what `encode_image` takes; nearly always the width too, see `image_shape`."""
+        return self.image_shape[0]
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
         size = self.config["preprocess_cfg"]["size"]
-        return size if isinstance(size, int) else size[0]
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     @cached_property
     def preprocess(self) -> Callable[[Image.Image], Tensor]:
@@ -74,9 +79,14 @@ class Model:
     def tokenizer(self) -> Callable[[list[str]], Tensor]:
         """Texts to tokens `[text, context]`; loaded at the first use."""
         text_config = self.config["model_cfg"]["text_cfg"]
-        if text_config.get("hf_tokenizer_name") or text_config.get("hf_model_name"):
+        if not (text_config.get("hf_tokenizer_name") or text_config.get("hf_model_name")):
+            return open_clip.SimpleTokenizer(context_length=text_config.get("context_length", 77))
+        try:
             return open_clip.get_tokenizer(f"local-dir:{self.folder}" if self.folder else self.name)
-        return open_clip.SimpleTokenizer(context_length=text_config.get("context_length", 77))
+        except Exception as error:  # Missing packages, files and network each raise their own kind.
+            raise ModelError(
+                f"cannot load the tokenizer of {self.name}: {error}. It is a Hugging Face one: `pip install transformers`."
+            ) from error
 
     @property
     def device(self) -> torch.device:
@@ -116,7 +126,7 @@ class Model:
             owner = module.get_submodule(path)
             old = getattr(owner, leaf)
             # Rounded as on disk first: the model in memory is the one that ships.
-            stored = tensor.to(self.storage_dtypes.get(name, old.dtype))
+            stored = round_to_storage(name, tensor, self.storage_dtypes.get(name, old.dtype))
             setattr(owner, leaf, nn.Parameter(stored.to(old.dtype).to(old.device), requires_grad=old.requires_grad))
         return replace(self, module=module, tower=build_tower(module), checkpoint=None, base=self, **changes)
 
@@ -132,6 +142,10 @@ def load_model(name: str, pretrained: str | None = None, *, device: str = "cpu")
     Raises:
         ModelError: If the model is unknown, cannot be read, holds NaN, or has no tower.
     """
+    if pretrained is not None and (name == "demo" or Path(name).is_dir()):
+        raise ModelError(
+            f"cannot load {name} with pretrained {pretrained!r}: it is a folder that holds its own weights. Leave one out."
+        )
     if name == "demo":
         return _load_folder(demo_folder(), "demo", device)
     if (Path(name) / BASE_FOLDER).is_dir():
@@ -156,6 +170,11 @@ def find_checkpoint(folder: Path) -> Path:
     if found is None:
         raise ModelError(f"cannot load {folder}: it holds no weights. Add {WEIGHTS_NAME}.")
     return Path(found)
+
+
+def needs_weights(name: str) -> bool:
+    """Whether a name stands for an architecture only, so that weights must be named too."""
+    return name != "demo" and not Path(name).is_dir() and name in open_clip.list_models()
 
 
 def demo_folder() -> Path:
@@ -231,13 +250,9 @@ def _create(name: str, pretrained: str | None, device: str, *, origin: str) -> n
             f"cannot load {origin}: the file is a pickle that could run code, and was not opened. "
             "Convert it to safetensors in a process that you trust."
         ) from None
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # Readers raise nearly anything on a damaged file.
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"cannot load {origin}: {first_line}") from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise ModelError(f"cannot load {origin}: the weights are not valid safetensors ({error}).") from error
+        raise ModelError(f"cannot load {origin}: {first_line}. Check the file, or fetch it again.") from error
     return module.eval()
 
 
@@ -263,7 +278,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"cannot load {folder}: it has no {CONFIG_NAME}. Give an open_clip folder.") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error}.") from None
-    if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
-        raise ModelError(f"cannot read {path}: it has no `model_cfg` section.")
+    model_config = config.get("model_cfg") if isinstance(config, dict) else None
+    if not isinstance(model_config, dict) or not {"vision_cfg", "text_cfg"} <= model_config.keys():
+        raise ModelError(f"cannot read {path}: it needs `model_cfg` with `vision_cfg` and `text_cfg`.")
     defaults = {**PreprocessCfg().__dict__, "size": config["model_cfg"]["vision_cfg"].get("image_size", 224)}
     return {"model_cfg": config["model_cfg"], "preprocess_cfg": {**defaults, **config.get("preprocess_cfg", {})}}

@@ -58,14 +58,14 @@ def zero_ablate(given: OperationInput) -> tuple[Tensor, bool]:
 
 
 def scale(given: OperationInput) -> tuple[Tensor, bool]:
-    """`B = factor I`: the head writes `factor` times what it wrote, its mean included.
+    """`B = factor I`, mean kept: the head's deviations from its mean are multiplied by `factor`.
 
     Raises:
         RecipeError: If the step has no factor.
     """
     if given.factor is None:
         raise RecipeError("cannot scale: the step has no `factor`. Add one, for example `factor: 0.5`.")
-    return _identity(given.readouts) * given.factor, False
+    return _identity(given.readouts) * given.factor, True
 
 
 def project_out(given: OperationInput) -> tuple[Tensor, bool]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
 from .components import HeadId
@@ -50,6 +50,12 @@ class Step(_Section):
             raise ValueError("a head is named twice")
         return tuple(str(HeadId.parse(head)) for head in heads)
 
+    @model_validator(mode="after")
+    def _only_heads_have_heads(self) -> Step:
+        if self.heads and self.target != "heads":
+            raise ValueError(f"a step on {self.target} names heads: write a step of its own for them")
+        return self
+
     def head_ids(self) -> list[HeadId]:
         """The step's heads."""
         return [HeadId.parse(head) for head in self.heads]
@@ -68,6 +74,13 @@ class Calibration(_Section):
 
     fingerprint: str
     images: int
+
+
+class Fold(_Section):
+    """How well a `distilled` constant went into the last norm's bias: `residual` of `P'^T b = c`, relative, and `|b|`."""
+
+    residual: float
+    bias_norm: float
 
 
 class TensorFile(_Section):
@@ -95,6 +108,7 @@ class RecipeDocument(_Section):
     effect: Effect = "distilled"
     steps: tuple[Step, ...]
     calibration: Calibration | None = None
+    fold: Fold | None = None
     tensors: TensorFile | None = None
     measured: dict[str, Any] | None = None
 

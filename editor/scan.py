@@ -104,8 +104,8 @@ def scan(
     """
     source = list_images(images)
     n_layers = model.tower.n_layers
-    chosen = tuple(sorted(layers)) if layers is not None else tuple(range(max(0, n_layers - 4), n_layers))
-    if not set(chosen) <= set(range(n_layers)):
+    chosen = tuple(sorted(set(layers))) if layers is not None else tuple(range(max(0, n_layers - 4), n_layers))
+    if not chosen or not set(chosen) <= set(range(n_layers)):
         raise StatisticsError(f"cannot scan layers {list(chosen)}: {model.name} has layers 0-{n_layers - 1}.")
     groups = model.tower.groups(chosen, mlps=mlps)
     statistics, bad, done = empty_statistics(groups, model.tower.d_model), [], 0
@@ -119,8 +119,20 @@ def scan(
         if progress is not None:
             progress(done, len(source))
     return Scan(
-        statistics, model.name, model.pretrained, model.weights_hash, source.fingerprint(), chosen, mlps, tuple(bad)
+        statistics,
+        _lasting(model.name),
+        model.pretrained and _lasting(model.pretrained),
+        model.weights_hash,
+        source.fingerprint(),
+        chosen,
+        mlps,
+        tuple(bad),
     )
+
+
+def _lasting(name: str) -> str:
+    """Names that are paths are stored so that they hold from any working directory."""
+    return str(Path(name).resolve()) if Path(name).exists() and name != "demo" else name
 
 
 def check_bad(bad: Sequence[tuple[str, str]], total: int, max_bad: float) -> None:

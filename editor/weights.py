@@ -168,7 +168,7 @@ def copy_with_tensors(source: Path, target: Path, tensors: Mapping[str, Tensor])
                     raise ModelError(
                         f"cannot replace {name} in {source}: it is {entry.shape}, the edit is {tuple(tensor.shape)}."
                     )
-                stored = tensor.to(_DTYPES[entry.dtype]).contiguous()
+                stored = round_to_storage(name, tensor, stored_dtype(entry)).contiguous()
                 stream.seek(entry.start)
                 stream.write(stored.reshape(-1).view(torch.uint8).numpy().data)
 
@@ -185,8 +185,28 @@ def header_entry(header: Mapping[str, StoredTensor], name: str, source: Path) ->
 
 
 def stored_dtype(entry: StoredTensor) -> torch.dtype:
-    """The torch dtype of a stored tensor."""
+    """The torch dtype of a stored tensor.
+
+    Raises:
+        ModelError: If it is one that edits do not know (8-bit floats, for example).
+    """
+    if entry.dtype not in _DTYPES:
+        raise ModelError(
+            f"cannot use a tensor of type {entry.dtype}: known are {', '.join(_DTYPES)}. Convert the weights."
+        )
     return _DTYPES[entry.dtype]
+
+
+def round_to_storage(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in the dtype it has on disk.
+
+    Raises:
+        ModelError: If its values do not fit.
+    """
+    stored = tensor.to(dtype)
+    if not torch.isfinite(stored).all():
+        raise ModelError(f"cannot write {name}: the edited values do not fit {dtype}. Lower the strength of the edit.")
+    return stored
 
 
 def _cache_path(path: Path) -> Path:

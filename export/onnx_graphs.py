@@ -47,8 +47,8 @@ def write_onnx(model: Model, folder: Path) -> None:
     Inputs and outputs: `image` float32 `[batch, 3, height, width]` to `image_embedding` `[batch, d_embed]`; `text` int64
     `[batch, context]` to `text_embedding` `[batch, d_embed]`.
     """
-    tokens = model.tokenizer(["a photo", "a picture"]).long()
-    pixels = torch.randn(2, 3, model.image_size, model.image_size)
+    tokens = model.tokenizer(["a photo", "a picture"]).long().to(model.device)
+    pixels = torch.randn(2, 3, *model.image_shape, device=model.device)
     _write_graph(_ImageEncoder(model), pixels, folder / "visual.onnx", "image", "image_embedding")
     _write_graph(_TextEncoder(model), tokens, folder / "textual.onnx", "text", "text_embedding")
     sidecar = {

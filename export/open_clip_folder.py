@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
+from typing import Any
 
 from ..editor.errors import ExportError
 from ..editor.files import save_tensors
 from ..editor.model import CONFIG_NAME, WEIGHTS_NAME, Model
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
-
 
 def write_open_clip_folder(model: Model, folder: Path) -> None:
-    """Write weights in their dtype on disk, the configuration with preprocessing, and tokenizer files the base has.
+    """Write weights in their dtype on disk, the configuration with preprocessing, and a Hugging Face tokenizer if it has one.
 
     Raises:
         ExportError: If the model carries a direct edit, which a plain checkpoint cannot hold.
@@ -26,6 +24,6 @@ def write_open_clip_folder(model: Model, folder: Path) -> None:
         )
     save_tensors(folder / WEIGHTS_NAME, model.stored_state(), "format", "pt")
     (folder / CONFIG_NAME).write_text(json.dumps(model.config, indent=2, default=list) + "\n", encoding="utf-8")
-    for name in TOKENIZER_FILES:
-        if model.folder is not None and (model.folder / name).is_file():
-            shutil.copyfile(model.folder / name, folder / name)
+    wrapped: Any = getattr(model.tokenizer, "tokenizer", None)
+    if hasattr(wrapped, "save_pretrained"):
+        wrapped.save_pretrained(folder)

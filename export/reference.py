@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..demo import world
-from ..editor.errors import ModelError, VerificationError
+from ..editor.errors import ImageError, ModelError, VerificationError
 from ..editor.files import save_tensors
 from ..editor.images import ImageSource, list_images, render_source
 from ..editor.model import Model
 from ..editor.weights import load_tensors
+from .verify import REFERENCE_NAME
 
-REFERENCE_NAME = "verification.safetensors"
 KIND = "clipedit-reference-1"
 IMAGES = 8
 TEXTS = ("a photo of a bird", "a photo of a circle", "a city street", "the ocean", "something red", "written text",
@@ -42,7 +43,7 @@ class Reference:
 def write_reference(model: Model, folder: Path, *, target: str, images: ImageSource | str | Path | None = None) -> None:
     """Answer a few images and texts with the model in memory, and with its base if it was edited."""
     source = list_images(images) if images is not None else render_source(world.draw_balanced_scenes(IMAGES, seed=1))
-    opened = [_shrink(source.open(index)) for index in range(min(IMAGES, len(source)))]
+    opened = _open_some(source)
     pixels = torch.stack([model.preprocess(image) for image in opened])
     tensors = {f"image_{i}": torch.from_numpy(np.array(image)) for i, image in enumerate(opened)}
     tensors["tokens"] = model.tokenizer(list(TEXTS)).long()
@@ -66,6 +67,16 @@ def load_reference(folder: Path) -> Reference:
         raise VerificationError(
             f"cannot verify {folder}: {error} Give a folder that `clipedit export` wrote."
         ) from None
+
+
+def _open_some(source: ImageSource) -> list[Image.Image]:
+    """The first images that can be read; bad ones were counted when the source was scanned."""
+    opened: list[Image.Image] = []
+    for index in range(len(source)):
+        if len(opened) < IMAGES:
+            with contextlib.suppress(ImageError):
+                opened.append(_shrink(source.open(index)))
+    return opened or _open_some(render_source(world.draw_balanced_scenes(IMAGES, seed=1)))
 
 
 def _shrink(image: Image.Image) -> Image.Image:

@@ -17,6 +17,16 @@ from .verify import Check, verify_in_child
 TARGETS: dict[str, Callable[[Model, Path], None]] = {"open-clip": write_open_clip_folder, "onnx": write_onnx}
 
 
+def require_target(target: str) -> None:
+    """Refuse unknown targets.
+
+    Raises:
+        ExportError: With the nearest names.
+    """
+    if target not in TARGETS:
+        raise ExportError(f"unknown target {target!r}. {nearest_names(target, TARGETS)}")
+
+
 def export_model(
     model: Model,
     out: str | Path,
@@ -37,8 +47,7 @@ def export_model(
         ExportError: If the target is unknown or cannot hold the model, or the folder cannot be written.
         VerificationError: If a check fails; nothing is left under `out`.
     """
-    if target not in TARGETS:
-        raise ExportError(f"unknown target {target!r}. {nearest_names(target, TARGETS)}")
+    require_target(target)
     require_free_folder(Path(out), overwrite=overwrite)
     with staged_folder(Path(out), overwrite=overwrite) as folder:
         TARGETS[target](model, folder)

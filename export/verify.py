@@ -12,7 +12,7 @@ from pathlib import Path
 from ..editor.errors import VerificationError
 from ..editor.files import write_text
 
-REPORT_NAME = "verification.json"
+REPORT_NAME, REFERENCE_NAME = "verification.json", "verification.safetensors"
 TIMEOUT_SECONDS = 1_800
 
 
@@ -52,6 +52,8 @@ def verify_in_child(folder: Path) -> list[Check]:
     """
     if not folder.is_dir():
         raise VerificationError(f"cannot verify {folder}: there is no such folder.")
+    # A report of an earlier success must not outlive a failure.
+    (folder / REPORT_NAME).unlink(missing_ok=True)
     command = [sys.executable, "-m", "clipedit.export.verify_child", str(folder)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     try:

@@ -70,7 +70,9 @@ def load_onnx(folder: Path, reference: Reference) -> Consumer:
 
     sidecar = json.loads((folder / SIDECAR_NAME).read_text(encoding="utf-8"))
     preprocess: Any = image_transform_v2(PreprocessCfg(**sidecar["preprocess_cfg"]), is_train=False)
-    providers = [p for p in onnxruntime.get_available_providers() if p != "TensorrtExecutionProvider"]
+    # TF32 would cost more than the tolerance.
+    options = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
+    providers = [(name, options[name]) for name in options if name in onnxruntime.get_available_providers()]
     onnxruntime.set_default_logger_severity(4)
     visual, textual = (onnxruntime.InferenceSession(folder / name, providers=providers)
                        for name in ("visual.onnx", "textual.onnx"))  # fmt: skip

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -95,6 +96,9 @@ def test_scan_label_score(run, photos: Path, tmp_path: Path) -> None:  # type: i
 
 def test_remove_heads_on_images_and_evaluate(run, photos: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "out"
+    for index, name in enumerate(["red", "blue"]):
+        (tmp_path / "labels" / name).mkdir(parents=True)
+        shutil.copy(photos / f"{index}.png", tmp_path / "labels" / name)
     model = clipedit.editor.model.demo_folder()
     result = run("remove-heads", "--concept", "location", "--model", model, "--images", photos, "-o", out, "--json")
     assert result.code == 0, result.err
@@ -113,6 +117,8 @@ def test_remove_heads_on_images_and_evaluate(run, photos: Path, tmp_path: Path) 
                   "--effect", "direct", "--heads", "2", "-o", tmp_path / "direct")  # fmt: skip
     assert scanned.code == 0, scanned.err
     assert "base and direct edit" in scanned.err
+    rows = json.loads(run("evaluate", out, "--dataset", tmp_path / "labels", "--control", "--json").out)
+    assert list(rows) == [str(out), f"{out}, control", f"{out}, output projection"]
 
 
 def test_evaluate_reads_waterbirds(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -171,6 +177,8 @@ def test_concepts(run) -> None:  # type: ignore[no-untyped-def]
         (["export", "demo", "--target", "onx", "-o", "x"], "unknown target 'onx'. Did you mean onnx?"),
         (["evaluate", "demo", "--dataset", "missing"], "there is no such folder"),
         (["concepts", "show", "colour"], "Did you mean color"),
+        (["scan", "demo", "--model", "ViT-S-16"], "cannot load ViT-S-16 without weights. Add --pretrained"),
+        (["scan", "demo", "--pretrained", "openai"], "it is a folder that holds its own weights"),
     ],
 )
 def test_wrong_input_is_a_message_and_exit_1(
@@ -186,7 +194,14 @@ def test_wrong_input_is_a_message_and_exit_1(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["scan"], ["no-such-command"], ["remove-heads"], ["scan", "demo", "--layers", "x"]]
+    "arguments",
+    [
+        ["scan"],
+        ["no-such-command"],
+        ["remove-heads"],
+        ["scan", "demo", "--layers", "x"],
+        ["evaluate", "demo", "--dataset", "demo", "--group-by", "place"],
+    ],
 )
 def test_wrong_usage_is_exit_2(run, tmp_path: Path, monkeypatch, arguments: list[str]) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
@@ -245,6 +260,83 @@ def test_another_base_is_refused_unless_forced(run, recipe_folder: Path, tmp_pat
     result = run("apply", recipe_folder, "--model", recipe_folder, "-o", tmp_path / "out")
     assert result.code == 1 and "it was made for weights" in result.err and "--force" in result.err
     assert run("apply", recipe_folder, "--model", recipe_folder, "-o", tmp_path / "out", "--force").code == 0
+
+
+def test_inputs_are_never_overwritten(run, photos: Path, recipe_folder: Path) -> None:  # type: ignore[no-untyped-def]
+    result = run("remove-heads", "--concept", "location", "--images", photos, "-o", photos, "--overwrite")
+    assert result.code == 1 and "is read from there" in result.err
+    result = run("apply", recipe_folder, "-o", recipe_folder, "--overwrite")
+    assert result.code == 1 and "is read from there" in result.err
+    assert len(list(photos.iterdir())) == 48
+
+
+def test_a_scan_is_only_replaced_on_request(run, photos: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "s").write_text("older")
+    result = run("scan", photos, "-o", tmp_path / "s")
+    assert result.code == 1 and "it exists" in result.err and (tmp_path / "s").read_text() == "older"
+    assert run("scan", photos, "-o", tmp_path / "s", "--overwrite").code == 0
+
+
+def test_a_checkpoint_file_is_edited_without_a_configuration(run, recipe_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    weights = clipedit.editor.model.demo_folder() / "open_clip_model.safetensors"
+    assert run("apply", recipe_folder, "--model", weights, "-o", tmp_path / "out").code == 0
+    written = tmp_path / "out" / weights.name
+    assert written.read_bytes() == (recipe_folder / weights.name).read_bytes()
+
+
+def test_an_export_checks_what_it_starts_from(run, photos: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = clipedit.editor.model.demo_folder()
+    assert (
+        run("remove-heads", "--concept", "location", "--model", folder, "--images", photos, "-o", tmp_path / "out").code
+        == 0
+    )
+    shutil.copy(folder / "open_clip_model.safetensors", tmp_path / "out")
+    result = run("export", tmp_path / "out", "--target", "onnx", "-o", tmp_path / "onnx")
+    assert result.code == 1 and "does not compute what the edited model computes" in result.err
+    assert not (tmp_path / "onnx").exists() and not (tmp_path / "out" / "verification.json").exists()
+
+
+@pytest.mark.parametrize("kind", ["16-bit.png", "cmyk.jpg", "palette.png", "animated.gif"])
+def test_odd_images_are_scanned(run, tmp_path: Path, kind: str) -> None:  # type: ignore[no-untyped-def]
+    from sklearn.datasets import load_sample_image
+
+    photograph = Image.fromarray(load_sample_image("china.jpg"))
+    make = {
+        "16-bit.png": lambda path: Image.fromarray(np.asarray(photograph.convert("L")).astype(np.uint16) * 257).save(
+            path
+        ),
+        "cmyk.jpg": lambda path: photograph.convert("CMYK").save(path),
+        "palette.png": lambda path: photograph.quantize(255).save(path),
+        "animated.gif": lambda path: photograph.save(path, save_all=True, append_images=[Image.new("RGB", (640, 427))]),
+    }
+    (tmp_path / "in").mkdir()
+    make[kind](tmp_path / "in" / kind)
+    result = run("scan", tmp_path / "in", "-o", tmp_path / "s")
+    assert result.code == 0 and "1 images, layers 0-3" in result.err, result.err
+
+
+@pytest.mark.parametrize("kind", ["truncated", "bomb", "thin"])
+def test_hostile_images_are_exit_1(run, tmp_path: Path, kind: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "bad.png"
+    if kind == "truncated":
+        Image.effect_noise((200, 200), 50).save(path)
+        path.write_bytes(path.read_bytes()[:5000])
+    else:
+        Image.new("L", (20_000, 20_000) if kind == "bomb" else (20_000, 1)).save(path)
+    result = run("scan", tmp_path / "in", "-o", tmp_path / "s")
+    assert result.code == 1 and "1 of 1 images cannot be read" in result.err and "bad.png" in result.err, result.err
+    assert "Traceback" not in result.err and not (tmp_path / "s").exists()
+
+
+def test_a_pickle_given_as_a_checkpoint_is_never_executed(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    marker = tmp_path / "executed"
+    torch.save({"visual.proj": Payload(marker)}, tmp_path / "w.pt")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    for name in ("w.pt", "empty.pt"):
+        result = run("scan", "demo", "--model", "ViT-S-32", "--pretrained", tmp_path / name, "-o", tmp_path / "s")
+        assert result.code == 1 and "cannot load ViT-S-32" in result.err and "Traceback" not in result.err, result.err
+    assert not marker.exists()
 
 
 class Payload:

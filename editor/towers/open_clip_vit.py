@@ -96,8 +96,9 @@ class OpenClipViT:
                 found[group.name] = torch.eye(self.d_embed, dtype=torch.float64)[None]
                 continue
             block = self._blocks()[group.ids[0].layer]
-            scale = block.ls_1.gamma.double() if hasattr(block.ls_1, "gamma") else torch.ones(self.d_model).double()
-            push = self._push().to(scale.device) * scale
+            push = self._push()
+            if hasattr(block.ls_1, "gamma"):
+                push = push * block.ls_1.gamma.double()
             if kind == "bias":
                 found[group.name] = (push @ block.attn.out_proj.bias.double())[None, :, None]
             else:
@@ -131,9 +132,10 @@ class OpenClipViT:
 
     def tensor_names(self) -> dict[str, str]:
         """The `out_proj` of every layer and both projections."""
-        names = {"output": "visual.proj", "texts": "text_projection"}
-        if hasattr(self.module, "text"):
-            names["texts"] = "text.text_projection"
+        names = {"output": "visual.proj"}
+        for prefix, owner in (("", self.module), ("text.", getattr(self.module, "text", None))):
+            if isinstance(getattr(owner, "text_projection", None), nn.Parameter):
+                names["texts"] = f"{prefix}text_projection"
         for layer in range(self.n_layers):
             for leaf in ("weight", "bias"):
                 names[f"L{layer}.{leaf}"] = f"visual.transformer.resblocks.{layer}.attn.out_proj.{leaf}"

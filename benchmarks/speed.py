@@ -1,0 +1,218 @@
+"""Ratios of speed and memory in one run: `OMP_NUM_THREADS=2 python benchmarks/speed.py`. Needs a quiet machine.
+
+Absolute times mean little; every figure is a ratio of interleaved runs (medians, after a warm-up), or a peak of memory.
+Random weights at real size: speed does not depend on what they hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import clipedit
+from clipedit.editor.bind import bind_recipe
+from clipedit.editor.images import ImageSource, load_batches
+from clipedit.editor.recipe import Base, RecipeDocument, Step
+from clipedit.editor.textspan import compute_text_span
+
+
+def seconds(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def interleaved(first: Callable[[], object], second: Callable[[], object], rounds: int) -> list[float]:
+    """Ratios first / second of neighbouring runs, after one warm-up of each; the order alternates."""
+    first(), second()
+    ratios = []
+    for index in range(rounds):
+        if index % 2:
+            below, above = seconds(second), seconds(first)
+        else:
+            above, below = seconds(first), seconds(second)
+        ratios.append(above / below)
+    return ratios
+
+
+def describe(ratios: list[float]) -> str:
+    return (
+        f"median {statistics.median(ratios):.3f} (min {min(ratios):.3f}, max {max(ratios):.3f}, {len(ratios)} rounds)"
+    )
+
+
+def image_source(count: int) -> ImageSource:
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randint(0, 256, (8, 224, 224, 3), dtype=torch.uint8, generator=generator).numpy()
+    images = [Image.fromarray(array) for array in data]
+    return ImageSource(tuple(f"{i}.png" for i in range(count)), lambda index: images[index % 8])
+
+
+def measure_scan(model: clipedit.Model, rounds: int) -> None:
+    """Slopes between two numbers of images, the same loader and preprocessing on both sides."""
+    for batch_size in (8, 32):
+        small, large = image_source(batch_size), image_source(batch_size + 96)
+
+        def plain(source: ImageSource, batch_size: int = batch_size) -> None:
+            for batch in load_batches(source, model.preprocess, batch_size=batch_size, workers=0):
+                model.encode_image(batch.pixels)
+
+        def scan(source: ImageSource, batch_size: int = batch_size) -> None:
+            clipedit.scan(model, source, batch_size=batch_size, workers=0)
+
+        plain(small), scan(small)
+        ratios = []
+        for _ in range(rounds):
+            below = -seconds(lambda: plain(small)) + seconds(lambda: plain(large))
+            above = -seconds(lambda: scan(small)) + seconds(lambda: scan(large))
+            ratios.append(above / below)
+        print(
+            f"scan / encode_image, ViT-B-16, batch {batch_size}, slope over 96 images: {describe(ratios)}", flush=True
+        )
+
+
+def measure_text_span() -> None:
+    generator = torch.Generator().manual_seed(0)
+    readouts = torch.randn(64, 768, 64, generator=generator, dtype=torch.float64)
+    factors = torch.randn(64, 64, 64, generator=generator, dtype=torch.float64)
+    texts = torch.nn.functional.normalize(torch.randn(3000, 768, generator=generator, dtype=torch.float64), dim=1)
+    compute_text_span(readouts, factors @ factors.mT, texts, steps=1)
+    times = [seconds(lambda: compute_text_span(readouts, factors @ factors.mT, texts, steps=20)) for _ in range(5)]
+    print(f"TextSpan, 64 heads of 64, 768 dimensions, 3,000 texts, 20 each: median {statistics.median(times):.2f} s")
+
+
+def edited_model(model: clipedit.Model, effect: str) -> tuple[clipedit.Model, clipedit.Recipe]:
+    scanned = clipedit.scan(model, image_source(16), batch_size=8, workers=0)
+    step = Step(
+        operation="mean-ablate", heads=tuple(f"L{layer}H{head}" for layer in (8, 9, 10, 11) for head in range(3))
+    )
+    document = RecipeDocument(schema_version=1, name="speed", base=Base(model=model.name), effect=effect, steps=(step,))  # type: ignore[arg-type]
+    recipe = bind_recipe(document, scanned, model)
+    return clipedit.apply_recipe(recipe, model), recipe
+
+
+def measure_edited(model: clipedit.Model, rounds: int) -> None:
+    import onnxruntime
+
+    edited, _ = edited_model(model, "distilled")
+    pixels = torch.randn(8, 3, 224, 224)
+    ratios = interleaved(lambda: edited.encode_image(pixels), lambda: model.encode_image(pixels), rounds)
+    print(f"edited / unedited encode_image, ViT-B-16, batch 8: {describe(ratios)}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        sessions = []
+        for name, which in (("edited", edited), ("base", model)):
+            clipedit.export_model(which, Path(folder) / name, target="onnx")
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = 2
+            path = Path(folder) / name / "visual.onnx"
+            sessions.append(onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
+        feed = {"image": pixels.numpy()}
+        ratios = interleaved(lambda: sessions[0].run(None, feed), lambda: sessions[1].run(None, feed), rounds)
+    print(f"edited / unedited ONNX, ViT-B-16, batch 8: {describe(ratios)}", flush=True)
+
+
+def measure_apply(rounds: int) -> None:
+    """`apply` on a checkpoint file against `cp` and `sha256sum`, whole processes, ViT-L-14 layout."""
+    model = clipedit.load_model("ViT-L-14")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "base").mkdir()
+        state = {key: tensor.contiguous() for key, tensor in model.module.state_dict().items()}
+        save_file(state, folder / "base" / "open_clip_model.safetensors", metadata={"format": "pt"})
+        (folder / "base" / "open_clip_config.json").write_text(json.dumps(dict(model.config), default=list))
+        scanned = clipedit.scan(model, image_source(4), batch_size=4, workers=0)
+        for effect in ("distilled", "total"):
+            step = Step(operation="mean-ablate", heads=tuple(f"L23H{head}" for head in range(12)))
+            document = RecipeDocument(
+                schema_version=1, name="speed", base=Base(model="base"), effect=effect, steps=(step,)  # type: ignore[arg-type]
+            )  # fmt: skip
+            bind_recipe(document, scanned, model).save(folder / f"{effect}.yaml")
+        largest = max(tensor.numel() * tensor.element_size() for tensor in state.values())
+        size = (folder / "base" / "open_clip_model.safetensors").stat().st_size
+        del model, state, scanned
+        weights = folder / "base" / "open_clip_model.safetensors"
+        plain = (
+            f"cp {weights} {folder}/copy && sync {folder}/copy && sha256sum {weights} > /dev/null && rm {folder}/copy"
+        )
+        for effect in ("distilled", "total"):
+            command = (
+                f'rm -f {folder}/base/.*.json && {sys.executable} -c "import sys; from clipedit.cli import main; main()" '
+                f"apply {folder}/{effect}.yaml --model {folder}/base -o {folder}/out --overwrite 2>/dev/null"
+            )
+            idle = f'{sys.executable} -c "import clipedit.editor.apply"'
+            run = lambda shell: subprocess.run(shell, shell=True, check=True)  # noqa: E731
+            run(command), run(plain), run(idle)
+            ratios, net = [], []
+            for _ in range(rounds):
+                own, other, start = (seconds(lambda line=line: run(line)) for line in (command, plain, idle))
+                ratios.append(own / other)
+                net.append((own - start) / other)
+            print(f"apply ({effect}) / (cp + sync + sha256sum), {size / 1e9:.2f} GB: {describe(ratios)}; "
+                  f"without the start of Python and torch: {describe(net)}", flush=True)  # fmt: skip
+            peak = measure_peak(["apply", f"{folder}/{effect}.yaml", "--model", f"{folder}/base", "-o", f"{folder}/out",
+                                 "--overwrite"])  # fmt: skip
+            print(f"  peak memory {peak / 1e6:.0f} MB; importing torch alone {measure_peak([]) / 1e6:.0f} MB; "
+                  f"largest tensor {largest / 1e6:.0f} MB", flush=True)  # fmt: skip
+
+
+def measure_peak(arguments: list[str]) -> float:
+    """Peak resident memory of a command of ours in bytes; mapped pages of input files count."""
+    code = (
+        "import sys, resource; import clipedit.editor.apply; from clipedit import cli\n"
+        f"sys.argv = ['clipedit', *{arguments!r}]\n"
+        "if len(sys.argv) > 1:\n    try: cli.main()\n    except SystemExit: pass\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(answer.stdout.split()[-1]) * 1024
+
+
+def measure_memory() -> None:
+    peaks = {}
+    for count in (500, 8_000):
+        code = (
+            "import clipedit, resource, torch; torch.set_num_threads(2)\n"
+            "from clipedit.editor.images import demo_calibration_source\n"
+            f"clipedit.scan(clipedit.load_model('demo'), demo_calibration_source({count}), workers=0)\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        peaks[count] = int(answer.stdout.split()[-1])
+    (small, low), (large, high) = peaks.items()
+    print(f"peak memory of a scan, {large} / {small} images: {high / low:.3f} ({high / 1e3:.0f} / {low / 1e3:.0f} MB)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", default="scan,textspan,edited,apply,memory")
+    options = parser.parse_args()
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    chosen = options.only.split(",")
+    model = clipedit.load_model("ViT-B-16") if {"scan", "edited"} & set(chosen) else None
+    if "textspan" in chosen:
+        measure_text_span()
+    if "scan" in chosen and model is not None:
+        measure_scan(model, options.rounds)
+    if "edited" in chosen and model is not None:
+        measure_edited(model, options.rounds * 3)
+    if "memory" in chosen:
+        measure_memory()
+    if "apply" in chosen:
+        measure_apply(3)
+
+
+if __name__ == "__main__":
+    main()

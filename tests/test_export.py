@@ -1,0 +1,159 @@
+"""Every export is reopened by its real consumer, and an export of the wrong weights fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+
+import clipedit
+from clipedit.editor.images import demo_calibration_source
+from clipedit.export.edited_folder import write_edited_model
+
+
+@pytest.fixture(scope="module")
+def edited(demo_model: clipedit.Model) -> clipedit.Model:
+    scanned = clipedit.scan(demo_model, demo_calibration_source(512))
+    return clipedit.apply_recipe(clipedit.make_recipe(scanned, demo_model, concept="location"), demo_model)
+
+
+@pytest.fixture(scope="module")
+def direct(demo_model: clipedit.Model) -> clipedit.Model:
+    scanned = clipedit.scan(demo_model, demo_calibration_source(512))
+    recipe = clipedit.make_recipe(scanned, demo_model, concept="location", effect="direct")
+    return clipedit.apply_recipe(recipe, demo_model)
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(edited: clipedit.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("export") / "onnx"
+    clipedit.export_model(edited, out, target="onnx")
+    return out
+
+
+@pytest.fixture(scope="module")
+def open_clip_folder(edited: clipedit.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("export") / "open-clip"
+    clipedit.export_model(edited, out, target="open-clip")
+    return out
+
+
+def test_open_clip_loads_the_folder_with_preprocessing_and_tokenizer(
+    edited: clipedit.Model, demo_model: clipedit.Model, open_clip_folder: Path
+) -> None:
+    name = f"local-dir:{open_clip_folder}"
+    module, _, preprocess = open_clip.create_model_and_transforms(name)
+    image = demo_calibration_source(1).open(0)
+    pixels = preprocess(image)[None]  # type: ignore[operator]
+    assert torch.equal(pixels[0], edited.preprocess(image))
+    found = module.eval().encode_image(pixels)
+    assert F.cosine_similarity(found, edited.encode_image(pixels)).min() > 0.99999
+    assert F.cosine_similarity(found, demo_model.encode_image(pixels)).max() < 0.99
+    tokens = open_clip.get_tokenizer(name)(["a photo of a circle"])
+    assert torch.allclose(module.encode_text(tokens), edited.encode_text(["a photo of a circle"]), atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_onnx_runtime_gives_the_edited_embedding_at_any_batch(
+    edited: clipedit.Model, demo_model: clipedit.Model, onnx_folder: Path, batch: int
+) -> None:
+    session = onnxruntime.InferenceSession(onnx_folder / "visual.onnx", providers=["CPUExecutionProvider"])
+    pixels = torch.randn(batch, 3, 64, 64)
+    (found,) = session.run(["image_embedding"], {"image": pixels.numpy()})
+    expected = edited.encode_image(pixels)
+    assert (torch.from_numpy(found) - expected).norm() / expected.norm() < 1e-5
+    assert (demo_model.encode_image(pixels) - expected).norm() / expected.norm() > 0.01
+    textual = onnxruntime.InferenceSession(onnx_folder / "textual.onnx", providers=["CPUExecutionProvider"])
+    texts = [f"a photo of {index} circles" for index in range(batch)]
+    (embedding,) = textual.run(["text_embedding"], {"text": edited.tokenizer(texts).numpy().astype(np.int64)})
+    assert np.abs(embedding - edited.encode_text(texts).numpy()).max() < 1e-4
+
+
+def test_the_onnx_sidecar_says_what_a_caller_needs(onnx_folder: Path) -> None:
+    sidecar = json.loads((onnx_folder / "clip.json").read_text())
+    assert sidecar["embedding_size"] == 64 and sidecar["context_length"] == 32 and sidecar["normalised"] is False
+    assert sidecar["preprocess_cfg"]["mean"] == [0.5, 0.5, 0.5]
+    assert {path.name for path in onnx_folder.iterdir()} == {
+        "visual.onnx", "textual.onnx", "clip.json", "verification.json", "verification.safetensors",
+    }  # fmt: skip
+
+
+def test_a_direct_edit_exports_to_onnx_and_is_refused_as_a_plain_checkpoint(
+    direct: clipedit.Model, tmp_path: Path
+) -> None:
+    checks = clipedit.export_model(direct, tmp_path / "onnx", target="onnx")
+    assert all(check.holds for check in checks)
+    with pytest.raises(clipedit.ExportError, match="carries a direct edit.*--effect distilled or total"):
+        clipedit.export_model(direct, tmp_path / "plain", target="open-clip")
+    assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
+
+
+def test_a_direct_edit_on_disk_cannot_be_mistaken_for_a_plain_model(
+    demo_model: clipedit.Model, demo_scan: clipedit.Scan, tmp_path: Path
+) -> None:
+    recipe = clipedit.make_recipe(demo_scan, demo_model, concept="location", effect="direct")
+    write_edited_model(recipe, demo_model, tmp_path / "out")
+    with pytest.raises(FileNotFoundError):
+        open_clip.create_model(f"local-dir:{tmp_path / 'out'}")
+    pixels = torch.randn(2, 3, 64, 64)
+    found = clipedit.load_model(str(tmp_path / "out")).encode_image(pixels)
+    assert torch.equal(found, clipedit.apply_recipe(recipe, demo_model).encode_image(pixels))
+
+
+def test_verification_figures_are_on_disk(onnx_folder: Path) -> None:
+    report = json.loads((onnx_folder / "verification.json").read_text())
+    assert report["target"] == "onnx" and report["runtime"].startswith("onnxruntime ")
+    names = [check["name"] for check in report["checks"]]
+    assert "image, batch 1, worst cosine" in names and "image, distance to the unedited model" in names
+    assert len(clipedit.verify(onnx_folder)) == len(names)
+
+
+def test_the_unedited_weights_under_an_edited_name_fail(
+    open_clip_folder: Path, demo_model: clipedit.Model, tmp_path: Path
+) -> None:
+    shutil.copytree(open_clip_folder, tmp_path / "wrong")
+    assert demo_model.checkpoint is not None
+    shutil.copy(demo_model.checkpoint, tmp_path / "wrong" / "open_clip_model.safetensors")
+    with pytest.raises(clipedit.VerificationError, match="does not compute what the edited model computes: FAIL image"):
+        clipedit.verify(tmp_path / "wrong")
+
+
+def test_a_damaged_graph_fails(onnx_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(onnx_folder, tmp_path / "damaged")
+    data = (tmp_path / "damaged" / "visual.onnx").read_bytes()
+    (tmp_path / "damaged" / "visual.onnx").write_bytes(data[: len(data) // 2])
+    with pytest.raises(clipedit.VerificationError, match="cannot verify"):
+        clipedit.verify(tmp_path / "damaged")
+
+
+def test_a_failed_verification_leaves_nothing(
+    edited: clipedit.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clipedit.export import targets
+
+    def write_base(model: clipedit.Model, folder: Path) -> None:
+        assert model.base is not None
+        from clipedit.export.open_clip_folder import write_open_clip_folder
+
+        write_open_clip_folder(model.base, folder)
+
+    monkeypatch.setitem(targets.TARGETS, "open-clip", write_base)
+    with pytest.raises(clipedit.VerificationError):
+        clipedit.export_model(edited, tmp_path / "out", target="open-clip")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_old_export_is_only_replaced_on_request(edited: clipedit.Model, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    with pytest.raises(clipedit.ExportError, match="the folder is not empty"):
+        clipedit.export_model(edited, tmp_path / "out", target="open-clip")
+    clipedit.export_model(edited, tmp_path / "out", target="open-clip", overwrite=True)
+    assert not (tmp_path / "out" / "old").exists()

@@ -1,0 +1,77 @@
+"""The loading code of real models, offline, with random weights at real size."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+import clipedit
+from clipedit import cli
+from clipedit.editor.images import demo_calibration_source
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    source = demo_calibration_source(12)
+    for index in range(12):
+        source.open(index).resize((300, 200)).save(folder / f"{index}.jpg")
+    return folder
+
+
+def run_path(name: str, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """remove-heads from a checkpoint file, then open_clip and ONNX Runtime load what it wrote."""
+    torch.manual_seed(0)
+    module = open_clip.create_model(name, load_weights=False).eval()
+    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, folder / "w.safetensors")
+    arguments = ["remove-heads", "--concept", "watermark", "--keep", "objects", "--model", name,
+                 "--pretrained", folder / "w.safetensors", "--images", photos, "-o", folder / "out"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["clipedit", *map(str, arguments)])
+    cli.main()
+    edited = open_clip.create_model(f"local-dir:{folder / 'out'}").eval()
+    size = module.visual.image_size[0]
+    pixels = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        assert F.cosine_similarity(edited.encode_image(pixels), module.encode_image(pixels)).max() < 0.9999
+        tokens = open_clip.get_tokenizer(name)(["a photo of a dog"])
+        assert torch.equal(edited.encode_text(tokens), module.encode_text(tokens))
+    config = json.loads((folder / "out" / "open_clip_config.json").read_text())
+    assert config["preprocess_cfg"]["mean"] == list(open_clip.OPENAI_DATASET_MEAN)
+    checks = clipedit.export_model(clipedit.load_model(str(folder / "out")), folder / "onnx", target="onnx")
+    assert all(check.holds for check in checks)
+
+
+def test_a_small_clip_goes_the_whole_path(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_path("ViT-S-32", photos, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-L-14"])
+def test_a_clip_of_real_size_goes_the_whole_path(
+    name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_path(name, photos, tmp_path, monkeypatch)
+
+
+def test_openai_weights_keep_their_quick_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipedit.editor import model as loading
+
+    asked: dict[str, object] = {}
+    create = open_clip.factory.create_model
+
+    def create_without_weights(name: str, **options: object) -> torch.nn.Module:
+        asked.update(options)
+        return create(name, force_quick_gelu=bool(options["force_quick_gelu"]))
+
+    monkeypatch.setattr(loading.open_clip, "create_model", create_without_weights)
+    loaded = clipedit.load_model("ViT-B-32", pretrained="openai")
+    assert asked["pretrained"] == "openai" and asked["weights_only"] is True
+    assert loaded.config["model_cfg"]["quick_gelu"] is True
+    assert type(loaded.module.visual.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
