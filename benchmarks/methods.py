@@ -1,6 +1,6 @@
 """Every operation x effect on the demo world, for several seeds of the model and two splits of the places.
 
-    python benchmarks/methods.py --split validation MODEL_FOLDER...     # choose defaults here
+    python benchmarks/methods.py --split validation --choose MODEL_FOLDER...     # choose defaults here
     python benchmarks/methods.py --split test MODEL_FOLDER...           # and report here
 
 Prints Markdown. Random heads stand beside every table; distilled rows carry their fidelity to direct.
@@ -53,7 +53,7 @@ class Bench:
         return measure.measure_embeddings(embeddings, self.source.attributes, chosen, listed=self.listed)
 
     def recipe(self, **options: Any) -> Recipe:
-        return make_recipe(self.scan, self.model, concept=self.concept, keep="shape", **options)
+        return make_recipe(self.scan, self.model, concept=self.concept, **options)
 
     def measure_recipe(self, recipe: Recipe) -> dict[str, float]:
         if recipe.document.effect == "total":
@@ -90,16 +90,31 @@ def variants() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for heads in (4, 8, 12, 16):
         found[f"mean-ablate {heads} heads"] = {"heads": heads, "output_strength": 0.0}
-    found["zero-ablate 8 heads"] = {"heads": 8, "operation": "zero-ablate", "output_strength": 0.0}
-    found["mean-ablate 8 heads, strength .5"] = {"heads": 8, "strength": 0.5, "output_strength": 0.0}
-    found["project-out of 8 heads"] = {"heads": 8, "operation": "project-out", "output_strength": 0.0}
+    found["mean-ablate 12 heads, shape kept"] = {"heads": 12, "keep": "shape", "output_strength": 0.0}
+    found["zero-ablate 12 heads"] = {"heads": 12, "operation": "zero-ablate", "output_strength": 0.0}
+    found["mean-ablate 12 heads, strength .5"] = {"heads": 12, "strength": 0.5, "output_strength": 0.0}
+    found["project-out of 12 heads"] = {"heads": 12, "operation": "project-out", "output_strength": 0.0}
     found["project-out of 16 heads"] = {"heads": 16, "operation": "project-out", "output_strength": 0.0}
     for strength in (0.5, 0.9, 1.0):
         found[f"output projection, strength {strength}"] = {"heads": 0, "output_strength": strength}
-    for heads, strength in itertools.product((4, 8, 12, 16), (0.5, 0.9)):
+    for heads, strength in itertools.product((8, 12, 16), (0.5, 0.9)):
         name = f"mean-ablate {heads} heads + output projection {strength}"
         found[name] = {"heads": heads, "output_strength": strength}
     return found
+
+
+def choose(bench: Bench) -> None:
+    """Gains of the default edit over the unedited model for several numbers of heads, and those of random heads."""
+    before = bench.row(bench.features.embedding)
+    print("\n| heads | kept concept | listed | held out | random, listed | random, held out | overall |")
+    print("|---|---|---|---|---|---|---|")
+    keys = ("worst_group_listed", "worst_group_held_out")
+    for heads, keep in itertools.product((4, 6, 8, 10, 12, 16), (None, "shape")):
+        recipe = bench.recipe(heads=heads, keep=keep)
+        row, random = bench.measure_recipe(recipe), bench.control(recipe)
+        gains = [which[key] - before[key] for which in (row, random) for key in keys]
+        cells = " | ".join(f"{gain:+.3f}" for gain in [*gains, row["overall"] - before["overall"]])
+        print(f"| {heads} | {keep or 'none'} | {cells} |", flush=True)
 
 
 def format_row(name: str, row: dict[str, float], extra: str = "") -> str:
@@ -119,7 +134,7 @@ def run(bench: Bench, effects: Sequence[str]) -> None:
             if effect == "distilled" and options["heads"]:
                 extra = " / ".join(f"{value:.4f}" for value in bench.fidelity(recipe).values())
             print(format_row(f"{name}, {effect}", bench.measure_recipe(recipe), extra), flush=True)
-    for heads in (4, 8, 12, 16):
+    for heads in (8, 12, 16):
         plain = bench.recipe(heads=heads)
         print(format_row(f"{heads} random heads, distilled, mean of 10 draws", bench.control(plain)))
         combined = bench.control(plain, keep_output=True)
@@ -131,6 +146,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="`demo`, or folders of models trained with other seeds")
     parser.add_argument("--split", choices=["validation", "test"], required=True)
     parser.add_argument("--effects", default="direct,distilled,total")
+    parser.add_argument("--choose", action="store_true", help="only compare numbers of heads, for the defaults")
     options = parser.parse_args()
     torch.set_num_threads(2)
     source = measure.test_source() if options.split == "test" else measure.validation_source()
@@ -141,7 +157,8 @@ def main() -> None:
         for split, listed in PLACE_SPLITS.items():
             held_out = [place for place in world.PLACES if place not in listed]
             print(f"\n### {name}, split {split}: listed {', '.join(listed)}; held out {', '.join(held_out)}")
-            run(Bench(model, scanned, source, features, listed), options.effects.split(","))
+            bench = Bench(model, scanned, source, features, listed)
+            choose(bench) if options.choose else run(bench, options.effects.split(","))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,10 @@ from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.editor.textspan import compute_text_span
 
 
+# The high-water mark of this address space; `ru_maxrss` would count the parent's, which a child inherits.
+PRINT_PEAK = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+
+
 def seconds(function: Callable[[], object]) -> float:
     started = time.perf_counter()
     function()
@@ -169,10 +173,10 @@ def measure_apply(rounds: int) -> None:
 def measure_peak(arguments: list[str]) -> float:
     """Peak resident memory of a command of ours in bytes; mapped pages of input files count."""
     code = (
-        "import sys, resource; import clipedit.editor.apply; from clipedit import cli\n"
+        "import sys; import clipedit.editor.apply; from clipedit import cli\n"
         f"sys.argv = ['clipedit', *{arguments!r}]\n"
         "if len(sys.argv) > 1:\n    try: cli.main()\n    except SystemExit: pass\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        f"{PRINT_PEAK}"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(answer.stdout.split()[-1]) * 1024
@@ -182,10 +186,10 @@ def measure_memory() -> None:
     peaks = {}
     for count in (500, 8_000):
         code = (
-            "import clipedit, resource, torch; torch.set_num_threads(2)\n"
+            "import clipedit, torch; torch.set_num_threads(2)\n"
             "from clipedit.editor.images import demo_calibration_source\n"
             f"clipedit.scan(clipedit.load_model('demo'), demo_calibration_source({count}), workers=0)\n"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+            f"{PRINT_PEAK}"
         )
         answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         peaks[count] = int(answer.stdout.split()[-1])

@@ -57,7 +57,6 @@ def concept_documents(listed: Sequence[str]) -> dict[str, dict[str, object]]:
         "location": {
             "name": "location",
             "description": f"Where the object is. Lists {', '.join(listed)}; the other places are held out.",
-            "keep": "shape",
             "texts": place_texts(listed),
         },
         "shape": {"name": "shape", "description": "What the object is.", "texts": shape_texts()},

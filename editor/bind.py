@@ -18,7 +18,7 @@ from .scan import Scan
 from .scores import score_heads
 from .selection import select_top_heads
 
-DEFAULT_HEADS = 12
+DEFAULT_HEADS = 8
 DEFAULT_OUTPUT_STRENGTH = 0.9
 
 

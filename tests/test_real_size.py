@@ -34,7 +34,9 @@ def run_path(name: str, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPa
     arguments = ["remove-heads", "--concept", "watermark", "--keep", "objects", "--model", name,
                  "--pretrained", folder / "w.safetensors", "--images", photos, "-o", folder / "out"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["clipedit", *map(str, arguments)])
-    cli.main()
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
     edited = open_clip.create_model(f"local-dir:{folder / 'out'}").eval()
     size = module.visual.image_size[0]
     pixels = torch.randn(2, 3, size, size)
