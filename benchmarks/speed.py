@@ -26,7 +26,6 @@ from clipedit.editor.images import ImageSource, load_batches
 from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.editor.textspan import compute_text_span
 
-
 # The high-water mark of this address space; `ru_maxrss` would count the parent's, which a child inherits.
 PRINT_PEAK = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
 
