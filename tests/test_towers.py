@@ -61,7 +61,7 @@ def test_contributions_sum_to_the_embedding_at_real_size(name: str) -> None:
     model = clipedit.load_model(name)
     pixels = torch.randn(2, 3, 224, 224)
     parts = decompose(model, pixels)
-    expected = model.module.encode_image(pixels)
+    expected = model.encode_image(pixels)
     assert relative_error(parts.contributions.sum(1) + parts.constant, expected) < 1e-5
 
 
