@@ -22,7 +22,7 @@ from . import world
 SHAPE_TEMPLATES = ("a photo of a {}", "a picture of a {}", "a {}")
 PLACE_TEMPLATES = ("a photo of the {}", "{}")
 COLOR_TEMPLATES = ("a photo of {} object", "{} object")
-VALIDATION_SEED, TEST_SEED = 7_001, 9_001
+VALIDATION_SEED, TEST_SEED = 7_001, 9_002
 SPLIT_COUNT = 4_096
 LISTED_PLACES = ("ocean", "desert", "city", "meadow")
 
