@@ -178,7 +178,7 @@ def remove_heads(
     spurious, kept = load_concept(concept, loaded.folder), load_concept(keep, loaded.folder) if keep else None
     chosen = {"heads": heads, "output_strength": output_strength}
     with _progress() as follow:
-        scanned = _scan_or_load(loaded, images, scan, batch_size, max_bad, follow)
+        scanned = _scan_or_load(loaded, images, scan, follow, batch_size=batch_size, max_bad=max_bad)
         recipe = bind.make_recipe(
             scanned, loaded, concept=spurious, keep=kept, operation=operation, effect=effect, strength=strength,
             directions=directions, **{key: value for key, value in chosen.items() if value is not None},
@@ -386,9 +386,7 @@ def _load_scan_and_model(path: Path) -> tuple[Scan, Model]:
     return scanned, _load_model(scanned.model_name, scanned.pretrained)
 
 
-def _scan_or_load(
-    model: Model, images: str | None, scan: Path | None, batch_size: int, max_bad: float, follow: Follow
-) -> Scan:
+def _scan_or_load(model: Model, images: str | None, scan: Path | None, follow: Follow, **options: Any) -> Scan:
     from .editor.scan import load_scan
     from .editor.scan import scan as run
 
@@ -398,7 +396,7 @@ def _scan_or_load(
         raise StatisticsError(
             "cannot choose heads: no images were given. Add --images DIR (no labels needed) or --scan."
         )
-    scanned = run(model, images or "demo", batch_size=batch_size, max_bad=max_bad, progress=follow("scan"))
+    scanned = run(model, images or "demo", progress=follow("scan"), **options)
     _say_skipped(scanned)
     return scanned
 
@@ -420,7 +418,7 @@ def _apply_in_memory(
         if images is None and scan is None:
             raise RecipeError(f"cannot apply recipe {recipe.document.name}: it is unbound. Add --images DIR or --scan.")
         with _progress() as follow:
-            recipe = bind_recipe(recipe.document, _scan_or_load(model, images, scan, 32, 0.01, follow), model)
+            recipe = bind_recipe(recipe.document, _scan_or_load(model, images, scan, follow), model)
     check_base(recipe, model.weights_hash, model.name, force=force)
     write_edited_model(recipe, model, out, images=images, overwrite=overwrite, force=force)
 

@@ -42,7 +42,7 @@ def apply_recipe(recipe: Recipe, model: Model, *, scan: Scan | None = None, forc
     check_base(recipe, model.weights_hash, model.name, force=force)
     state = model.module.state_dict()
     tensors = compute_edited_tensors(recipe, lambda name: state[name])
-    edit = direct_edit(recipe) if recipe.document.effect == "direct" else None
+    edit = direct_edit(recipe, model.tower) if recipe.document.effect == "direct" else None
     return model.with_tensors(tensors, readout_edit=edit)
 
 
@@ -131,21 +131,23 @@ def require_bound(recipe: Recipe) -> Mapping[str, Tensor]:
     return recipe.tensors
 
 
-def compute_direct_embeddings(recipe: Recipe, tower: Tower, features: Features) -> Float[Tensor, "image d_embed"]:
+def compute_edited_readouts(recipe: Recipe, tower: Tower) -> dict[HeadId, Float[Tensor, "d_embed d_head"]]:
+    """The readouts of the heads that a recipe edits, float64."""
+    groups = [group for group in tower.groups(_edited_layers(recipe), mlps=False) if group.ids[0].kind == "head"]
+    readouts = tower.compute_readouts(groups)
+    return {head: readouts[f"L{head.layer}.heads"][head.head] for head in map(HeadId.parse, recipe.heads)}
+
+
+def compute_direct_embeddings(
+    recipe: Recipe, readouts: Mapping[HeadId, Tensor], features: Features
+) -> Float[Tensor, "image d_embed"]:
     """`z' = A (z - sum_h R_h (u_h - u_h'))`: the papers' edit, at the readout only."""
     tensors = require_bound(recipe)
     embedding = features.embedding
-    for group in tower.groups(_edited_layers(recipe), mlps=False):
-        if group.ids[0].kind != "head":
-            continue
-        readouts = tower.compute_readouts([group])[group.name]
-        for identity, readout in zip(group.ids, readouts, strict=True):
-            prefix = f"heads.{identity}"
-            if f"{prefix}.map" not in tensors:
-                continue
-            u = features.groups[group.name][:, identity.head]
-            edited = u @ tensors[f"{prefix}.map"].to(u).T + tensors[f"{prefix}.offset"].to(u)
-            embedding = embedding - (u - edited) @ readout.T.to(u)
+    for head, readout in readouts.items():
+        u = features.groups[f"L{head.layer}.heads"][:, head.head]
+        edited = u @ tensors[f"heads.{head}.map"].to(u).T + tensors[f"heads.{head}.offset"].to(u)
+        embedding = embedding - (u - edited) @ readout.T.to(u)
     if "output.map" in tensors:
         embedding = embedding @ tensors["output.map"].to(embedding).T
     return embedding
@@ -158,12 +160,13 @@ def compute_distilled_embeddings(recipe: Recipe, tower: Tower, features: Feature
     return tower.embed_final(features.final, folded)
 
 
-def direct_edit(recipe: Recipe) -> Callable[[Tower, Tensor], Tensor]:
-    """A `direct` recipe as a function of a tower and pixels."""
+def direct_edit(recipe: Recipe, base: Tower) -> Callable[[Tower, Tensor], Tensor]:
+    """A `direct` recipe as a function of a tower and pixels; the readouts are computed here, not for every batch."""
+    readouts = compute_edited_readouts(recipe, base)
 
     def encode(tower: Tower, pixels: Tensor) -> Tensor:
         features = tower.collect_features(pixels, tower.groups(_edited_layers(recipe), mlps=False))
-        return compute_direct_embeddings(recipe, tower, features)
+        return compute_direct_embeddings(recipe, readouts, features)
 
     return encode
 

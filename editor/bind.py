@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .components import HeadId
+from .components import ComponentGroup, HeadId
 from .concepts import Concept, compute_concept_directions, concept_directions, load_concept
 from .errors import RecipeError, StatisticsError
 from .model import Model
@@ -93,9 +93,10 @@ def bind_recipe(document: RecipeDocument, scan: Scan, model: Model) -> Recipe:
     if document.effect == "distilled":
         readout, bias = compute_distilled_readout(scan, model, {head: maps for head, (maps, _) in heads.items()})
         output = tensors.get("output.map", torch.eye(model.tower.d_embed).double())
-        folded = model.tower.fold_readout(readout @ output.T, output @ bias)
+        readout, bias = readout @ output.T, output @ bias
+        folded = model.tower.fold_readout(readout, bias)
         tensors |= {f"folded.{name}": tensor for name, tensor in folded.items()}
-        fold = _describe_fold(model, folded, readout @ output.T, output @ bias)
+        fold = _describe_fold(model, folded, readout, bias)
     update = {
         "fold": fold,
         "base": Base(model=model.name, pretrained=model.pretrained, weights_hash=model.weights_hash),
@@ -117,10 +118,10 @@ def compute_distilled_readout(
     statistics, tower = scan.statistics, model.tower
     gram = statistics.gg[:-1, :-1]
     target = torch.zeros(len(gram), tower.d_embed, dtype=torch.float64)
-    groups = {group.name: group for group in scan.groups(model)}
+    readouts = tower.compute_readouts(_edited_groups(edits, scan, model))
     for head, edit in edits.items():
         name = f"L{head.layer}.heads"
-        readout = tower.compute_readouts([groups[name]])[name][head.head]
+        readout = readouts[name][head.head]
         removed = torch.eye(len(edit.map[0])).double() - edit.map[0]
         moments = statistics.groups[name].ug[head.head, :, :-1].T
         target += (moments @ removed.T - gram[:, -1:] * edit.offset) @ readout.T
@@ -150,25 +151,39 @@ def check_heads(document: RecipeDocument, model: Model) -> None:
 def _compose_head_maps(steps: Sequence[Step], scan: Scan, model: Model) -> dict[HeadId, tuple[AffineMap, AffineMap]]:
     """For every edited head, the map on its features `u` and on its values `v`."""
     found: dict[HeadId, tuple[AffineMap, AffineMap]] = {}
+    named = [head for step in steps for head in step.head_ids()]
+    # Once a layer: a readout costs more than everything else that is done with it.
+    readouts = model.tower.compute_readouts(_edited_groups(named, scan, model))
     for step in steps:
+        directions = _step_directions(step, model) if step.heads else None
         for head in step.head_ids():
             name = f"L{head.layer}.heads"
-            if name not in scan.statistics.groups:
-                raise StatisticsError(
-                    f"cannot bind the recipe: the scan has no layer {head.layer}, which {head} is in. Scan with --layers."
-                )
-            (group,) = (group for group in scan.groups(model) if group.name == name)
-            readout = model.tower.compute_readouts([group])[name][head.head : head.head + 1]
-            given = OperationInput(readout, _step_directions(step, model), step.factor)
+            one = slice(head.head, head.head + 1)
+            readout = readouts[name][one]
+            given = OperationInput(readout, directions, step.factor)
             maps, keep_mean = OPERATIONS[step.operation](given)
             maps = with_strength(maps, step.strength)
-            features, values = found.get(head, (identity_map(1, group.k), identity_map(1, group.k)))
-            one = slice(head.head, head.head + 1)
+            features, values = found.get(head, (identity_map(1, maps.shape[-1]),) * 2)
             found[head] = (
                 features.then(maps, keep_mean, scan.statistics.mean_features(name)[one]),
                 values.then(maps, keep_mean, scan.statistics.mean_values(name)[one]),
             )
     return found
+
+
+def _edited_groups(heads: Iterable[HeadId], scan: Scan, model: Model) -> list[ComponentGroup]:
+    """The scanned groups that hold these heads.
+
+    Raises:
+        StatisticsError: If the scan has no such layer.
+    """
+    wanted = {f"L{head.layer}.heads": head for head in heads}
+    for name, head in wanted.items():
+        if name not in scan.statistics.groups:
+            raise StatisticsError(
+                f"cannot bind the recipe: the scan has no layer {head.layer}, which {head} is in. Scan with --layers."
+            )
+    return [group for group in scan.groups(model) if group.name in wanted]
 
 
 def _compose_output_map(steps: Sequence[Step], model: Model) -> Float[Tensor, "d_embed d_embed"]:

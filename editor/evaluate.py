@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .apply import compute_direct_embeddings, compute_distilled_embeddings
+from .apply import compute_direct_embeddings, compute_distilled_embeddings, compute_edited_readouts
 from .components import Features
 from .datasets import LabelledImages, load_labelled_images
 from .errors import ImageError
@@ -137,10 +137,11 @@ def compute_recipe_embeddings(recipe: Recipe, model: Model, features: Features) 
     Raises:
         ImageError: For `total`, which changes the features themselves.
     """
-    compute = {"direct": compute_direct_embeddings, "distilled": compute_distilled_embeddings}
-    if recipe.document.effect not in compute:
-        raise ImageError("cannot compute a total edit from cached features: apply the recipe and run the model.")
-    return compute[recipe.document.effect](recipe, model.tower, features)
+    if recipe.document.effect == "direct":
+        return compute_direct_embeddings(recipe, compute_edited_readouts(recipe, model.tower), features)
+    if recipe.document.effect == "distilled":
+        return compute_distilled_embeddings(recipe, model.tower, features)
+    raise ImageError("cannot compute a total edit from cached features: apply the recipe and run the model.")
 
 
 def compute_class_weights(
