@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -175,6 +176,7 @@ def remove_heads(
     loaded = _load_model(model, pretrained)
     # Read before the images are: a misspelt name or a missing tokenizer must not cost a scan.
     loaded.tokenizer(["a photo"])
+    bind.check_effect(effect, loaded)
     spurious, kept = load_concept(concept, loaded.folder), load_concept(keep, loaded.folder) if keep else None
     chosen = {"heads": heads, "output_strength": output_strength}
     with _progress() as follow:
@@ -331,6 +333,7 @@ def concepts_show(name: str, model: ModelOption = "demo") -> None:
 
 def main() -> None:
     """Run the command line: exit 0, 1 with a message on stderr, or 2 for wrong usage."""
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         app()
     except ClipeditError as error:

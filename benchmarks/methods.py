@@ -78,7 +78,8 @@ class Bench:
         return self.row(self.features.embedding, weights)
 
     def control(self, recipe: Recipe, draws: int = 10, keep_output: bool = False) -> dict[str, float]:
-        heads = [HeadId(layer, head) for layer in self.scan.layers for head in range(self.model.tower.n_heads)]
+        per_layer = self.model.tower.heads_per_layer
+        heads = [HeadId(layer, head) for layer in self.scan.layers for head in range(per_layer[layer])]
         documents = list(draw_control_documents(recipe.document, heads, draws=draws))
         if keep_output:
             extra = tuple(step for step in recipe.document.steps if step.target == "output")

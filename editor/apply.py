@@ -111,11 +111,8 @@ def compute_edited_tensors(recipe: Recipe, read: ReadTensor) -> dict[str, Tensor
     if recipe.document.effect == "total":
         for head in recipe.heads:
             found |= _fold_head(HeadId.parse(head), tensors, recipe.names, current)
-        if "output.map" in tensors:
-            found[recipe.names["output"]] = current(recipe.names["output"]) @ tensors["output.map"].double().T
-    if "texts.map" in tensors:
-        found[recipe.names["texts"]] = current(recipe.names["texts"]) @ tensors["texts.map"].double().T
-    return found
+        found |= _fold_projection("output", tensors, recipe.names, current)
+    return found | _fold_projection("texts", tensors, recipe.names, current)
 
 
 def require_bound(recipe: Recipe) -> Mapping[str, Tensor]:
@@ -181,8 +178,22 @@ def _fold_head(
     """`W_O[h] <- W_O[h] B` and `b_O <- b_O + W_O[h] offset`."""
     weight_name, bias_name = names[f"L{head.layer}.weight"], names[f"L{head.layer}.bias"]
     weight, bias = current(weight_name).clone(), current(bias_name)
-    maps, offset = tensors[f"heads.{head}.map"].double(), tensors[f"heads.{head}.value_offset"].double()
+    maps = tensors.get(f"heads.{head}.value_map", tensors[f"heads.{head}.map"]).double()
+    offset = tensors[f"heads.{head}.value_offset"].double()
     columns = slice(head.head * len(maps), (head.head + 1) * len(maps))
     own = weight[:, columns].clone()
     weight[:, columns] = own @ maps
     return {weight_name: weight, bias_name: bias + own @ offset}
+
+
+def _fold_projection(
+    target: str, tensors: Mapping[str, Tensor], names: Mapping[str, str], current: ReadTensor
+) -> dict[str, Tensor]:
+    """`P <- P A^T`, or `W <- A W`, `b <- A b` where the projection is a linear layer; nothing without a map."""
+    if f"{target}.map" not in tensors:
+        return {}
+    maps = tensors[f"{target}.map"].double()
+    if target in names:
+        return {names[target]: current(names[target]) @ maps.T}
+    keys = [f"{target}.{leaf}" for leaf in ("weight", "bias") if f"{target}.{leaf}" in names]
+    return {names[key]: maps @ current(names[key]) for key in keys}

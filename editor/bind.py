@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -12,8 +13,16 @@ from .components import ComponentGroup, HeadId
 from .concepts import Concept, compute_concept_directions, concept_directions, load_concept
 from .errors import RecipeError, StatisticsError
 from .model import Model
-from .operations import OPERATIONS, AffineMap, OperationInput, identity_map, project_output, with_strength
-from .recipe import Base, Calibration, Effect, Fold, HeadOperation, Recipe, RecipeDocument, Step
+from .operations import (
+    OPERATIONS,
+    AffineMap,
+    OperationInput,
+    identity_map,
+    project_output,
+    stack_copies,
+    with_strength,
+)
+from .recipe import EFFECTS, Base, Calibration, Effect, Fold, HeadOperation, Recipe, RecipeDocument, Step
 from .scan import Scan
 from .scores import score_heads
 from .selection import select_top_heads
@@ -32,7 +41,7 @@ def make_recipe(
     effect: Effect = "distilled",
     heads: int = DEFAULT_HEADS,
     strength: float = 1.0,
-    output_strength: float = DEFAULT_OUTPUT_STRENGTH,
+    output_strength: float | None = None,
     directions: int | None = None,
 ) -> Recipe:
     """A bound recipe that removes a concept: edit the heads that carry it, and shrink its texts' directions of the output.
@@ -42,12 +51,16 @@ def make_recipe(
         operation: What happens to the chosen heads: `mean-ablate`, `zero-ablate` or `project-out`.
         heads: How many heads, those of highest score.
         strength: Of the operation on heads, in [0, 1].
-        output_strength: Of the projection on the output, in [0, 1]; 0 leaves that step out.
+        output_strength: Of the projection on the output, in [0, 1]; 0 leaves that step out. By default 0.9, or 0 where the
+            effect cannot hold it.
         directions: Number of directions of the concept.
 
     Raises:
         ConceptError, StatisticsError, RecipeError: As `score_heads`, `select_top_heads` and `bind_recipe`.
     """
+    check_effect(effect, model)
+    if output_strength is None:
+        output_strength = DEFAULT_OUTPUT_STRENGTH if _holds_output(effect, model) else 0.0
     spurious = concept if isinstance(concept, Concept) else load_concept(concept, model.folder)
     scores = score_heads(scan, model, concept=spurious, keep=keep, directions=directions)
     chosen = tuple(str(head) for head in select_top_heads(scores, heads))
@@ -76,6 +89,7 @@ def bind_recipe(document: RecipeDocument, scan: Scan, model: Model) -> Recipe:
         StatisticsError: If the scan is not of this model.
     """
     scan.statistics.require(2)
+    check_effect(document.effect, model)
     check_heads(document, model)
     heads = _compose_head_maps(document.steps, scan, model)
     tensors: dict[str, Tensor] = {}
@@ -84,11 +98,17 @@ def bind_recipe(document: RecipeDocument, scan: Scan, model: Model) -> Recipe:
         tensors[f"heads.{head}.map"] = features.map[0]
         tensors[f"heads.{head}.offset"] = features.offset[0]
         tensors[f"heads.{head}.value_offset"] = values.offset[0]
+        if values.map.shape != features.map.shape:
+            tensors[f"heads.{head}.value_map"] = values.map[0]
+    if document.effect == "total":
+        _warn_of_plain_ablation(heads, model)
     for target in ("output", "texts"):
         steps = [step for step in document.steps if step.target == target]
         if steps:
-            if target not in model.tower.tensor_names():
-                raise RecipeError(f"cannot edit the {target} of {model.name}: it has no plain projection there.")
+            if not (_holds_output(document.effect, model) if target == "output" else _has_projection(target, model)):
+                raise RecipeError(
+                    f"cannot edit the {target} of {model.name}: it has no final linear map there. Leave the step out."
+                )
             tensors[f"{target}.map"] = _compose_output_map(steps, model)
     if document.effect == "distilled":
         readout, bias = compute_distilled_readout(scan, model, {head: maps for head, (maps, _) in heads.items()})
@@ -130,21 +150,37 @@ def compute_distilled_readout(
     return tower.readout() + change[:-1], change[-1]
 
 
+def check_effect(effect: str, model: Model) -> None:
+    """Refuse an effect that the architecture cannot hold.
+
+    Raises:
+        RecipeError: Naming the effects that it can.
+    """
+    reason = model.tower.why_not(effect)
+    if reason is not None:
+        others = " or ".join(f"--effect {other}" for other in EFFECTS if model.tower.why_not(other) is None)
+        raise RecipeError(f"cannot make a {effect} edit of {model.name}: {reason}. Use {others}.")
+
+
 def check_heads(document: RecipeDocument, model: Model) -> None:
     """Refuse heads that the model does not have.
 
     Raises:
         RecipeError: Naming the step.
     """
-    layers, heads = model.tower.n_layers, model.tower.n_heads
+    heads = model.tower.heads_per_layer
     for number, step in enumerate(document.steps, 1):
         if step.target == "heads" and not step.heads:
             raise RecipeError(f"cannot use recipe {document.name}: step {number} names no heads. Add `heads`.")
         for head in step.head_ids():
-            if head.layer >= layers or head.head >= heads:
+            missing_layer = head.layer >= len(heads)
+            if missing_layer or head.head >= heads[head.layer]:
+                there = (
+                    f"layers 0-{len(heads) - 1}" if missing_layer else f"heads 0-{heads[head.layer] - 1} in that layer"
+                )
                 raise RecipeError(
-                    f"cannot apply recipe {document.name}: step {number} names head {head}, {model.name} has layers "
-                    f"0-{layers - 1} of heads 0-{heads - 1}. Correct `heads` in step {number}."
+                    f"cannot apply recipe {document.name}: step {number} names head {head}, {model.name} has {there}. "
+                    f"Correct `heads` in step {number}."
                 )
 
 
@@ -153,7 +189,8 @@ def _compose_head_maps(steps: Sequence[Step], scan: Scan, model: Model) -> dict[
     found: dict[HeadId, tuple[AffineMap, AffineMap]] = {}
     named = [head for step in steps for head in step.head_ids()]
     # Once a layer: a readout costs more than everything else that is done with it.
-    readouts = model.tower.compute_readouts(_edited_groups(named, scan, model))
+    groups = {group.name: group for group in _edited_groups(named, scan, model)}
+    readouts = model.tower.compute_readouts(list(groups.values()))
     for step in steps:
         directions = _step_directions(step, model) if step.heads else None
         for head in step.head_ids():
@@ -161,14 +198,28 @@ def _compose_head_maps(steps: Sequence[Step], scan: Scan, model: Model) -> dict[
             one = slice(head.head, head.head + 1)
             readout = readouts[name][one]
             given = OperationInput(readout, directions, step.factor)
-            maps, keep_mean = OPERATIONS[step.operation](given)
-            maps = with_strength(maps, step.strength)
-            features, values = found.get(head, (identity_map(1, maps.shape[-1]),) * 2)
+            features, values = found.get(head, (identity_map(1, groups[name].k), identity_map(1, groups[name].d_head)))
             found[head] = (
-                features.then(maps, keep_mean, scan.statistics.mean_features(name)[one]),
-                values.then(maps, keep_mean, scan.statistics.mean_values(name)[one]),
+                _then(features, step, given, scan.statistics.mean_features(name)[one]),
+                _then(values, step, stack_copies(given, groups[name]), scan.statistics.mean_values(name)[one]),
             )
     return found
+
+
+def _then(before: AffineMap, step: Step, given: OperationInput, mean: Float[Tensor, "head k"]) -> AffineMap:
+    maps, keep_mean = OPERATIONS[step.operation](given)
+    return before.then(with_strength(maps, step.strength), keep_mean, mean)
+
+
+def _warn_of_plain_ablation(heads: Mapping[HeadId, tuple[AffineMap, AffineMap]], model: Model) -> None:
+    """Say so where a projection under `total` leaves nothing of a head, because it is read out in several copies."""
+    gone = [head for head, (u, v) in heads.items() if float(v.map.norm()) < 1e-6 < float(u.map.norm())]
+    if gone:
+        warnings.warn(
+            f"total edits of {model.name} read each head in several copies, and together they span all of "
+            f"{', '.join(map(str, gone))}: project-out is plain ablation there. Use fewer --directions, or --effect direct.",
+            stacklevel=3,
+        )
 
 
 def _edited_groups(heads: Iterable[HeadId], scan: Scan, model: Model) -> list[ComponentGroup]:
@@ -219,5 +270,16 @@ def _describe_fold(model: Model, folded: Mapping[str, Tensor], readout: Tensor, 
 
 def _used_names(tensors: Mapping[str, Tensor], model: Model) -> dict[str, str]:
     layers = {f"L{HeadId.parse(key.split('.')[1]).layer}" for key in tensors if key.startswith("heads.")}
+    outputs = {target for target in ("output", "texts") if f"{target}.map" in tensors}
     names = model.tower.tensor_names()
-    return {key: name for key, name in names.items() if key.split(".")[0] in layers or f"{key}.map" in tensors}
+    return {key: name for key, name in names.items() if key.split(".")[0] in layers | outputs}
+
+
+def _has_projection(target: str, model: Model) -> bool:
+    names = model.tower.tensor_names()
+    return target in names or f"{target}.weight" in names
+
+
+def _holds_output(effect: str, model: Model) -> bool:
+    """Whether a projection of the output can enter: `total` needs a last linear map, `distilled` has checked for one."""
+    return effect != "total" or _has_projection("output", model)

@@ -54,11 +54,20 @@ class ComponentId:
 
 @dataclass(frozen=True)
 class ComponentGroup:
-    """Components of one kind and layer, whose features share the width `k`. `name` is the key used in scans."""
+    """Components of one kind and layer, whose features share the width `k`. `name` is the key used in scans.
+
+    Attributes:
+        d_head: For groups of heads, the width of their values `v`; 0 for others.
+        copies: How many ways a head's value takes to the readout (heads of an attention pool, tokens that a later layer
+            merges): `k = copies * d_head`, copy by copy. 0 where that would be wider than the embedding and the features
+            are the contribution itself: `k = d_embed`, `R = I`.
+    """
 
     name: str
     ids: tuple[ComponentId, ...]
     k: int
+    d_head: int = 0
+    copies: int = 1
 
 
 @dataclass(frozen=True)
@@ -66,8 +75,9 @@ class Features:
     """What a tower collects from one batch, at the readout.
 
     Attributes:
-        groups: Features `u` a group, divided by the frozen sigma of the last norm: `u` of METHODS' `R @ u`.
-        values: For groups of heads, `v`: the heads' outputs at the readout token before `W_O`, not divided by sigma.
+        groups: Features `u` a group, divided by the frozen sigma of the last norm, so that `R @ u` is the contribution.
+        values: For groups of heads, `v`: the heads' outputs at the readout token before `W_O`, not divided by sigma; the
+            mean over the tokens where several are pooled.
         final: `f`, the last norm's output (pooled), gain and bias included; `P.T @ f` is the embedding.
         embedding: `z`, unnormalised.
     """

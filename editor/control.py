@@ -90,7 +90,7 @@ def measure_controls(
     `direct` and `distilled` recipes share one pass over the images; `total` ones run the model once a draw.
     """
     embed = _embedder(recipe, model, source, scan, progress)
-    heads = [HeadId(layer, head) for layer in scan.layers for head in range(model.tower.n_heads)]
+    heads = [HeadId(layer, head) for layer in scan.layers for head in range(model.tower.heads_per_layer[layer])]
     rows: dict[str, dict[str, float]] = {}
     drawn = [
         measure(*embed(bind_recipe(document, scan, model)))

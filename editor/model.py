@@ -77,7 +77,15 @@ class Model:
 
     @cached_property
     def tokenizer(self) -> Callable[[list[str]], Tensor]:
-        """Texts to tokens `[text, context]`; loaded at the first use."""
+        """Texts to tokens `[text, context]`; loaded at the first use.
+
+        Raises:
+            ModelError: If the model has no text tower, or its tokenizer cannot be read.
+        """
+        if not self.has_texts:
+            raise ModelError(
+                f"cannot encode texts with {self.name}: it has no text tower. Align it to a CLIP: `clipedit align`."
+            )
         text_config = self.config["model_cfg"]["text_cfg"]
         if not (text_config.get("hf_tokenizer_name") or text_config.get("hf_model_name")):
             return open_clip.SimpleTokenizer(context_length=text_config.get("context_length", 77))
@@ -87,6 +95,11 @@ class Model:
             raise ModelError(
                 f"cannot load the tokenizer of {self.name}: {error}. It is a Hugging Face one: `pip install transformers`."
             ) from error
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether there is a text tower."""
+        return hasattr(self.module, "encode_text")
 
     @property
     def device(self) -> torch.device:
@@ -104,11 +117,15 @@ class Model:
         pixels = pixels.to(self.device)
         if self.readout_edit is not None:
             return self.readout_edit(self.tower, pixels).float()
-        return self.module.encode_image(pixels).float()
+        return self.tower.embed(pixels).float()
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Float[Tensor, "text d_embed"]:
-        """Embeddings of texts, unnormalised; texts longer than the context are cut."""
+        """Embeddings of texts, unnormalised; texts longer than the context are cut.
+
+        Raises:
+            ModelError: If the model has no text tower.
+        """
         tokens = self.tokenizer(texts).to(self.device)
         return torch.cat([self.module.encode_text(chunk).float() for chunk in tokens.split(256)])
 

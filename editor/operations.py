@@ -7,12 +7,13 @@ An operation is one function that returns `(B, keep_mean)` for a batch of heads;
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .components import ComponentGroup
 from .errors import RecipeError
 
 
@@ -78,6 +79,24 @@ def project_out(given: OperationInput) -> tuple[Tensor, bool]:
         raise RecipeError("cannot project out: the step names no directions. Add `concept` or `texts` to the step.")
     seen = given.directions.T @ given.readouts
     return _identity(given.readouts) - torch.linalg.pinv(seen) @ seen, True
+
+
+def stack_copies(given: OperationInput, group: ComponentGroup) -> OperationInput:
+    """The input for values `v`, which reach the readout in several copies: `N = stack_p U^T R_p` for projections.
+
+    Readouts become `[head, copies * d_embed, d_head]` and directions block-diagonal. Where the copies are not told apart
+    (`copies == 0`) there are more of them than `d_head`, and what a head writes along any direction is all of it.
+    """
+    if group.copies == 1:
+        return given
+    if group.copies == 0:
+        eye = torch.eye(group.d_head).to(given.readouts)
+        return replace(given, readouts=eye.repeat(len(given.readouts), 1, 1), directions=eye)
+    stacked = given.readouts.unflatten(2, (group.copies, group.d_head)).transpose(1, 2).flatten(1, 2)
+    directions = given.directions
+    if directions is not None:
+        directions = torch.kron(torch.eye(group.copies).to(directions), directions.contiguous())
+    return replace(given, readouts=stacked, directions=directions)
 
 
 OPERATIONS: dict[str, Operation] = {

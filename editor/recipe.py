@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -24,6 +24,7 @@ from .weights import load_tensors
 
 KIND = "clipedit-recipe-1"
 Effect = Literal["distilled", "total", "direct"]
+EFFECTS = get_args(Effect)
 HeadOperation = Literal["mean-ablate", "zero-ablate", "scale", "project-out"]
 
 
@@ -118,7 +119,7 @@ class Recipe:
     """A document and, if it is bound, its tensors.
 
     Attributes:
-        tensors: `heads.L3H5.{map,offset,value_offset}`, `output.map`, `texts.map`, and for `distilled` the new weights
+        tensors: `heads.L3H5.{map,offset,value_offset}` and, where it is not `map`, `value_map`; `output.map`, `texts.map`, and for `distilled` the new weights
             themselves, `folded.NAME`; float32.
         names: The checkpoint's tensor names, as `Tower.tensor_names` gives them: applying needs no model.
     """

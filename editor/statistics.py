@@ -100,7 +100,7 @@ def empty_statistics(groups: Sequence[ComponentGroup], d_model: int) -> Statisti
             zeros(len(group.ids), group.k, group.k),
             zeros(len(group.ids), group.k, wide),
             zeros(len(group.ids), group.k),
-            zeros(len(group.ids), group.k if group.ids[0].kind == "head" else 0),
+            zeros(len(group.ids), group.d_head),
         )
         for group in groups
     }

@@ -29,7 +29,7 @@ class _ImageEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         if self.model.readout_edit is not None:
             return self.model.readout_edit(self.model.tower, pixels)
-        return self.module.encode_image(pixels)  # type: ignore[operator]
+        return self.model.tower.embed(pixels)
 
 
 class _TextEncoder(nn.Module):

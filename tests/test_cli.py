@@ -252,7 +252,7 @@ def test_a_head_out_of_range_is_refused(run, tmp_path: Path) -> None:  # type: i
     )
     result = run("apply", tmp_path / "no-watermark.yaml", "--images", "demo", "-o", tmp_path / "out")
     assert result.code == 1
-    assert ("cannot apply recipe no-watermark: step 2 names head L25H3, demo has layers 0-3 of heads 0-7. "
+    assert ("cannot apply recipe no-watermark: step 2 names head L25H3, demo has layers 0-3. "
             "Correct `heads` in step 2.") in result.err  # fmt: skip
 
 

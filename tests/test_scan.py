@@ -59,7 +59,7 @@ def test_any_split_into_batches_gives_the_same_sums(sizes: list[int], seed: int)
     from clipedit.editor.components import ComponentGroup, ComponentId
 
     generator = torch.Generator().manual_seed(seed)
-    groups = [ComponentGroup("L0.heads", (ComponentId("head", 0, 0), ComponentId("head", 0, 1)), 3)]
+    groups = [ComponentGroup("L0.heads", (ComponentId("head", 0, 0), ComponentId("head", 0, 1)), 3, d_head=3)]
     total = sum(sizes)
     everything = Features(
         {"L0.heads": torch.randn(total, 2, 3, generator=generator)},

@@ -51,7 +51,7 @@ def test_contributions_sum_to_the_embedding(name: str) -> None:
     total = parts.contributions.sum(1) + parts.constant
     assert relative_error(parts.embedding, expected) < 1e-5
     assert relative_error(total, expected) < 1e-5
-    assert len(parts.components) == parts.contributions.shape[1] == 3 * model.tower.n_heads + 3 + 3 + 1
+    assert len(parts.components) == parts.contributions.shape[1] == sum(model.tower.heads_per_layer) + 3 + 3 + 1
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-quickgelu"])

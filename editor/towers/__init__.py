@@ -6,7 +6,7 @@ To add one, write a class with the members of `Tower` and list it in `TOWERS`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,14 +20,27 @@ from .open_clip_vit import OpenClipViT
 class Tower(Protocol):
     """What every stage after this one may ask of an architecture. Weights are read from the live module at call time."""
 
+    title: ClassVar[str]
+    supports: ClassVar[str]
     n_layers: int
-    n_heads: int
+    heads_per_layer: tuple[int, ...]
     d_head: int
     d_model: int
     d_embed: int
 
+    def __init__(self, module: nn.Module) -> None: ...
+
+    @staticmethod
+    def refusal(module: nn.Module) -> str | None:
+        """Why this tower cannot read a module, or None if it can."""
+        ...
+
     def groups(self, layers: Sequence[int], *, mlps: bool) -> list[ComponentGroup]:
         """The components of some layers, in a fixed order; with `mlps` also every MLP and the embedding."""
+        ...
+
+    def embed(self, pixels: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image d_embed"]:
+        """The embedding by the module's own code, unnormalised."""
         ...
 
     def collect_features(self, pixels: Tensor, groups: Sequence[ComponentGroup]) -> Features:
@@ -46,10 +59,18 @@ class Tower(Protocol):
         """`P`, the map from the last norm's output to the embedding: `z = P.T @ f`, float64."""
         ...
 
+    def why_not(self, effect: str) -> str | None:
+        """Why `total` or `distilled` cannot enter this architecture, or None: what the module lacks."""
+        ...
+
     def fold_readout(
         self, readout: Float[Tensor, "d_model d_embed"], bias: Float[Tensor, " d_embed"]
     ) -> dict[str, Tensor]:
-        """Checkpoint tensors, float64, for which the embedding is `readout.T @ f + bias`, `f` as before."""
+        """Checkpoint tensors, float64, for which the embedding is `readout.T @ f + bias`, `f` as before.
+
+        Raises:
+            RecipeError: If `why_not("distilled")`.
+        """
         ...
 
     def embed_final(self, final: Tensor, folded: Mapping[str, Tensor]) -> Float[Tensor, "image d_embed"]:
@@ -57,11 +78,14 @@ class Tower(Protocol):
         ...
 
     def tensor_names(self) -> dict[str, str]:
-        """Where edits go: `L3.weight` and `L3.bias` (`W_O`, `b_O` of a layer), `output` (`P`) and `texts` (`P` of the text tower)."""
+        """Where edits go: `L3.weight` and `L3.bias` (`W_O`, `b_O` of a layer), `output` (`P`) and `texts` (`P` of the text tower).
+
+        Projections that are linear layers are `output.weight` `[d_embed, d_model]` and `output.bias` instead; so for `texts`.
+        """
         ...
 
 
-TOWERS: tuple[type[OpenClipViT], ...] = (OpenClipViT,)
+TOWERS: tuple[type[Tower], ...] = (OpenClipViT,)
 
 
 def build_tower(module: nn.Module) -> Tower:

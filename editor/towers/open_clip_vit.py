@@ -7,7 +7,7 @@ by-product of attention. `tests/test_towers.py` holds it to `encode_image` withi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +21,15 @@ from ..components import ComponentGroup, ComponentId, Features
 class OpenClipViT:
     """Adapter for `open_clip.CLIP` and `CustomTextCLIP` models whose `visual` is a `VisionTransformer`."""
 
-    title = "open_clip ViT"
-    supports = "open_clip VisionTransformer with CLS or average pooling"
+    title: ClassVar[str] = "open_clip ViT"
+    supports: ClassVar[str] = "open_clip VisionTransformer with CLS or average pooling"
 
     def __init__(self, module: nn.Module):
         self.module = module
         self.visual: Any = module.visual
         block = self._blocks()[0]
         self.n_layers = len(self._blocks())
-        self.n_heads = block.attn.num_heads
+        self.heads_per_layer = (block.attn.num_heads,) * self.n_layers
         self.d_head = block.attn.head_dim
         self.d_model = block.attn.embed_dim
         self.d_embed = self.visual.proj.shape[1]
@@ -54,13 +54,17 @@ class OpenClipViT:
         """Heads and attention bias of the given layers; with `mlps` also every layer's MLP and the embedding."""
         found: list[ComponentGroup] = []
         for layer in layers:
-            heads = tuple(ComponentId("head", layer, head) for head in range(self.n_heads))
-            found.append(ComponentGroup(f"L{layer}.heads", heads, self.d_head))
+            heads = tuple(ComponentId("head", layer, head) for head in range(self.heads_per_layer[layer]))
+            found.append(ComponentGroup(f"L{layer}.heads", heads, self.d_head, self.d_head))
             found.append(ComponentGroup(f"L{layer}.bias", (ComponentId("bias", layer),), 1))
         if mlps:
             found += [ComponentGroup(f"L{i}.mlp", (ComponentId("mlp", i),), self.d_embed) for i in range(self.n_layers)]
             found.append(ComponentGroup("embedding", (ComponentId("embedding"),), self.d_embed))
         return found
+
+    def embed(self, pixels: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image d_embed"]:
+        """`encode_image` of the module."""
+        return self.module.encode_image(pixels)  # pyright: ignore[reportCallIssue]
 
     @torch.no_grad()
     def collect_features(
@@ -102,7 +106,7 @@ class OpenClipViT:
             if kind == "bias":
                 found[group.name] = (push @ block.attn.out_proj.bias.double())[None, :, None]
             else:
-                weight = block.attn.out_proj.weight.double().unflatten(1, (self.n_heads, self.d_head))
+                weight = block.attn.out_proj.weight.double().unflatten(1, (-1, self.d_head))
                 found[group.name] = torch.einsum("em,mhk->hek", push, weight)
         return {name: readout.detach().cpu() for name, readout in found.items()}
 
@@ -113,6 +117,10 @@ class OpenClipViT:
     def readout(self) -> Float[Tensor, "d_model d_embed"]:
         """`visual.proj`, float64."""
         return self.visual.proj.detach().double().cpu()
+
+    def why_not(self, effect: str) -> str | None:
+        """Every effect fits."""
+        return None
 
     def fold_readout(
         self, readout: Float[Tensor, "d_model d_embed"], bias: Float[Tensor, " d_embed"]
@@ -157,7 +165,7 @@ class OpenClipViT:
         normed = block.ln_1(stream)
         projected = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias)
         # [image, token, 3 * d_model] -> three of [image, head, token, d_head]
-        query, key, value = projected.unflatten(2, (3, self.n_heads, self.d_head)).permute(2, 0, 3, 1, 4)
+        query, key, value = projected.unflatten(2, (3, -1, self.d_head)).permute(2, 0, 3, 1, 4)
         return F.scaled_dot_product_attention(query[:, :, queries], key, value).transpose(1, 2)
 
     def _push(self) -> Float[Tensor, "d_embed d_model"]:
