@@ -21,11 +21,13 @@ _HOMES = {
         "ModelError",
         "RecipeError",
         "StatisticsError",
+        "VectorError",
         "VerificationError",
     ),
     "editor.evaluate": ("evaluate",),
     "editor.model": ("Model", "decompose", "load_model"),
     "editor.recipe": ("Recipe", "load_recipe"),
+    "editor.reindex": ("compute_embedding_map", "reindex_vectors"),
     "editor.scan": ("Scan", "load_scan", "scan"),
     "editor.scores": ("HeadScore", "score_heads"),
     "editor.textspan": ("HeadLabel", "text_span"),
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from .editor.errors import ModelError as ModelError
     from .editor.errors import RecipeError as RecipeError
     from .editor.errors import StatisticsError as StatisticsError
+    from .editor.errors import VectorError as VectorError
     from .editor.errors import VerificationError as VerificationError
     from .editor.evaluate import evaluate as evaluate
     from .editor.model import Model as Model
@@ -59,6 +62,8 @@ if TYPE_CHECKING:
     from .editor.model import load_model as load_model
     from .editor.recipe import Recipe as Recipe
     from .editor.recipe import load_recipe as load_recipe
+    from .editor.reindex import compute_embedding_map as compute_embedding_map
+    from .editor.reindex import reindex_vectors as reindex_vectors
     from .editor.scan import Scan as Scan
     from .editor.scan import load_scan as load_scan
     from .editor.scan import scan as scan

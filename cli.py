@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .editor.datasets import LabelledImages
     from .editor.model import Model
     from .editor.recipe import Recipe
+    from .editor.reindex import EmbeddingMap
     from .editor.scan import Scan
     from .export.verify import Check
 
@@ -226,6 +227,36 @@ def apply_command(
         _apply_in_memory(loaded, _load_model(model, pretrained), images, scan, force, out, overwrite)
     _say(f"wrote {out}: {model} with recipe {loaded.document.name} ({loaded.document.effect})")
     _print_next("for deployment", f"clipedit export {out} --target onnx -o {out}-onnx")
+
+
+@app.command()
+def reindex(
+    vectors: Annotated[Path, typer.Argument(help="Embeddings of the unedited model: a .npy or .parquet file.")],
+    recipe: Annotated[Path, typer.Option(help="A bound recipe, or a folder that holds one.")],
+    scan: Annotated[Path | None, typer.Option(help="The scan that the recipe was made from; by default beside it.")] = None,
+    model: Annotated[str | None, typer.Option(help="The unedited model; by default the one that the recipe names.")] = None,
+    pretrained: PretrainedOption = None,
+    images: Annotated[str | None, typer.Option(help="Held-out images to measure the map on.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of a Parquet file.")] = None,
+    normalised: Annotated[bool | None, typer.Option("--normalised/--unnormalised", help="By default what the vectors are.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Take vectors that do not look like the model's.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, in the same format.")] = Path("reindexed"),
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Carry stored embeddings of the unedited model to those of the edited one, without reading an image again."""
+    from .editor.reindex import compute_embedding_map, reindex_vectors
+
+    target = _require_free_file(out if out.suffix else out.with_suffix(vectors.suffix), vectors, overwrite=overwrite)
+    bound, scanned, base = _load_reindex_inputs(recipe, scan, model, pretrained)
+    mapping = compute_embedding_map(bound, scanned, base)
+    rows = reindex_vectors(mapping, vectors, target, column=column, normalised=normalised, force=force)
+    fidelity = _measure_reindex(mapping, bound, scanned, base, images)
+    if as_json:
+        _print_json({"out": str(target), "rows": rows, "fidelity": fidelity})
+        return
+    _print_measures(fidelity)
+    _say(f"wrote {target}: {rows} vectors")
 
 
 @app.command()
@@ -432,6 +463,46 @@ def _measure(
     from .editor.control import measure_with_control
 
     return measure_with_control(recipe, scan, model, dataset, progress=follow("measure")) if dataset else {}
+
+
+def _require_free_file(out: Path, source: Path, *, overwrite: bool) -> Path:
+    if out.resolve() == source.resolve():
+        raise ExportError(f"cannot write {out}: the vectors are read from there. Choose another -o.")
+    if out.exists() and not overwrite:
+        raise ExportError(f"cannot write {out}: it exists. Choose another -o, or add --overwrite.")
+    if out.suffix != source.suffix:
+        raise ExportError(f"cannot write {out}: the vectors are {source.suffix}. Give -o the same ending.")
+    return out
+
+
+def _load_reindex_inputs(
+    recipe: Path, scan: Path | None, model: str | None, pretrained: str | None
+) -> tuple[Recipe, Scan, Model]:
+    from .editor.recipe import load_recipe
+    from .editor.scan import load_scan
+
+    bound = load_recipe(recipe)
+    base = bound.document.base
+    named = (model, pretrained) if model else (base.model, base.pretrained)
+    beside = (recipe if recipe.is_dir() else recipe.parent) / "scan.safetensors"
+    return bound, load_scan(scan or beside), _load_model(*named)
+
+
+def _measure_reindex(
+    mapping: EmbeddingMap, recipe: Recipe, scan: Scan, model: Model, images: str | None
+) -> dict[str, dict[str, float]]:
+    """Fidelity on held-out images; those of the demo's test split for the demo."""
+    from .demo.measure import test_source
+    from .editor.images import list_images
+    from .editor.reindex import measure_fidelity
+
+    if images is None and model.name != "demo":
+        _say("fidelity not measured: add --images DIR, a few hundred images that the scan did not see.")
+        return {}
+    source = list_images(images) if images else test_source()
+    with _progress() as follow:
+        rows = measure_fidelity(mapping, recipe, scan, model, source, progress=follow("measure"))
+    return {name: vars(row) for name, row in rows.items()}
 
 
 def _parse_layers(text: str | None, model: Model) -> list[int] | None:

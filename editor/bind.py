@@ -138,7 +138,7 @@ def compute_distilled_readout(
     statistics, tower = scan.statistics, model.tower
     gram = statistics.gg[:-1, :-1]
     target = torch.zeros(len(gram), tower.d_embed, dtype=torch.float64)
-    readouts = tower.compute_readouts(_edited_groups(edits, scan, model))
+    readouts = tower.compute_readouts(edited_groups(edits, scan, model))
     for head, edit in edits.items():
         name = f"L{head.layer}.heads"
         readout = readouts[name][head.head]
@@ -189,7 +189,7 @@ def _compose_head_maps(steps: Sequence[Step], scan: Scan, model: Model) -> dict[
     found: dict[HeadId, tuple[AffineMap, AffineMap]] = {}
     named = [head for step in steps for head in step.head_ids()]
     # Once a layer: a readout costs more than everything else that is done with it.
-    groups = {group.name: group for group in _edited_groups(named, scan, model)}
+    groups = {group.name: group for group in edited_groups(named, scan, model)}
     readouts = model.tower.compute_readouts(list(groups.values()))
     for step in steps:
         directions = _step_directions(step, model) if step.heads else None
@@ -222,7 +222,7 @@ def _warn_of_plain_ablation(heads: Mapping[HeadId, tuple[AffineMap, AffineMap]],
         )
 
 
-def _edited_groups(heads: Iterable[HeadId], scan: Scan, model: Model) -> list[ComponentGroup]:
+def edited_groups(heads: Iterable[HeadId], scan: Scan, model: Model) -> list[ComponentGroup]:
     """The scanned groups that hold these heads.
 
     Raises:

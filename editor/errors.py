@@ -5,6 +5,7 @@
     +-- ImageError        images or labels that cannot be read
     +-- StatisticsError   scans that do not fit the model, or each other
     +-- ConceptError      unknown concepts, concept or text files that cannot be used
+    +-- VectorError       stored embeddings that cannot be read or mapped
     +-- RecipeError       recipes that cannot be read or applied
     +-- ExportError       targets that cannot hold the model, folders that cannot be written
     +-- VerificationError an export that does not compute what it should
@@ -36,6 +37,10 @@ class StatisticsError(ClipeditError):
 
 class ConceptError(ClipeditError):
     """A concept is unknown, or its file cannot be used."""
+
+
+class VectorError(ClipeditError):
+    """Stored embeddings cannot be read, or are not those of the model."""
 
 
 class RecipeError(ClipeditError):

@@ -1,0 +1,222 @@
+"""reindex: stored embeddings of the unedited encoder to those of the edited one, by one map; no stored image is read again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from .apply import check_base
+from .bind import bind_recipe, edited_groups
+from .components import Features, HeadId
+from .errors import RecipeError, VectorError
+from .evaluate import collect_features, compute_recipe_embeddings
+from .images import ImageSource
+from .model import Model
+from .recipe import Effect, Recipe
+from .scan import Progress, Scan
+from .vectors import open_vectors
+
+RIDGE = 1e-6
+UNIT_TOLERANCE = 2e-3
+LEAST_RESEMBLANCE = 0.5
+
+
+@dataclass(frozen=True)
+class EmbeddingMap:
+    """`z' ~ A z`. Linear, without a constant, so that it takes a normalised embedding to the direction of the edited one too.
+
+    Attributes:
+        matrix: `A`, float64.
+        mean_direction: The mean of `z / |z|` over the scan: what embeddings of the unedited model look like.
+    """
+
+    matrix: Float[Tensor, "d_embed d_embed"]
+    mean_direction: Float[Tensor, " d_embed"]
+
+    def apply(self, embeddings: Float[Tensor, "row d_embed"], *, normalised: bool) -> Float[Tensor, "row d_embed"]:
+        """Embeddings of the edited encoder, float64; normalised again if the given ones are. Zeros stay zeros."""
+        mapped = embeddings.double() @ self.matrix.T
+        return F.normalize(mapped, dim=1) if normalised else mapped
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How well embeddings stand for others: cosines, and the share of `z' - z` explained, 1 at best."""
+
+    worst_cosine: float
+    mean_cosine: float
+    explained: float
+
+
+@torch.no_grad()
+def compute_embedding_map(recipe: Recipe, scan: Scan, model: Model) -> EmbeddingMap:
+    """The map that comes nearest to the edited encoder: `min E |(A z - z') / |z||^2`, from the scan's sums alone.
+
+    The edited embedding is linear in what the scan keeps, `z' / |z| = T^T g + sum_h C_h^T u_h / |z|`, and so is
+    `y = z / |z|`: the normal equations `A E y y^T = E (z' / |z|) y^T` need no image. What is solved for is the change from
+    the identity, with a ridge of `1e-6 tr / d_embed`, so that an empty edit gives the identity, to the bit.
+
+    Args:
+        model: The unedited model.
+
+    Raises:
+        RecipeError: If the recipe is unbound, was made for other weights, or is `total`: later layers see such an edit, and
+            the scan does not hold what they make of it.
+        StatisticsError: If the scan is not of this model.
+    """
+    if not recipe.is_bound:
+        raise RecipeError(
+            f"cannot reindex with recipe {recipe.document.name}: it is unbound. Give the one beside the edited weights."
+        )
+    if recipe.document.effect == "total":
+        raise RecipeError(
+            f"cannot reindex with recipe {recipe.document.name}: its effect is total, which the scan's sums do not determine. "
+            "Use --effect distilled or direct, or embed the images again."
+        )
+    check_base(recipe, model.weights_hash, model.name, force=False)
+    statistics = scan.statistics
+    scan.groups(model)
+    read = torch.zeros(len(statistics.gg), model.tower.d_embed).double()
+    read[:-2] = model.tower.readout()
+    seen = read.T @ statistics.gg @ read
+    cross = _cross_moments(recipe, scan, model) @ read
+    eye = torch.eye(len(seen)).double()
+    change = torch.linalg.solve(seen + RIDGE * seen.trace() / len(seen) * eye, (cross - seen).T).T
+    return EmbeddingMap(eye + change, statistics.gg[-1] @ read / statistics.n)
+
+
+def reindex_vectors(
+    mapping: EmbeddingMap,
+    vectors: str | Path,
+    out: str | Path,
+    *,
+    column: str | None = None,
+    normalised: bool | None = None,
+    force: bool = False,
+) -> int:
+    """Map a file of stored embeddings to a new one of the same form, in constant memory.
+
+    Args:
+        vectors: A `.npy` or `.parquet` file of embeddings of the unedited encoder, a row each.
+        column: Of a Parquet file; by default its only column of vectors.
+        normalised: Whether the stored vectors have length 1; by default what the first rows have. Then the new ones do.
+        force: Take vectors that do not resemble embeddings of the scanned model.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        VectorError: If the file cannot be read, has another width or NaN, mixes unit vectors with others, or does not look
+            like embeddings of the scanned model (see `compute_resemblance`).
+    """
+    stored = open_vectors(vectors, column=column)
+    if stored.width != len(mapping.matrix):
+        raise VectorError(
+            f"cannot reindex {vectors}: its vectors are {stored.width} wide, the recipe's model gives {len(mapping.matrix)}. "
+            "Give embeddings of that model."
+        )
+    first = next(stored.chunks())
+    unit = _are_unit(first) if normalised is None else normalised
+    resemblance = compute_resemblance(first, mapping)
+    if resemblance < LEAST_RESEMBLANCE and not force:
+        raise VectorError(
+            f"cannot reindex {vectors}: its vectors do not look like embeddings of the recipe's base (resemblance "
+            f"{resemblance:.2f}, images like the scan's have 1, at least {LEAST_RESEMBLANCE} is needed). Give that model's, or --force."
+        )
+
+    def rewrite(chunk: Tensor) -> Tensor:
+        if unit and not _are_unit(chunk):
+            raise VectorError(
+                f"cannot reindex {vectors}: some vectors have length 1, others do not. Normalise all, or add --unnormalised."
+            )
+        return mapping.apply(chunk, normalised=unit)
+
+    stored.rewrite(Path(out), rewrite)
+    return stored.rows
+
+
+def compute_resemblance(vectors: Float[Tensor, "row d_embed"], mapping: EmbeddingMap) -> float:
+    """Mean cosine to the scan's mean direction, over what the scanned images have: near 1 for the same encoder, near 0 for another."""
+    mean = mapping.mean_direction
+    return float((F.normalize(vectors.double(), dim=1) @ mean).mean() / mean.square().sum())
+
+
+def _are_unit(vectors: Float[Tensor, "row d_embed"]) -> bool:
+    """Whether all vectors that are not zero have length 1, to what half precision keeps."""
+    norms = vectors.norm(dim=1)
+    return bool(((norms - 1).abs() < UNIT_TOLERANCE)[norms > 0].all())
+
+
+def measure_fidelity(
+    mapping: EmbeddingMap,
+    recipe: Recipe,
+    scan: Scan,
+    model: Model,
+    images: ImageSource,
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Fidelity]:
+    """On held-out images: embeddings as stored and as mapped against the edited encoder's own.
+
+    `distilled` is the yardstick: a refitted readout against the direct edit, which sees the last layer, not the embedding.
+
+    Raises:
+        ImageError: If images cannot be read.
+    """
+    layers = sorted({HeadId.parse(head).layer for head in recipe.heads})
+    features, _ = collect_features(model, images, layers=layers, progress=progress)
+    found = {
+        effect: compute_recipe_embeddings(_with_effect(recipe, effect, scan, model), model, features).double()
+        for effect in ("direct", "distilled")
+    }
+    stored, edited = features.embedding.double(), found[recipe.document.effect]
+    return {
+        "as stored": compute_fidelity(stored, edited, stored),
+        "reindexed": compute_fidelity(mapping.apply(stored, normalised=False), edited, stored),
+        "distilled, for comparison": compute_fidelity(found["distilled"], found["direct"], stored),
+    }
+
+
+def compute_fidelity(
+    found: Float[Tensor, "image d_embed"],
+    wanted: Float[Tensor, "image d_embed"],
+    unedited: Float[Tensor, "image d_embed"],
+) -> Fidelity:
+    """Of embeddings that stand for others; nothing is explained where the edit changed nothing."""
+    cosine = F.cosine_similarity(found, wanted, dim=1)
+    left, moved = (wanted - found).var(0).sum(), (wanted - unedited).var(0).sum()
+    explained = 1 - float(left / moved) if moved > 0 else 0.0
+    return Fidelity(float(cosine.min()), float(cosine.mean()), explained)
+
+
+def _with_effect(recipe: Recipe, effect: Effect, scan: Scan, model: Model) -> Recipe:
+    if effect == recipe.document.effect:
+        return recipe
+    return bind_recipe(recipe.document.model_copy(update={"effect": effect}), scan, model)
+
+
+def _cross_moments(recipe: Recipe, scan: Scan, model: Model) -> Float[Tensor, "d_embed g"]:
+    """`sum t g^T` over the scanned images; the coefficients of the edited embedding are found by editing unit vectors."""
+    tower, statistics = model.tower, scan.statistics
+    # Only a direct edit reads the heads' own features.
+    heads = map(HeadId.parse, recipe.heads if recipe.document.effect == "direct" else [])
+    groups = edited_groups(heads, scan, model)
+    nothing, units = torch.zeros(1, tower.d_model).double(), torch.eye(tower.d_model).double()
+
+    def edit(final: Tensor, name: str = "", features: Tensor | None = None) -> Tensor:
+        given = {g.name: torch.zeros(len(final), len(g.ids), g.k).double() for g in groups}
+        given |= {name: features} if features is not None else {}
+        return compute_recipe_embeddings(recipe, model, Features(given, {}, final, final @ tower.readout()))
+
+    constant = edit(nothing)[0]
+    cross = (edit(units) - constant).T @ statistics.gg[:-2] + constant[:, None] * statistics.gg[-2]
+    for group in groups:
+        axes = torch.eye(len(group.ids) * group.k).double().unflatten(1, (len(group.ids), group.k))
+        coefficients = edit(nothing.expand(len(axes), -1), group.name, axes) - constant
+        cross += coefficients.T @ statistics.groups[group.name].ug.flatten(0, 1)
+    return cross

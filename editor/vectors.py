@@ -1,0 +1,180 @@
+"""Files of stored embeddings, NumPy or Parquet: read in chunks and rewritten in the same form, in constant memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import VectorError
+from .files import staged_file
+
+CHUNK_ROWS = 4_096
+Rewrite = Callable[[Float[Tensor, "row d_embed"]], Float[Tensor, "row d_embed"]]
+
+
+@dataclass(frozen=True)
+class NpyVectors:
+    """A `.npy` file: one array `[row, d_embed]` of floats."""
+
+    path: Path
+    rows: int
+    width: int
+    dtype: np.dtype
+    start: int
+
+    def chunks(self) -> Iterator[Tensor]:
+        """The rows in order, float64."""
+        for first in range(0, self.rows, CHUNK_ROWS):
+            count = min(CHUNK_ROWS, self.rows - first)
+            offset = self.start + first * self.width * self.dtype.itemsize
+            flat = np.fromfile(self.path, self.dtype, count * self.width, offset=offset)
+            yield _checked(flat.reshape(count, self.width), first, self.path)
+
+    def rewrite(self, out: Path, function: Rewrite) -> None:
+        """Write the rewritten rows to another file, in the same dtype; it is whole or absent."""
+        with staged_file(out) as temporary, temporary.open("wb") as stream:
+            described = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.rows, self.width)}
+            np.lib.format.write_array_header_1_0(stream, described)
+            for chunk in self.chunks():
+                stream.write(function(chunk).numpy().astype(self.dtype).tobytes())
+
+
+@dataclass(frozen=True)
+class ParquetVectors:
+    """A Parquet file with a column of lists of floats; all other columns are kept as they are."""
+
+    path: Path
+    rows: int
+    width: int
+    column: str
+
+    def chunks(self) -> Iterator[Tensor]:
+        """The rows in order, float64."""
+        first = 0
+        for batch in _open_parquet(self.path).iter_batches(CHUNK_ROWS, columns=[self.column]):
+            yield self._vectors(batch, first)
+            first += len(batch)
+
+    def rewrite(self, out: Path, function: Rewrite) -> None:
+        """Write the rewritten rows to another file, column types and metadata as they are; it is whole or absent."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        source, first = _open_parquet(self.path), 0
+        schema = source.schema_arrow
+        at = schema.get_field_index(self.column)
+        kind = schema.field(at).type
+        with staged_file(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+            for batch in source.iter_batches(CHUNK_ROWS):
+                found = function(self._vectors(batch, first)).numpy().astype(kind.value_type.to_pandas_dtype())
+                offsets = [] if pa.types.is_fixed_size_list(kind) else [np.arange(len(batch) + 1) * self.width]
+                flat = pa.array(found.ravel(), kind.value_type)
+                columns = batch.columns
+                columns[at] = type(batch.columns[at]).from_arrays(*map(pa.array, offsets), flat, type=kind)
+                writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+                first += len(batch)
+
+    def _vectors(self, batch: Any, first: int) -> Tensor:
+        lists = batch.column(self.column)
+        lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
+        wrong = np.flatnonzero(~(lengths == self.width))
+        if len(wrong):
+            raise VectorError(
+                f"cannot read vectors from {self.path}: row {first + wrong[0]} is not {self.width} wide as the first is. "
+                "Give every row a vector of one width."
+            )
+        flat = lists.flatten().to_numpy(zero_copy_only=False)
+        return _checked(flat.reshape(len(batch), self.width), first, self.path)
+
+
+def open_vectors(path: str | Path, *, column: str | None = None) -> NpyVectors | ParquetVectors:
+    """Open a file of vectors by its ending; nothing is ever unpickled.
+
+    Args:
+        column: Of a Parquet file; by default its only column of lists of floats.
+
+    Raises:
+        VectorError: If the file is missing, empty, or holds no vectors of floats.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VectorError(f"cannot read vectors from {path}: no such file. Give a .npy or .parquet file.")
+    if path.suffix == ".npy" and column is None:
+        return _open_npy(path)
+    if path.suffix == ".parquet":
+        return _find_column(path, column)
+    found = f"it ends in {path.suffix or 'nothing'}" if column is None else "only Parquet files have columns"
+    raise VectorError(f"cannot read vectors from {path}: {found}. Give a .npy file with one array, or a .parquet file.")
+
+
+def _open_npy(path: Path) -> NpyVectors:
+    try:
+        with path.open("rb") as stream:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(stream)
+            start = stream.tell()
+    except (ValueError, OSError, EOFError) as error:
+        raise VectorError(f"cannot read vectors from {path}: {error}. Write it with `numpy.save`.") from None
+    if len(shape) != 2 or dtype.kind != "f" or fortran or 0 in shape:
+        order = ", in Fortran order" if fortran else ""
+        raise VectorError(
+            f"cannot read vectors from {path}: it holds {dtype} of shape {shape}{order}, floats [row, d_embed] in C order are "
+            "needed. Convert it with `numpy.ascontiguousarray` and `numpy.save`."
+        )
+    size, wanted = path.stat().st_size - start, shape[0] * shape[1] * dtype.itemsize
+    if size < wanted:
+        raise VectorError(f"cannot read vectors from {path}: it has {size} bytes of {wanted}. Copy the whole file.")
+    return NpyVectors(path, shape[0], shape[1], dtype, start)
+
+
+def _find_column(path: Path, column: str | None) -> ParquetVectors:
+    import pyarrow as pa
+
+    source = _open_parquet(path)
+
+    def holds_vectors(field: pa.Field) -> bool:
+        kind = field.type
+        lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        return lists and pa.types.is_floating(kind.value_type)
+
+    fields = {field.name: holds_vectors(field) for field in source.schema_arrow}
+    vectors = [name for name, holds in fields.items() if holds]
+    if (column is None and len(vectors) != 1) or (column is not None and column not in vectors):
+        raise VectorError(
+            f"cannot read vectors from {path}: columns of vectors are {', '.join(vectors) or 'none'} "
+            f"(of {', '.join(fields) or 'none'}), {column or 'one'} is needed. Name one with --column."
+        )
+    name = column or vectors[0]
+    first = next(source.iter_batches(1, columns=[name]), None)
+    if first is None or not first.column(0)[0].is_valid or not len(first.column(0)[0]):
+        raise VectorError(f"cannot read vectors from {path}: {name} is empty. Give a file with a vector a row.")
+    return ParquetVectors(path, source.metadata.num_rows, len(first.column(0)[0]), name)
+
+
+def _open_parquet(path: Path) -> Any:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise VectorError(f"cannot read {path}: Parquet needs pyarrow. `pip install 'clipedit[parquet]'`.") from None
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise VectorError(f"cannot read vectors from {path}: {error}. Give a Parquet file.") from None
+
+
+def _checked(rows: np.ndarray, first: int, path: Path) -> Tensor:
+    wrong = np.flatnonzero(~np.isfinite(rows).all(1))
+    if len(wrong):
+        raise VectorError(
+            f"cannot use the vectors of {path}: row {first + wrong[0]} holds NaN or infinity. Compute that embedding again."
+        )
+    return torch.from_numpy(rows.astype(np.float64))
