@@ -49,6 +49,7 @@ DirectionsOption = Annotated[
 ]
 EffectChoice = Literal["distilled", "total", "direct"]
 OperationChoice = Literal["mean-ablate", "zero-ablate", "project-out"]
+PrecisionChoice = Literal["fp32", "fp16", "int8"]
 DEFAULT_OUT = Path("clipedit-out")
 
 
@@ -305,7 +306,11 @@ def export(
     target: Annotated[str, typer.Option(help="`open-clip` or `onnx`.")],
     out: OutOption = DEFAULT_OUT,
     pretrained: PretrainedOption = None,
+    precision: Annotated[PrecisionChoice, typer.Option(help="Of the weights.")] = "fp32",
     images: Annotated[str | None, typer.Option(help="Images to verify with.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Keep a lower precision although it answers too differently.")
+    ] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -315,11 +320,14 @@ def export(
     from .export.verify import REFERENCE_NAME
     from .export.verify import verify as verify_folder
 
-    require_target(target)
+    require_target(target, precision)
     require_apart(out, model, pretrained, images)
     if (Path(model) / REFERENCE_NAME).is_file():
         verify_folder(model)  # What was edited must still be what it was when it was measured.
-    checks = export_model(_load_model(model, pretrained), out, target=target, images=images, overwrite=overwrite)
+    checks = export_model(
+        _load_model(model, pretrained), out, target=target, precision=precision, images=images,
+        overwrite=overwrite, force=force,
+    )  # fmt: skip
     if as_json:
         _print_json({"out": str(out), "checks": [vars(check) for check in checks]})
         return

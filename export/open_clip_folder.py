@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..editor.errors import ExportError
 from ..editor.files import save_tensors
 from ..editor.model import CONFIG_NAME, WEIGHTS_NAME, Model
+from .profile import Profile, require_plain
 
 
 def write_open_clip_folder(model: Model, folder: Path) -> None:
@@ -17,13 +17,16 @@ def write_open_clip_folder(model: Model, folder: Path) -> None:
     Raises:
         ExportError: If the model carries a direct edit, which a plain checkpoint cannot hold.
     """
-    if model.readout_edit is not None:
-        raise ExportError(
-            "cannot export to open-clip: the model carries a direct edit, which needs extra operations. "
-            "Use --effect distilled or total, or --target onnx."
-        )
+    require_plain(model, "open-clip")
     save_tensors(folder / WEIGHTS_NAME, model.stored_state(), "format", "pt")
     (folder / CONFIG_NAME).write_text(json.dumps(model.config, indent=2, default=list) + "\n", encoding="utf-8")
     wrapped: Any = getattr(model.tokenizer, "tokenizer", None)
     if hasattr(wrapped, "save_pretrained"):
         wrapped.save_pretrained(folder)
+
+
+PROFILE = Profile(
+    target="open-clip",
+    write=lambda model, folder, profile: write_open_clip_folder(model, folder),
+    sidecars=(CONFIG_NAME,),
+)

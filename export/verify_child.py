@@ -66,7 +66,7 @@ def load_onnx(folder: Path, reference: Reference) -> Consumer:
     import onnxruntime
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    from .onnx_graphs import SIDECAR_NAME
+    from .onnx_folder import SIDECAR_NAME
 
     sidecar = json.loads((folder / SIDECAR_NAME).read_text(encoding="utf-8"))
     preprocess: Any = image_transform_v2(PreprocessCfg(**sidecar["preprocess_cfg"]), is_train=False)

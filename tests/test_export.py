@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,9 @@ import torch.nn.functional as F
 import clipedit
 from clipedit.editor.images import demo_calibration_source
 from clipedit.export.edited_folder import write_edited_model
+from clipedit.export.onnx_graphs import write_graphs
+from clipedit.export.open_clip_folder import write_open_clip_folder
+from clipedit.export.profile import GraphSpec, Profile
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +142,12 @@ def test_a_failed_verification_leaves_nothing(
 ) -> None:
     from clipedit.export import targets
 
-    def write_base(model: clipedit.Model, folder: Path) -> None:
+    def write_base(model: clipedit.Model, folder: Path, profile: Profile) -> None:
         assert model.base is not None
-        from clipedit.export.open_clip_folder import write_open_clip_folder
-
         write_open_clip_folder(model.base, folder)
 
-    monkeypatch.setitem(targets.TARGETS, "open-clip", write_base)
+    wrong = dataclasses.replace(targets.PROFILES["open-clip"], write=write_base)
+    monkeypatch.setitem(targets.PROFILES, "open-clip", wrong)
     with pytest.raises(clipedit.VerificationError):
         clipedit.export_model(edited, tmp_path / "out", target="open-clip")
     assert not list(tmp_path.iterdir())
@@ -157,3 +160,32 @@ def test_an_old_export_is_only_replaced_on_request(edited: clipedit.Model, tmp_p
         clipedit.export_model(edited, tmp_path / "out", target="open-clip")
     clipedit.export_model(edited, tmp_path / "out", target="open-clip", overwrite=True)
     assert not (tmp_path / "out" / "old").exists()
+
+
+def test_a_precision_that_is_not_written_is_refused_before_anything_else(
+    edited: clipedit.Model, tmp_path: Path
+) -> None:
+    with pytest.raises(clipedit.ExportError, match="cannot export to open-clip in fp16.*Use --precision fp32"):
+        clipedit.export_model(edited, tmp_path / "out", target="open-clip", precision="fp16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_has_the_names_types_and_axes_of_its_profile(edited: clipedit.Model, tmp_path: Path) -> None:
+    profile = Profile(
+        "some", write=lambda *_: None,
+        visual=GraphSpec("a/model.onnx", "image", "embedding", batch=1, normalised=True),
+        textual=GraphSpec("b/model.onnx", "text", "embedding", integer="int32", dynamic_length=True),
+    )  # fmt: skip
+    write_graphs(edited, tmp_path, profile)
+    visual, textual = (onnxruntime.InferenceSession(tmp_path / name / "model.onnx") for name in "ab")
+    described = [(value.name, value.type, value.shape) for value in visual.get_inputs() + visual.get_outputs()]
+    assert described == [("image", "tensor(float)", [1, 3, 64, 64]), ("embedding", "tensor(float)", [1, 64])]
+    assert (textual.get_inputs()[0].name, textual.get_inputs()[0].type) == ("text", "tensor(int32)")
+    pixels = torch.randn(1, 3, 64, 64)
+    (found,) = visual.run(None, {"image": pixels.numpy()})
+    assert np.abs(found - F.normalize(edited.encode_image(pixels), dim=1).numpy()).max() < 1e-5
+    tokens = edited.tokenizer(["a photo of a circle"])
+    expected = edited.encode_text(["a photo of a circle"]).numpy()
+    for length in (7, 20, 32):
+        (found,) = textual.run(None, {"text": tokens[:, :length].numpy().astype(np.int32)})
+        assert np.abs(found - expected).max() < 1e-4

@@ -1,0 +1,89 @@
+"""A profile: everything in which one consumer differs from another, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from ..editor.errors import ExportError
+from ..editor.model import Model
+
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX graph: one input, one output.
+
+    Attributes:
+        file: Path inside the export folder; of models over 2 GB the weights lie beside it, in `<file>.data`.
+        integer: The type of token ids; image graphs take float32.
+        batch: A fixed batch size, or None for a dynamic batch axis.
+        dynamic_length: Token sequences of any length; they are padded or cut to the context inside the graph.
+        normalised: Whether the graph divides embeddings by their L2 norm.
+        opset: Of the default domain.
+    """
+
+    file: str
+    input_name: str
+    output_name: str
+    integer: Literal["int64", "int32"] = "int64"
+    batch: int | None = None
+    dynamic_length: bool = False
+    normalised: bool = False
+    precision: Precision = "fp32"
+    opset: int = 18
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one consumer reads.
+
+    Attributes:
+        write: Writes a model into an empty folder, as this profile says.
+        visual, textual: The two graphs, or None where the consumer reads a checkpoint.
+        sidecars: The files beside the graphs or weights.
+        precisions: Those the writer can write; `precision` is the one asked for.
+    """
+
+    target: str
+    write: Callable[[Model, Path, Profile], None]
+    visual: GraphSpec | None = None
+    textual: GraphSpec | None = None
+    sidecars: tuple[str, ...] = ()
+    precisions: tuple[Precision, ...] = ("fp32",)
+    precision: Precision = "fp32"
+
+    def at(self, precision: Precision) -> Profile:
+        """The same profile in another precision, its graphs too."""
+        visual = self.visual and replace(self.visual, precision=precision)
+        textual = self.textual and replace(self.textual, precision=precision)
+        return replace(self, precision=precision, visual=visual, textual=textual)
+
+
+def require_precision(profile: Profile, precision: Precision) -> None:
+    """Refuse a precision that the target's writer does not write.
+
+    Raises:
+        ExportError: Naming those that it does.
+    """
+    if precision not in profile.precisions:
+        raise ExportError(
+            f"cannot export to {profile.target} in {precision}: it is written in {' or '.join(profile.precisions)}. "
+            f"Use --precision {profile.precisions[0]}."
+        )
+
+
+def require_plain(model: Model, target: str) -> None:
+    """Refuse a direct edit for a target that holds a plain checkpoint.
+
+    Raises:
+        ExportError: Naming what to do instead.
+    """
+    if model.readout_edit is not None:
+        raise ExportError(
+            f"cannot export to {target}: the model carries a direct edit, which needs extra operations. "
+            "Use --effect distilled or total, or --target onnx."
+        )
