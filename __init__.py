@@ -31,6 +31,7 @@ _HOMES = {
     "editor.scan": ("Scan", "load_scan", "scan"),
     "editor.scores": ("HeadScore", "score_heads"),
     "editor.textspan": ("HeadLabel", "text_span"),
+    "export.reproduce": ("reproduce",),
     "export.targets": ("export_model",),
     "export.verify": ("verify",),
 }
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from .editor.scores import score_heads as score_heads
     from .editor.textspan import HeadLabel as HeadLabel
     from .editor.textspan import text_span as text_span
+    from .export.reproduce import reproduce as reproduce
     from .export.targets import export_model as export_model
     from .export.verify import verify as verify
 

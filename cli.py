@@ -303,10 +303,12 @@ def evaluate(
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="A model: a folder, `demo`, or an open_clip name.")],
-    target: Annotated[str, typer.Option(help="`open-clip` or `onnx`.")],
+    target: Annotated[str, typer.Option(help="`open-clip`, `onnx`, `torch-export` or `patch`.")],
     out: OutOption = DEFAULT_OUT,
     pretrained: PretrainedOption = None,
     precision: Annotated[PrecisionChoice, typer.Option(help="Of the weights.")] = "fp32",
+    prune: Annotated[bool, typer.Option("--prune", help="Leave out heads that `--effect total` ablated.")] = False,
+    calibration: Annotated[str | None, typer.Option(help="Images for static int8, without them it is dynamic.")] = None,
     images: Annotated[str | None, typer.Option(help="Images to verify with.")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Keep a lower precision although it answers too differently.")
@@ -321,12 +323,12 @@ def export(
     from .export.verify import verify as verify_folder
 
     require_target(target, precision)
-    require_apart(out, model, pretrained, images)
+    require_apart(out, model, pretrained, images, calibration)
     if (Path(model) / REFERENCE_NAME).is_file():
         verify_folder(model)  # What was edited must still be what it was when it was measured.
     checks = export_model(
-        _load_model(model, pretrained), out, target=target, precision=precision, images=images,
-        overwrite=overwrite, force=force,
+        _load_model(model, pretrained), out, target=target, precision=precision, prune=prune, calibration=calibration,
+        images=images, overwrite=overwrite, force=force,
     )  # fmt: skip
     if as_json:
         _print_json({"out": str(out), "checks": [vars(check) for check in checks]})
@@ -346,6 +348,29 @@ def verify(
 
     checks = run(folder)
     _print_json([vars(check) for check in checks]) if as_json else _print_checks(checks)
+
+
+@app.command()
+def reproduce(
+    folder: Annotated[Path, typer.Argument(help="A folder that `export` wrote.")],
+    model: Annotated[str | None, typer.Option(help="The base, if it is not where it was.")] = None,
+    pretrained: PretrainedOption = None,
+    calibration: Annotated[str | None, typer.Option(help="The images of a static int8 export.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how base, versions and files differ from an export's record, build it again and compare every byte."""
+    from .export.reproduce import reproduce as run
+
+    found = run(folder, model=_load_model(model, pretrained) if model else None, calibration=calibration)
+    wrong = sum(difference.severity == "error" for difference in found)
+    if as_json:
+        _print_json([vars(difference) for difference in found])
+    else:
+        for difference in found:
+            out_console.print(str(difference), markup=False, highlight=False, soft_wrap=True)
+        _say(f"{folder}: {f'{wrong} errors' if wrong else 'every file was built again, byte for byte'}")
+    if wrong:
+        sys.exit(1)
 
 
 @concepts_app.command("list")

@@ -43,7 +43,7 @@ def apply_recipe(recipe: Recipe, model: Model, *, scan: Scan | None = None, forc
     state = model.module.state_dict()
     tensors = compute_edited_tensors(recipe, lambda name: state[name])
     edit = direct_edit(recipe, model.tower) if recipe.document.effect == "direct" else None
-    return model.with_tensors(tensors, readout_edit=edit)
+    return model.with_tensors(tensors, readout_edit=edit, applied=_rebase(recipe, model.weights_hash))
 
 
 def rewrite_checkpoint(recipe: Recipe, base: Path, folder: Path, *, force: bool = False) -> None:
@@ -68,9 +68,13 @@ def rewrite_checkpoint(recipe: Recipe, base: Path, folder: Path, *, force: bool 
     )
     if base.is_dir():
         _copy_companions(base, inner)
-    # A forced recipe now belongs to the base it was forced on.
-    section = recipe.document.base.model_copy(update={"weights_hash": found})
-    replace(recipe, document=recipe.document.model_copy(update={"base": section})).save(folder / "recipe.yaml")
+    _rebase(recipe, found).save(folder / "recipe.yaml")
+
+
+def _rebase(recipe: Recipe, weights_hash: str) -> Recipe:
+    """A forced recipe belongs to the base that it was forced on."""
+    section = recipe.document.base.model_copy(update={"weights_hash": weights_hash})
+    return replace(recipe, document=recipe.document.model_copy(update={"base": section}))
 
 
 def _copy_companions(base: Path, inner: Path) -> None:

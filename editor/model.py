@@ -44,6 +44,7 @@ class Model:
         storage_dtypes: The dtype that each tensor has on disk.
         readout_edit: A `direct` edit: a function of the tower and pixels that gives the edited embeddings.
         base: The model that this one was edited from.
+        applied: The bound recipe that it was edited with, if that was done in memory; see `recipe`.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Model:
     storage_dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     readout_edit: Callable[[Tower, Tensor], Tensor] | None = None
     base: Model | None = None
+    applied: Any = None
 
     @property
     def image_size(self) -> int:
@@ -95,6 +97,15 @@ class Model:
             raise ModelError(
                 f"cannot load the tokenizer of {self.name}: {error}. It is a Hugging Face one: `pip install transformers`."
             ) from error
+
+    @cached_property
+    def recipe(self) -> Any:
+        """The `Recipe` that this model was edited with, in memory or by who wrote its folder; None if there is none."""
+        from .recipe import load_recipe
+
+        if self.base is not None or self.folder is None or not (self.folder / "recipe.yaml").is_file():
+            return self.applied
+        return load_recipe(self.folder)
 
     @property
     def has_texts(self) -> bool:

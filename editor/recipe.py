@@ -170,7 +170,11 @@ def load_recipe(path: str | Path) -> Recipe:
         raise RecipeError(f"cannot read the recipe {path}: {error}.") from None
     except ValidationError as error:
         raise RecipeError(f"cannot use the recipe {path}: {describe_validation(error)}. Correct it there.") from None
-    return Recipe(document, *_load_tensors(path, document.tensors)) if document.tensors else Recipe(document)
+    if document.tensors is None:
+        return Recipe(document)
+    recipe = Recipe(document, *_load_tensors(path, document.tensors))
+    _require_complete(recipe, path)
+    return recipe
 
 
 def _load_tensors(path: Path, file: TensorFile) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -183,3 +187,16 @@ def _load_tensors(path: Path, file: TensorFile) -> tuple[dict[str, Tensor], dict
         return load_tensors(beside, KIND)
     except ModelError as error:
         raise RecipeError(f"cannot use the recipe {path}: {error}") from None
+
+
+def _require_complete(recipe: Recipe, path: Path) -> None:
+    """Refuse tensors that lack what a step needs: without them only half of the edit would be applied."""
+    targets = {step.target for step in recipe.document.steps} & {"output", "texts"}
+    needed = [f"heads.{head}.{part}" for head in recipe.heads for part in ("map", "offset", "value_offset")]
+    needed += [f"{target}.map" for target in sorted(targets)]
+    found = recipe.tensors or {}
+    missing = [name for name in needed if name not in found]
+    if not missing and recipe.document.effect == "distilled" and not any(name.startswith("folded.") for name in found):
+        missing = ["folded.*"]
+    if missing:
+        raise RecipeError(f"cannot use the recipe {path}: its tensors lack {', '.join(missing[:3])}. Copy it whole.")

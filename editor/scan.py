@@ -120,8 +120,8 @@ def scan(
             progress(done, len(source))
     return Scan(
         statistics,
-        _lasting(model.name),
-        model.pretrained and _lasting(model.pretrained),
+        lasting_name(model.name),
+        model.pretrained and lasting_name(model.pretrained),
         model.weights_hash,
         source.fingerprint(),
         chosen,
@@ -130,7 +130,7 @@ def scan(
     )
 
 
-def _lasting(name: str) -> str:
+def lasting_name(name: str) -> str:
     """Names that are paths are stored so that they hold from any working directory."""
     return str(Path(name).resolve()) if Path(name).exists() and name != "demo" else name
 

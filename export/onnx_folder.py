@@ -19,6 +19,11 @@ def write_onnx(model: Model, folder: Path, profile: Profile) -> None:
     `[batch, context]` to `text_embedding` `[batch, d_embed]`.
     """
     write_graphs(model, folder, profile)
+    write_sidecar(model, folder)
+
+
+def write_sidecar(model: Model, folder: Path) -> None:
+    """Write `clip.json`: what a caller needs beside the graphs."""
     sidecar = {
         "preprocess_cfg": model.config["preprocess_cfg"],
         "text_cfg": model.config["model_cfg"]["text_cfg"],
@@ -35,4 +40,5 @@ PROFILE = Profile(
     visual=GraphSpec("visual.onnx", "image", "image_embedding", opset=20),
     textual=GraphSpec("textual.onnx", "text", "text_embedding", opset=20),
     sidecars=(SIDECAR_NAME,),
+    precisions=("fp32", "fp16", "int8"),
 )

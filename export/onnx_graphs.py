@@ -4,65 +4,53 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..editor.images import ImageSource
 from ..editor.model import Model
+from .encoders import HalfPrecision, ImageEncoder, Normalised, TextEncoder
+from .precision import collect_calibration_images, collect_calibration_texts, quantize_graph
 from .profile import GraphSpec, Profile
+from .prune import prune_heads
 
 _PROTOBUF_LIMIT = 2**31 - 2**26
 _PRIVATE_IN, _PRIVATE_OUT = "clipedit_graph_input", "clipedit_graph_output"
 _TRACED_BATCH = 2  # A batch of one would be taken for a constant.
 
 
-class _ImageEncoder(nn.Module):
-    def __init__(self, model: Model):
-        super().__init__()
-        self.module, self.model = model.module, model
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        if self.model.readout_edit is not None:
-            return self.model.readout_edit(self.model.tower, pixels)
-        return self.model.tower.embed(pixels)
-
-
-class _TextEncoder(nn.Module):
-    def __init__(self, model: Model, *, padded_to: int | None = None):
-        super().__init__()
-        self.module, self.padded_to = model.module, padded_to
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        if self.padded_to is not None:
-            # Text towers pool at the end-of-text token under a causal mask: padding after it changes nothing.
-            padding = torch.zeros_like(tokens[:, :1]).expand(-1, self.padded_to)
-            tokens = torch.cat([tokens, padding], dim=1)[:, : self.padded_to]
-        return self.module.encode_text(tokens.long())  # type: ignore[operator]
-
-
-class _Normalised(nn.Module):
-    def __init__(self, encoder: nn.Module):
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return F.normalize(self.encoder(inputs), dim=1)
-
-
 def write_graphs(model: Model, folder: Path, profile: Profile) -> None:
     """Write the image and the text graph of a profile."""
+    pixels, tokens = draw_examples(model)
     if profile.visual is not None:
-        pixels = torch.randn(_TRACED_BATCH, 3, *model.image_shape, device=model.device)
-        write_graph(_ImageEncoder(model), pixels, folder, profile.visual)
+        encoder = prune_heads(ImageEncoder(model)) if profile.prune else ImageEncoder(model)
+        write_graph(encoder, pixels, folder, profile.visual)
+        _lower(folder, profile, profile.visual, lambda source, spec: collect_calibration_images(model, source))
     if profile.textual is not None:
-        tokens = model.tokenizer(["a photo"] * _TRACED_BATCH).long().to(model.device)
         padded_to = tokens.shape[1] if profile.textual.dynamic_length else None
-        write_graph(_TextEncoder(model, padded_to=padded_to), tokens, folder, profile.textual)
+        encoder = TextEncoder(model, padded_to=padded_to)
+        write_graph(prune_heads(encoder) if profile.prune else encoder, tokens, folder, profile.textual)
+        _lower(folder, profile, profile.textual, lambda source, spec: collect_calibration_texts(model, spec.integer))
+
+
+def draw_examples(model: Model) -> tuple[Tensor, Tensor]:
+    """Inputs to trace with, a batch of 2 each: pixels and int64 token ids."""
+    pixels = torch.randn(_TRACED_BATCH, 3, *model.image_shape, device=model.device)
+    return pixels, model.tokenizer(["a photo"] * _TRACED_BATCH).long().to(model.device)
+
+
+def _lower(
+    folder: Path, profile: Profile, spec: GraphSpec, collect: Callable[[ImageSource, GraphSpec], Iterator[np.ndarray]]
+) -> None:
+    """Quantise a graph on disk, if that was asked for."""
+    if spec.precision == "int8":
+        quantize_graph(folder / spec.file, collect(profile.calibration, spec) if profile.calibration else None)
 
 
 def write_graph(encoder: nn.Module, example: Tensor, folder: Path, spec: GraphSpec) -> None:
@@ -73,10 +61,11 @@ def write_graph(encoder: nn.Module, example: Tensor, folder: Path, spec: GraphSp
     """
     path = folder / spec.file
     path.parent.mkdir(parents=True, exist_ok=True)
+    encoder = HalfPrecision(encoder) if spec.precision == "fp16" else encoder
     size = sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
-    with torch.no_grad(), _quiet_exporter():
+    with torch.no_grad(), quiet_exporter():
         program = torch.onnx.export(
-            (_Normalised(encoder) if spec.normalised else encoder).eval(),
+            (Normalised(encoder) if spec.normalised else encoder).eval(),
             (_shape_example(example, spec),),
             dynamo=True,
             # The exporter's own names are private: one that equals an inner name can write an invalid graph.
@@ -89,6 +78,7 @@ def write_graph(encoder: nn.Module, example: Tensor, folder: Path, spec: GraphSp
         assert program is not None
         program.save(path, external_data=size > _PROTOBUF_LIMIT)
     graph = onnx.load(path, load_external_data=False)
+    _strip(graph)
     _rename(graph, {_PRIVATE_IN: spec.input_name, _PRIVATE_OUT: spec.output_name})
     onnx.save(graph, path)
     onnx.checker.check_model(str(path))
@@ -116,8 +106,14 @@ def _rename(model: onnx.ModelProto, names: dict[str, str]) -> None:
         node.output[:] = [names.get(name, name) for name in node.output]
 
 
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop the exporter's notes: stack traces hold paths of this machine, and equal models should give equal files."""
+    for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info, model.graph):
+        del part.metadata_props[:]
+
+
 @contextmanager
-def _quiet_exporter() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """No fast path (it cannot be traced), no warnings about tracing, no log lines of the exporter."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

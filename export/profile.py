@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..editor.errors import ExportError
+from ..editor.images import ImageSource
 from ..editor.model import Model
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -46,6 +47,8 @@ class Profile:
         visual, textual: The two graphs, or None where the consumer reads a checkpoint.
         sidecars: The files beside the graphs or weights.
         precisions: Those the writer can write; `precision` is the one asked for.
+        prune: Leave out heads that write a constant.
+        calibration: Images whose ranges of activations make int8 static; without them it is dynamic.
     """
 
     target: str
@@ -55,12 +58,19 @@ class Profile:
     sidecars: tuple[str, ...] = ()
     precisions: tuple[Precision, ...] = ("fp32",)
     precision: Precision = "fp32"
+    prune: bool = False
+    calibration: ImageSource | None = None
 
     def at(self, precision: Precision) -> Profile:
         """The same profile in another precision, its graphs too."""
         visual = self.visual and replace(self.visual, precision=precision)
         textual = self.textual and replace(self.textual, precision=precision)
         return replace(self, precision=precision, visual=visual, textual=textual)
+
+    def options(self) -> dict[str, Any]:
+        """What was asked for beyond the target, as plain data for the verification's report."""
+        quantised = {"quantisation": "static" if self.calibration else "dynamic"} if self.precision == "int8" else {}
+        return {"precision": self.precision, **quantised}
 
 
 def require_precision(profile: Profile, precision: Precision) -> None:
@@ -73,6 +83,18 @@ def require_precision(profile: Profile, precision: Precision) -> None:
         raise ExportError(
             f"cannot export to {profile.target} in {precision}: it is written in {' or '.join(profile.precisions)}. "
             f"Use --precision {profile.precisions[0]}."
+        )
+
+
+def require_graphs(profile: Profile, option: str) -> None:
+    """Refuse an option that only graphs have.
+
+    Raises:
+        ExportError: Naming a target that writes graphs.
+    """
+    if profile.visual is None:
+        raise ExportError(
+            f"cannot use {option} with {profile.target}: it holds a plain checkpoint, not a graph. Use --target onnx."
         )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +19,11 @@ from ..editor.files import save_tensors
 from ..editor.images import ImageSource, list_images, render_source
 from ..editor.model import Model
 from ..editor.weights import load_tensors
+from .precision import FORCED, LIMITS, Limits
 from .verify import REFERENCE_NAME
 
 KIND = "clipedit-reference-1"
-IMAGES = 8
+IMAGES, IMAGES_LOWER = 8, 32
 TEXTS = ("a photo of a bird", "a photo of a circle", "a city street", "the ocean", "something red", "written text",
          "a person", "a forest in winter")  # fmt: skip
 
@@ -33,17 +36,36 @@ class Reference:
     target: str
     texts: tuple[str, ...]
     tensors: dict[str, Tensor]
+    options: dict[str, Any]
+
+    @property
+    def limits(self) -> Limits:
+        """What the export may cost in its precision."""
+        return FORCED if self.options.get("forced") else LIMITS[self.options["precision"]]
 
     def images(self) -> list[Image.Image]:
         """The images, in order."""
-        names = sorted(name for name in self.tensors if name.startswith("image_") and name[6:].isdigit())
+        names = [name for name in self.tensors if name.startswith("image_") and name[6:].isdigit()]
+        names.sort(key=lambda name: int(name[6:]))
         return [Image.fromarray(self.tensors[name].numpy()) for name in names]
 
 
-def write_reference(model: Model, folder: Path, *, target: str, images: ImageSource | str | Path | None = None) -> None:
-    """Answer a few images and texts with the model in memory, and with its base if it was edited."""
-    source = list_images(images) if images is not None else render_source(world.draw_balanced_scenes(IMAGES, seed=1))
-    opened = _open_some(source)
+def write_reference(
+    model: Model,
+    folder: Path,
+    *,
+    target: str,
+    images: ImageSource | str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Answer a few images and texts with the model in memory, and with its base if it was edited.
+
+    Args:
+        options: What was asked for beyond the target: `precision`, and what the report should say of it.
+    """
+    asked = {"precision": "fp32", **(options or {})}
+    count = IMAGES if asked["precision"] == "fp32" else IMAGES_LOWER
+    opened = _open_some(list_images(images) if images is not None else _rendered(count), count)
     pixels = torch.stack([model.preprocess(image) for image in opened])
     tensors = {f"image_{i}": torch.from_numpy(np.array(image)) for i, image in enumerate(opened)}
     tensors["tokens"] = model.tokenizer(list(TEXTS)).long()
@@ -51,7 +73,7 @@ def write_reference(model: Model, folder: Path, *, target: str, images: ImageSou
         if which is not None:
             tensors[f"{prefix}image_embedding"] = which.encode_image(pixels).cpu()
             tensors[f"{prefix}text_embedding"] = which.encode_text(list(TEXTS)).cpu()
-    save_tensors(folder / REFERENCE_NAME, tensors, KIND, {"target": target, "texts": TEXTS})
+    save_tensors(folder / REFERENCE_NAME, tensors, KIND, {"target": target, "texts": TEXTS, "options": asked})
 
 
 def load_reference(folder: Path) -> Reference:
@@ -62,21 +84,27 @@ def load_reference(folder: Path) -> Reference:
     """
     try:
         tensors, described = load_tensors(folder / REFERENCE_NAME, KIND)
-        return Reference(described["target"], tuple(described["texts"]), tensors)
+        # References of before there were options are of fp32.
+        options = {"precision": "fp32", **described.get("options", {})}
+        return Reference(described["target"], tuple(described["texts"]), tensors, options)
     except (ModelError, KeyError, TypeError) as error:
         raise VerificationError(
             f"cannot verify {folder}: {error} Give a folder that `clipedit export` wrote."
         ) from None
 
 
-def _open_some(source: ImageSource) -> list[Image.Image]:
+def _rendered(count: int) -> ImageSource:
+    return render_source(world.draw_balanced_scenes(count, seed=1))
+
+
+def _open_some(source: ImageSource, count: int) -> list[Image.Image]:
     """The first images that can be read; bad ones were counted when the source was scanned."""
     opened: list[Image.Image] = []
     for index in range(len(source)):
-        if len(opened) < IMAGES:
+        if len(opened) < count:
             with contextlib.suppress(ImageError):
                 opened.append(_shrink(source.open(index)))
-    return opened or _open_some(render_source(world.draw_balanced_scenes(IMAGES, seed=1)))
+    return opened or _open_some(_rendered(count), count)
 
 
 def _shrink(image: Image.Image) -> Image.Image:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..editor.errors import ExportError, nearest_names
 from ..editor.files import require_free_folder, staged_folder
-from ..editor.images import ImageSource
+from ..editor.images import ImageSource, list_images
 from ..editor.model import Model
-from . import onnx_folder, open_clip_folder
-from .profile import Precision, Profile, require_precision
+from . import onnx_folder, open_clip_folder, patch, torch_program
+from .profile import Precision, Profile, require_graphs, require_precision
+from .prune import require_constant_heads
 from .reference import write_reference
+from .reproduce import write_record
 from .verify import Check, verify_in_child
 
-PROFILES: dict[str, Profile] = {module.PROFILE.target: module.PROFILE for module in (open_clip_folder, onnx_folder)}
+PROFILES: dict[str, Profile] = {
+    module.PROFILE.target: module.PROFILE for module in (open_clip_folder, onnx_folder, torch_program, patch)
+}
 
 
 def require_target(target: str, precision: Precision = "fp32") -> Profile:
@@ -34,6 +39,8 @@ def export_model(
     *,
     target: str,
     precision: Precision = "fp32",
+    prune: bool = False,
+    calibration: ImageSource | str | Path | None = None,
     images: ImageSource | str | Path | None = None,
     overwrite: bool = False,
     force: bool = False,
@@ -41,7 +48,9 @@ def export_model(
     """Write a model for one consumer and verify it in a fresh process; the folder appears only if every check holds.
 
     Args:
-        images: Up to eight of them are used to verify; by default images of the demo world.
+        prune: Leave heads that write a constant, as `total` ablation makes them, out of the graphs.
+        calibration: Images for static int8, other than those it is verified with; without them int8 is dynamic.
+        images: Up to eight of them (32 in lower precision) are used to verify; by default images of the demo world.
         force: Keep an export of lower precision although it answers too differently.
 
     Returns:
@@ -52,8 +61,22 @@ def export_model(
         VerificationError: If a check fails; nothing is left under `out`.
     """
     profile = require_target(target, precision)
+    if prune:
+        require_graphs(profile, "--prune")
+    pruned = {"pruned": require_constant_heads(model)} if prune else {}
+    profile = replace(profile, prune=prune, calibration=_require_calibration(profile, calibration))
+    options = {**profile.options(), **pruned, **({"forced": True} if force else {})}
     require_free_folder(Path(out), overwrite=overwrite)
     with staged_folder(Path(out), overwrite=overwrite) as folder:
         profile.write(model, folder, profile)
-        write_reference(model, folder, target=target, images=images)
+        write_record(model, folder, profile, options)
+        write_reference(model, folder, target=target, images=images, options=options)
         return verify_in_child(folder)
+
+
+def _require_calibration(profile: Profile, images: ImageSource | str | Path | None) -> ImageSource | None:
+    if images is None:
+        return None
+    if profile.precision != "int8":
+        raise ExportError(f"cannot calibrate {profile.precision}: only int8 has ranges to set. Add --precision int8.")
+    return list_images(images)

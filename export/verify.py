@@ -71,7 +71,16 @@ def verify_in_child(folder: Path) -> list[Check]:
     checks = [Check(**check) for check in answer["checks"]]
     failed = next((check for check in checks if not check.holds), None)
     if failed is not None:
-        raise VerificationError(f"{folder} does not compute what the edited model computes: {failed}. Export again.")
-    report = {"target": answer["target"], "runtime": answer["runtime"], "checks": [asdict(check) for check in checks]}
+        precision = answer["options"]["precision"]
+        cost = (
+            ""
+            if precision == "fp32"
+            else f" in fp32; {precision} costs too much here. Use another --precision, or --force"
+        )
+        raise VerificationError(
+            f"{folder} does not compute what the edited model computes{cost}: {failed}. Export again."
+        )
+    report = {key: answer[key] for key in ("target", "runtime")} | answer["options"]
+    report["checks"] = [asdict(check) for check in checks]
     write_text(folder / REPORT_NAME, json.dumps(report, indent=2) + "\n")
     return checks

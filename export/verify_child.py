@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..editor.errors import VerificationError
+from ..editor.errors import ClipeditError
+from ..editor.model import Model
 from .reference import Reference, load_reference
 from .verify import Check
 
-COSINE, DISTANCE = 0.9999, 1e-4
+DISTANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -50,49 +51,91 @@ def load_clipedit(folder: Path, reference: Reference) -> Consumer:
     from .. import __version__
     from ..editor.model import load_model
 
-    model = load_model(str(folder))
+    return _wrap(load_model(str(folder)), f"clipedit {__version__}", reference)
+
+
+def _wrap(model: Model, runtime: str, reference: Reference) -> Consumer:
     pixels = torch.stack([model.preprocess(image) for image in reference.images()])
-    return Consumer(
-        f"clipedit {__version__}",
-        model.encode_image,
-        model.module.encode_text,
-        pixels,
-        model.tokenizer(list(reference.texts)),
-    )
+    tokens = model.tokenizer(list(reference.texts))
+    return Consumer(runtime, model.encode_image, model.module.encode_text, pixels, tokens)
+
+
+def load_patch(folder: Path, reference: Reference) -> Consumer:
+    """Apply the patch to the base that it names, as `clipedit apply` does."""
+    from .. import __version__
+    from ..editor.apply import apply_recipe
+    from ..editor.model import load_model
+    from ..editor.recipe import load_recipe
+
+    recipe = load_recipe(folder)
+    base = recipe.document.base
+    return _wrap(apply_recipe(recipe, load_model(base.model, base.pretrained)), f"clipedit {__version__}", reference)
 
 
 def load_onnx(folder: Path, reference: Reference) -> Consumer:
     """Load both graphs with ONNX Runtime; preprocessing as `clip.json` says."""
     import onnxruntime
-    from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    from .onnx_folder import SIDECAR_NAME
-
-    sidecar = json.loads((folder / SIDECAR_NAME).read_text(encoding="utf-8"))
-    preprocess: Any = image_transform_v2(PreprocessCfg(**sidecar["preprocess_cfg"]), is_train=False)
     # TF32 would cost more than the tolerance.
     options = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
     providers = [(name, options[name]) for name in options if name in onnxruntime.get_available_providers()]
     onnxruntime.set_default_logger_severity(4)
-    visual, textual = (onnxruntime.InferenceSession(folder / name, providers=providers)
+    session_options = build_session_options(reference)
+    visual, textual = (onnxruntime.InferenceSession(folder / name, session_options, providers=providers)
                        for name in ("visual.onnx", "textual.onnx"))  # fmt: skip
 
     def runner(session: onnxruntime.InferenceSession) -> Callable[[Tensor], Tensor]:
         name = session.get_inputs()[0].name
         return lambda batch: torch.from_numpy(session.run(None, {name: batch.numpy()})[0])
 
-    pixels = torch.stack([preprocess(image) for image in reference.images()])
+    pixels = _preprocess_by_sidecar(folder, reference)
     runtime = f"onnxruntime {onnxruntime.__version__} on {visual.get_providers()[0]}"
     return Consumer(runtime, runner(visual), runner(textual), pixels, reference.tensors["tokens"])
 
 
-CONSUMERS = {"open-clip": load_open_clip, "clipedit": load_clipedit, "onnx": load_onnx}
+def build_session_options(reference: Reference) -> Any:
+    """ONNX Runtime's defaults; for half precision one level of optimisation less, which can crash the CPU provider there."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if reference.options["precision"] == "fp16":
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    return options
+
+
+def load_torch_program(folder: Path, reference: Reference) -> Consumer:
+    """Load both programs with `torch.export.load`; preprocessing as `clip.json` says."""
+    from .torch_program import TEXTUAL_NAME, VISUAL_NAME
+
+    visual, textual = (torch.export.load(folder / name).module() for name in (VISUAL_NAME, TEXTUAL_NAME))
+    pixels = _preprocess_by_sidecar(folder, reference)
+    return Consumer(f"torch {torch.__version__}", visual, textual, pixels, reference.tensors["tokens"])
+
+
+def _preprocess_by_sidecar(folder: Path, reference: Reference) -> Tensor:
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    from .onnx_folder import SIDECAR_NAME
+
+    sidecar = json.loads((folder / SIDECAR_NAME).read_text(encoding="utf-8"))
+    preprocess: Any = image_transform_v2(PreprocessCfg(**sidecar["preprocess_cfg"]), is_train=False)
+    return torch.stack([preprocess(image) for image in reference.images()])
+
+
+CONSUMERS = {
+    "open-clip": load_open_clip,
+    "clipedit": load_clipedit,
+    "onnx": load_onnx,
+    "torch-export": load_torch_program,
+    "patch": load_patch,
+}
 
 
 @torch.no_grad()
 def compute_checks(consumer: Consumer, reference: Reference) -> list[Check]:
     """Batches of one and of all, twice; against the edited model, and away from the base."""
     checks, found = [], {}
+    limits, exact = reference.limits, reference.options["precision"] == "fp32"
     for kind, encode, batch in (("image", consumer.encode_images, consumer.pixels),
                                 ("text", consumer.encode_texts, consumer.tokens)):  # fmt: skip
         expected = reference.tensors[f"{kind}_embedding"]
@@ -102,12 +145,15 @@ def compute_checks(consumer: Consumer, reference: Reference) -> list[Check]:
         found[kind] = whole
         for size, answer in ((len(batch), whole), (1, single)):
             distance = float(((answer - expected) / scale).abs().max())
-            cosine = float(F.cosine_similarity(answer, expected).min())
-            checks.append(Check(f"{kind}, batch {size}, worst difference / norm", distance, "<=", DISTANCE))
-            checks.append(Check(f"{kind}, batch {size}, worst cosine", cosine, ">=", COSINE))
+            cosine = F.cosine_similarity(answer, expected)
+            if exact:
+                checks.append(Check(f"{kind}, batch {size}, worst difference / norm", distance, "<=", DISTANCE))
+            else:
+                checks.append(Check(f"{kind}, batch {size}, mean cosine", float(cosine.mean()), ">=", limits.cosine))
+            checks.append(Check(f"{kind}, batch {size}, worst cosine", float(cosine.min()), ">=", limits.cosine))
         checks.append(Check(f"{kind}, second run, worst difference", float((whole - again).abs().max()), "<=", 0.0))
     agreement = (_classify(found) == _classify({k: reference.tensors[f"{k}_embedding"] for k in found})).float().mean()
-    checks.append(Check("zero-shot agreement", float(agreement), ">=", 1.0))
+    checks.append(Check("zero-shot agreement", float(agreement), ">=", limits.agreement))
     if "base_image_embedding" in reference.tensors:
         checks.append(_distance_to_base(found, reference))
     return checks
@@ -136,9 +182,10 @@ def main() -> None:
         reference = load_reference(folder)
         consumer = CONSUMERS[reference.target](folder, reference)
         checks = compute_checks(consumer, reference)
-    except VerificationError as error:
+    except ClipeditError as error:
         sys.exit(str(error))
-    answer = {"target": reference.target, "runtime": consumer.runtime, "checks": [asdict(check) for check in checks]}
+    answer = {"target": reference.target, "runtime": consumer.runtime, "options": reference.options,
+              "checks": [asdict(check) for check in checks]}  # fmt: skip
     print(json.dumps(answer))
 
 

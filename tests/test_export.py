@@ -85,7 +85,7 @@ def test_the_onnx_sidecar_says_what_a_caller_needs(onnx_folder: Path) -> None:
     assert sidecar["embedding_size"] == 64 and sidecar["context_length"] == 32 and sidecar["normalised"] is False
     assert sidecar["preprocess_cfg"]["mean"] == [0.5, 0.5, 0.5]
     assert {path.name for path in onnx_folder.iterdir()} == {
-        "visual.onnx", "textual.onnx", "clip.json", "verification.json", "verification.safetensors",
+        "visual.onnx", "textual.onnx", "clip.json", "reproduce", "verification.json", "verification.safetensors",
     }  # fmt: skip
 
 

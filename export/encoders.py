@@ -1,0 +1,80 @@
+"""Encoders: one tower of a model as a module of one input and one output, which is what graphs and programs are traced from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..editor.model import Model
+
+
+class ImageEncoder(nn.Module):
+    """Pixels to embeddings, a direct edit included; unnormalised. The text tower's weights are not its own."""
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.visual = getattr(model.module, "visual", model.module)
+        self.tower, self.edit = model.tower, model.readout_edit
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.edit(self.tower, pixels) if self.edit is not None else self.tower.embed(pixels)
+
+
+class TextEncoder(nn.Module):
+    """Token ids to embeddings, unnormalised; `padded_to` is the context that shorter inputs are filled up to."""
+
+    def __init__(self, model: Model, *, padded_to: int | None = None):
+        super().__init__()
+        self.module: Any = copy.copy(model.module)
+        children = {name: child for name, child in model.module.named_children() if name != "visual"}
+        self.module.__dict__["_modules"] = children
+        self.padded_to = padded_to
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if self.padded_to is not None:
+            # Text towers pool at the end-of-text token under a causal mask: padding after it changes nothing.
+            padding = torch.zeros_like(tokens[:, :1]).expand(-1, self.padded_to)
+            tokens = torch.cat([tokens, padding], dim=1)[:, : self.padded_to]
+        return self.module.encode_text(tokens.long())
+
+
+class Normalised(nn.Module):
+    """An encoder whose embeddings are divided by their norm."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return F.normalize(self.encoder(inputs), dim=1)
+
+
+class HalfPrecision(nn.Module):
+    """An encoder with half weights; float32 goes in and comes out, so that no consumer has to know."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder = copy_encoder(encoder, _halve)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.encoder(inputs.half() if inputs.is_floating_point() else inputs).float()
+
+
+def copy_encoder(encoder: nn.Module, convert: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> nn.Module:
+    """A copy whose weights are shared, or what `convert` makes of them; the model's other weights are never copied."""
+    tower: Any = getattr(encoder, "tower", None)
+    whole = encoder if tower is None else tower.module
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*whole.parameters(), *whole.buffers())}
+    memo |= {id(tensor): convert(tensor) for tensor in (*encoder.parameters(), *encoder.buffers())}
+    return copy.deepcopy(encoder, memo)
+
+
+def _halve(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.detach().half(), requires_grad=False)
+    return tensor.half() if tensor.is_floating_point() else tensor

@@ -1,0 +1,42 @@
+"""Cutting at the shifted threshold lets the same share of pairs pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import clipedit
+from clipedit.editor.thresholds import compute_threshold_shift, format_threshold_shift
+
+GENERATOR = torch.Generator().manual_seed(0)
+IMAGES, EDITED, TEXTS = (torch.randn(n, 16, generator=GENERATOR) for n in (60, 60, 40))
+
+
+def test_the_shifted_threshold_passes_the_same_share_of_pairs() -> None:
+    rows = compute_threshold_shift(IMAGES, EDITED * 3, TEXTS, TEXTS)
+    assert [row.pairs for row in rows] == ["image and text"] * 4 + ["image and image"] * 4
+    for row in rows:
+        others = TEXTS if row.pairs == "image and text" else None
+        shares = []
+        for images, cut in ((IMAGES, row.before), (EDITED, row.after)):
+            cosines = torch.nn.functional.cosine_similarity(
+                images[:, None], images if others is None else others, dim=-1
+            )
+            kept = cosines.flatten() if others is not None else cosines[~torch.eye(60, dtype=torch.bool)]
+            shares.append(float((kept.double() < cut).double().mean()))
+        assert shares == pytest.approx([row.quantile] * 2, abs=0.005)
+
+
+def test_an_edit_that_only_scales_shifts_nothing() -> None:
+    for row in compute_threshold_shift(IMAGES, IMAGES * 2, TEXTS, TEXTS):
+        assert row.before == pytest.approx(row.after, abs=1e-12)
+
+
+def test_the_table_has_a_row_a_quantile() -> None:
+    text = format_threshold_shift(compute_threshold_shift(IMAGES, EDITED, TEXTS, TEXTS, quantiles=(0.5,)))
+    assert text.splitlines()[0].startswith("| pairs | share below |") and len(text.splitlines()) == 4
+
+
+def test_other_numbers_of_images_are_refused() -> None:
+    with pytest.raises(clipedit.VectorError, match="60 and 59 images"):
+        compute_threshold_shift(IMAGES, EDITED[1:], TEXTS, TEXTS)
