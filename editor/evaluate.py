@@ -16,6 +16,7 @@ from .apply import compute_direct_embeddings, compute_distilled_embeddings, comp
 from .components import Features
 from .datasets import LabelledImages, load_labelled_images
 from .errors import ImageError
+from .features import CachedFeatures
 from .images import ImageSource, load_batches
 from .model import Model
 from .recipe import Recipe
@@ -111,12 +112,24 @@ def collect_embeddings(
 
 
 def collect_features(
-    model: Model, source: ImageSource, *, layers: Sequence[int], batch_size: int = 64, progress: Progress | None = None
+    model: Model,
+    source: ImageSource,
+    *,
+    layers: Sequence[int],
+    batch_size: int = 64,
+    cached: CachedFeatures | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Features, list[int]]:
     """The features of a whole source, for trying many edits without running the model again; and as `collect_embeddings`.
 
-    Memory: `len(source) * len(layers) * d_model` floats.
+    Memory: `len(source) * len(layers) * d_model` floats; nearly none when all of it comes from `cached`.
+
+    Raises:
+        StatisticsError, ImageError: If `cached` is of another model, other layers or other images.
     """
+    if cached is not None:
+        cached.require(model, layers)
+        return cached.select(source)
     groups = [group for group in model.tower.groups(layers, mlps=False) if group.ids[0].kind == "head"]
     parts, kept = [], []
     for pixels, indices in _good_batches(model, source, batch_size, 0.01, progress):

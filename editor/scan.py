@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from .components import ComponentGroup
 from .errors import ImageError, ModelError, StatisticsError
+from .features import write_features
 from .files import save_tensors
 from .images import ImageSource, list_images, load_batches
 from .model import Model
@@ -87,6 +89,7 @@ def scan(
     mlps: bool = False,
     workers: int | None = None,
     max_bad: float = 0.01,
+    keep_features: Path | None = None,
     progress: Progress | None = None,
 ) -> Scan:
     """Collect the statistics of a model's heads on images.
@@ -97,27 +100,29 @@ def scan(
         mlps: Also scan every MLP and the embedding, so that scores account for the whole embedding.
         workers: Processes that read images.
         max_bad: Share of unreadable images that is tolerated, in [0, 1].
+        keep_features: A file to write the features of every image to; see `editor/features.py` for its size.
         progress: Called with images done and in total.
 
     Raises:
         ImageError: If there are no images, or more than `max_bad` of them cannot be read.
     """
     source = list_images(images)
-    n_layers = model.tower.n_layers
-    chosen = tuple(sorted(set(layers))) if layers is not None else tuple(range(max(0, n_layers - 4), n_layers))
-    if not chosen or not set(chosen) <= set(range(n_layers)):
-        raise StatisticsError(f"cannot scan layers {list(chosen)}: {model.name} has layers 0-{n_layers - 1}.")
+    chosen = choose_layers(model, layers)
     groups = model.tower.groups(chosen, mlps=mlps)
     statistics, bad, done = empty_statistics(groups, model.tower.d_model), [], 0
-    for batch in load_batches(source, model.preprocess, batch_size=batch_size, workers=workers):
-        if batch.indices:
-            features = model.tower.collect_features(batch.pixels.to(model.device), groups)
-            statistics = add_features(statistics, features)
-        bad += batch.bad
-        done += len(batch.indices) + len(batch.bad)
-        check_bad(bad, len(source), max_bad)
-        if progress is not None:
-            progress(done, len(source))
+    kept = write_features(keep_features, model, groups, source, chosen) if keep_features else nullcontext(None)
+    with kept as write:
+        for batch in load_batches(source, model.preprocess, batch_size=batch_size, workers=workers):
+            if batch.indices:
+                features = model.tower.collect_features(batch.pixels.to(model.device), groups)
+                statistics = add_features(statistics, features)
+                if write is not None:
+                    write(features, batch.indices)
+            bad += batch.bad
+            done += len(batch.indices) + len(batch.bad)
+            check_bad(bad, len(source), max_bad)
+            if progress is not None:
+                progress(done, len(source))
     return Scan(
         statistics,
         lasting_name(model.name),
@@ -128,6 +133,19 @@ def scan(
         mlps,
         tuple(bad),
     )
+
+
+def choose_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]:
+    """The layers to scan, sorted: those asked for, or the last four.
+
+    Raises:
+        StatisticsError: If the model has no such layer.
+    """
+    n_layers = model.tower.n_layers
+    chosen = tuple(sorted(set(layers))) if layers is not None else tuple(range(max(0, n_layers - 4), n_layers))
+    if not chosen or not set(chosen) <= set(range(n_layers)):
+        raise StatisticsError(f"cannot scan layers {list(chosen)}: {model.name} has layers 0-{n_layers - 1}.")
+    return chosen
 
 
 def lasting_name(name: str) -> str:

@@ -1,0 +1,46 @@
+"""Words written over images: typographic attacks made from a user's own photographs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+INK, PLATE = (16, 16, 16), (250, 250, 250)
+
+
+class Box(NamedTuple):
+    """A rectangle in pixels; right and bottom lie outside it."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def overlay_word(image: Image.Image, word: str, generator: np.random.Generator) -> tuple[Image.Image, Box]:
+    """The image with a word on a light plate somewhere in it, a sixth of its height; and where the word is."""
+    height = max(8, image.height // 6)
+    width = min(image.width, _word_width(word, height))
+    left = int(generator.integers(0, image.width - width + 1))
+    top = int(generator.integers(0, max(1, image.height - height + 1)))
+    return draw_word(image, word, left=left, top=top, height=height)
+
+
+def draw_word(image: Image.Image, word: str, *, left: int, top: int, height: int) -> tuple[Image.Image, Box]:
+    """The image with a word at a fixed place, dark on a light plate `height` pixels high; words too long are cut."""
+    box = Box(left, top, min(image.width, left + _word_width(word, height)), min(image.height, top + height))
+    found = image.copy()
+    draw = ImageDraw.Draw(found)
+    draw.rectangle((box.left, box.top, box.right - 1, box.bottom - 1), fill=PLATE)
+    draw.text((left + 1, top + height // 2), word, fill=INK, font=_font(height), anchor="lm")
+    return found, box
+
+
+def _font(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=height)
+
+
+def _word_width(word: str, height: int) -> int:
+    return int(np.ceil(_font(height).getlength(word))) + 2
