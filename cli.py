@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .editor.recipe import Recipe
     from .editor.reindex import EmbeddingMap
     from .editor.scan import Scan
+    from .editor.selection import Evidence
     from .export.verify import Check
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -50,6 +51,12 @@ DirectionsOption = Annotated[
 EffectChoice = Literal["distilled", "total", "direct"]
 OperationChoice = Literal["mean-ablate", "zero-ablate", "project-out"]
 PrecisionChoice = Literal["fp32", "fp16", "int8"]
+SelectChoice = Literal["text-difference", "labelled-contrast", "attention-region", "frontier"]
+LabelledOption = Annotated[str | None, typer.Option(help="Labelled images to select heads on: a folder a class, a CSV or metadata.csv, or `demo`. Never those that you report on.")]
+LabelOption = Annotated[str | None, typer.Option(help="Column of classes.")]
+GroupByOption = Annotated[str, typer.Option(help="Columns that make groups, separated by commas.")]
+SplitOption = Annotated[str | None, typer.Option(help="Value of the `split` column to keep.")]
+FeaturesOption = Annotated[Path | None, typer.Option("--features", help="Features that `scan --keep-features` wrote, in place of running the model on labelled images.")]
 DEFAULT_OUT = Path("clipedit-out")
 
 
@@ -85,18 +92,23 @@ def scan_command(
     batch_size: BatchOption = 32,
     workers: WorkersOption = None,
     max_bad: MaxBadOption = 0.01,
+    keep_features: Annotated[bool, typer.Option("--keep-features", help="Also write every image's features, beside the scan.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older scan.")] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Collect the statistics of a model's heads on images."""
+    from .editor.features import features_path
     from .editor.scan import scan
 
     if out.exists() and not overwrite:
         raise ExportError(f"cannot write {out}: it exists. Choose another -o, or add --overwrite.")
     loaded = _load_model(model, pretrained)
+    chosen, kept = _parse_layers(layers, loaded), features_path(out) if keep_features else None
+    if kept is not None:
+        _say_features_size(kept, loaded, images, chosen, mlps)
     with _progress() as follow:
         result = scan(
-            loaded, images, batch_size=batch_size, layers=_parse_layers(layers, loaded), mlps=mlps, workers=workers,
-            max_bad=max_bad, progress=follow("scan"),
+            loaded, images, batch_size=batch_size, layers=chosen, mlps=mlps, workers=workers, max_bad=max_bad,
+            keep_features=kept, progress=follow("scan"),
         )  # fmt: skip
     result.save(out)
     _say(f"wrote {out}: {result.statistics.n} images, layers {result.layers[0]}-{result.layers[-1]}")
@@ -148,7 +160,7 @@ def score(
 
 @app.command("remove-heads")
 def remove_heads(
-    concept: Annotated[str, typer.Option(help="What to remove: a concept's name or file.")],
+    concept: Annotated[str | None, typer.Option(help="What to remove: a concept's name or file. Only selectors that look at labels can do without.")] = None,
     keep: Annotated[str | None, typer.Option(help="A concept whose heads to spare.")] = None,
     model: ModelOption = "demo",
     pretrained: PretrainedOption = None,
@@ -157,7 +169,17 @@ def remove_heads(
     dataset: Annotated[str | None, typer.Option(help="Labelled images to measure on, as for `evaluate`.")] = None,
     operation: Annotated[OperationChoice, typer.Option(help="What happens to the heads.")] = "mean-ablate",
     effect: Annotated[EffectChoice, typer.Option(help="How the edit enters the model.")] = "distilled",
-    heads: Annotated[int | None, typer.Option(min=0, help="How many heads.")] = None,
+    select: Annotated[SelectChoice, typer.Option(help="How the heads are chosen.")] = "text-difference",
+    labelled: LabelledOption = None,
+    label: LabelOption = None,
+    group_by: GroupByOption = "",
+    split: SplitOption = None,
+    retention: Annotated[str | None, typer.Option(help="A column of --labelled with a second task, which should not change.")] = None,
+    regions: Annotated[str | None, typer.Option(help="For attention-region: a folder of masks or a column of boxes; by default words are written over the labelled images.")] = None,
+    budget: Annotated[float, typer.Option(help="Points of accuracy that frontier and attention-region may lose.")] = 1.0,
+    features: FeaturesOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the Pareto front of --select frontier to this file.")] = None,
+    heads: Annotated[int | None, typer.Option(min=0, help="How many heads; at most so many for selectors that search.")] = None,
     strength: Annotated[float, typer.Option(min=0, max=1, help="Of the operation on heads.")] = 1.0,
     output_strength: Annotated[float | None, typer.Option(min=0, max=1, help="Of the projection of the concept's texts out of the output; 0 for none.")] = None,
     directions: DirectionsOption = None,
@@ -168,37 +190,42 @@ def remove_heads(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Find the heads that carry a concept, remove them, and write the repaired model with its recipe."""
-    from .editor import bind
+    from .editor.bind import bind_recipe, check_effect
     from .editor.concepts import load_concept
     from .editor.files import require_apart, require_free_folder
+    from .editor.plot import draw_frontier, require_plot
+    from .editor.selectors import select_recipe
     from .export.edited_folder import write_edited_model
 
+    if concept is None and (select == "text-difference" or operation == "project-out"):
+        raise typer.BadParameter(f"{select} with {operation} needs one", param_hint="--concept")
     require_free_folder(out, overwrite=overwrite)
-    require_apart(out, model, pretrained, images, scan, dataset)
+    require_apart(out, model, pretrained, images, scan, dataset, labelled, features)
+    if plot is not None:
+        require_plot(plot, overwrite=overwrite)
     loaded = _load_model(model, pretrained)
     # Read before the images are: a misspelt name or a missing tokenizer must not cost a scan.
     loaded.tokenizer(["a photo"])
-    bind.check_effect(effect, loaded)
-    spurious, kept = load_concept(concept, loaded.folder), load_concept(keep, loaded.folder) if keep else None
+    check_effect(effect, loaded)
+    spurious, kept = (load_concept(name, loaded.folder) if name else None for name in (concept, keep))
     chosen = {"heads": heads, "output_strength": output_strength}
+    dataset = dataset or ("demo" if model == "demo" else None)
+    evidence = _load_evidence(select, labelled or ("demo" if model == "demo" else None), label=label, group_by=group_by,
+                              split=split, retention=retention, regions=regions, budget=budget, features=features)  # fmt: skip
     with _progress() as follow:
         scanned = _scan_or_load(loaded, images, scan, follow, batch_size=batch_size, max_bad=max_bad)
-        recipe = bind.make_recipe(
-            scanned, loaded, concept=spurious, keep=kept, operation=operation, effect=effect, strength=strength,
-            directions=directions, **{key: value for key, value in chosen.items() if value is not None},
+        document = select_recipe(
+            scanned, loaded, select=select, evidence=evidence, concept=spurious, keep=kept, operation=operation,
+            effect=effect, strength=strength, directions=directions,
+            **{key: value for key, value in chosen.items() if value is not None},
         )  # fmt: skip
-        rows = _measure(recipe, scanned, loaded, dataset or ("demo" if model == "demo" else None), follow)
-        recipe = recipe.with_measured(rows) if rows else recipe
+        recipe = bind_recipe(document, scanned, loaded)
+        rows = _measure(recipe, scanned, loaded, dataset, follow)
+        recipe = _with_fidelity(recipe.with_measured(rows), scanned, loaded, dataset, images, follow)
         checks = write_edited_model(recipe, loaded, out, images=images, scan=scanned, overwrite=overwrite)
-    if as_json:
-        _print_json({"heads": recipe.heads, "measured": rows, "out": str(out), "checks": [vars(c) for c in checks]})
-        return
-    _say(f"edited {len(recipe.heads)} heads ({operation}, {effect}): {', '.join(recipe.heads)}")
-    if rows:
-        _print_measures(rows)
-    _print_checks(checks)
-    _say(f"wrote {out}: an open_clip folder" if effect != "direct" else f"wrote {out}: base and direct edit")
-    _print_next("for deployment", f"clipedit export {out} --target onnx -o {out}-onnx")
+    if plot is not None and "frontier" in (recipe.document.measured or {}):
+        draw_frontier((recipe.document.measured or {})["frontier"], plot)
+    _report_edit(recipe, out, checks, as_json=as_json)
 
 
 @app.command("apply")
@@ -468,6 +495,16 @@ def _scan_or_load(model: Model, images: str | None, scan: Path | None, follow: F
     return scanned
 
 
+def _say_features_size(path: Path, model: Model, images: str, layers: Sequence[int] | None, mlps: bool) -> None:
+    from .editor.features import compute_features_bytes
+    from .editor.images import list_images
+    from .editor.scan import choose_layers
+
+    count = len(list_images(images))
+    size = compute_features_bytes(model, model.tower.groups(choose_layers(model, layers), mlps=mlps), count)
+    _say(f"features of {count} images will take {size / 1e6:.1f} MB in {path}")
+
+
 def _say_skipped(scanned: Scan) -> None:
     for name, reason in scanned.bad:
         _say(f"skipped {name}: {reason}")
@@ -536,6 +573,83 @@ def _measure_reindex(
     with _progress() as follow:
         rows = measure_fidelity(mapping, recipe, scan, model, source, progress=follow("measure"))
     return {name: vars(row) for name, row in rows.items()}
+
+
+def _report_edit(recipe: Recipe, out: Path, checks: Sequence[Check], *, as_json: bool) -> None:
+    measured, effect = recipe.document.measured or {}, recipe.document.effect
+    if as_json:
+        _print_json({"heads": recipe.heads, "measured": measured, "out": str(out), "checks": [vars(c) for c in checks]})
+        return
+    operations = ", ".join(dict.fromkeys(step.operation for step in recipe.document.steps if step.target == "heads"))
+    _say(f"edited {len(recipe.heads)} heads ({operations or 'none'}, {effect}): {', '.join(recipe.heads)}")
+    if "frontier" in measured:
+        _print_front(measured["frontier"])
+    rows = {name: row for name, row in measured.items() if name not in ("frontier", "fidelity")}
+    if rows:
+        _print_measures(rows)
+    _say_fidelity(measured, effect)
+    _print_checks(checks)
+    _say(f"wrote {out}: an open_clip folder" if effect != "direct" else f"wrote {out}: base and direct edit")
+    _print_next("for deployment", f"clipedit export {out} --target onnx -o {out}-onnx")
+
+
+def _load_evidence(
+    select: str, labelled: str | None, *, label: str | None, group_by: str, split: str | None, retention: str | None,
+    regions: str | None, budget: float, features: Path | None,
+) -> Evidence:  # fmt: skip
+    """What selectors other than text-difference look at; refused before images are scanned if it does not suffice."""
+    from .editor.datasets import load_labelled_images
+    from .editor.features import load_features
+    from .editor.selection import Evidence, require_labelled
+
+    if select == "text-difference":
+        return Evidence()
+    cached = load_features(features) if features else None
+    task = second = None
+    if labelled == "demo":
+        from .demo.measure import labelled_tasks
+
+        task, second = labelled_tasks()
+    elif labelled is not None:
+        columns = [name.strip() for name in group_by.split(",") if name.strip()]
+        task = load_labelled_images(labelled, label=label, group_by=columns, split=split)
+        second = load_labelled_images(labelled, label=retention, split=split) if retention else None
+    evidence = Evidence(task, second, regions, budget, cached)
+    require_labelled(evidence, select)
+    return evidence
+
+
+def _with_fidelity(
+    recipe: Recipe, scan: Scan, model: Model, dataset: str | None, images: str | None, follow: Follow
+) -> Recipe:
+    """The recipe with its fidelity to `direct`: on the images that were measured, else on the calibration images."""
+    from .demo.measure import test_source
+    from .editor.datasets import load_labelled_images
+    from .editor.fidelity import measure_fidelity
+    from .editor.images import list_images
+
+    if recipe.document.effect == "direct" or (dataset is None and images is None):
+        return recipe
+    if dataset is None:
+        source = list_images(images or "demo")
+    else:
+        source = test_source() if dataset == "demo" else load_labelled_images(dataset).source
+    found = measure_fidelity(recipe, scan, model, source, progress=follow("fidelity"))
+    return recipe.with_measured({"fidelity": vars(found) | {"on": "dataset" if dataset else "calibration images"}})
+
+
+def _say_fidelity(measured: Mapping[str, Any], effect: str) -> None:
+    from .editor.fidelity import ENOUGH, Fidelity
+
+    if "fidelity" not in measured:
+        if effect != "direct":
+            _say(f"fidelity of {effect} to direct: not measured, no images were given")
+        return
+    figures = {key: value for key, value in measured["fidelity"].items() if key != "on"}
+    found = Fidelity(**figures)
+    _say(f"fidelity of {effect} to direct, {found.images} images of the {measured['fidelity']['on']}: {found}")
+    if found.explained < ENOUGH:
+        _say(f"warning: {effect} explains less than {ENOUGH} of the directly edited embedding; --effect direct is exact")
 
 
 def _parse_layers(text: str | None, model: Model) -> list[int] | None:
@@ -623,6 +737,17 @@ def _print_measures(rows: Mapping[str, Mapping[str, float]]) -> None:
     _print_table(["", *(_TITLES.get(column, column) for column in columns)], cells)
     if "worst_group_listed" in columns:
         _say(_LEGEND)
+
+
+def _print_front(frontier: Mapping[str, Any]) -> None:
+    """The Pareto front, best worst group first; the chosen edit is marked."""
+    _say(f"tried {frontier['tried']} edits on cached features; the Pareto front:")
+    rows = [
+        [f"{p['worst_group']:.3f}", f"{p['retention']:.3f}", f"{p['output_strength']:.2f}", ", ".join(p["heads"]) or "none",
+         {True: "<- unedited", False: ""}[p == frontier["unedited"]] or ("<- chosen" if p == frontier["chosen"] else "")]
+        for p in [*frontier["front"], frontier["unedited"]]
+    ]  # fmt: skip
+    _print_table(["worst group", "kept", "output", "heads", ""], rows)
 
 
 def _print_heads(labels: Mapping[str, Sequence[Any]], heads: Sequence[str]) -> None:

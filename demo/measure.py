@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from ..editor.datasets import LabelledImages
 from ..editor.evaluate import compute_class_weights
 from ..editor.images import ImageSource, render_source
 from ..editor.model import Model
@@ -35,6 +36,23 @@ def validation_source() -> ImageSource:
 def test_source() -> ImageSource:
     """The split that is reported; balanced over shape x place."""
     return render_source(world.draw_balanced_scenes(SPLIT_COUNT, TEST_SEED))
+
+
+def labelled_tasks(listed: Sequence[str] = LISTED_PLACES) -> tuple[LabelledImages, LabelledImages]:
+    """For selectors that need labels: shapes, grouped by place, and colours, which should stay.
+
+    Images of the validation split in listed places only: nobody has labels of the others.
+    """
+    source = validation_source()
+    source = source.subset([i for i, row in enumerate(source.attributes) if row["place"] in listed])
+    colors = [f"{color} object" for color in world.COLORS]
+    shapes = [world.SHAPES.index(row["shape"]) for row in source.attributes]
+    found = [list(world.COLORS).index(row["color"]) for row in source.attributes]
+    groups = tuple(f"{row['shape']} / place {row['place']}" for row in source.attributes)
+    return (
+        LabelledImages(source, world.SHAPES, tuple(shapes), groups),
+        LabelledImages(source, tuple(colors), tuple(found), tuple(colors[index] for index in found)),
+    )
 
 
 def build_demo_measure(

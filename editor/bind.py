@@ -24,8 +24,7 @@ from .operations import (
 )
 from .recipe import EFFECTS, Base, Calibration, Effect, Fold, HeadOperation, Recipe, RecipeDocument, Step
 from .scan import Scan
-from .scores import score_heads
-from .selection import select_top_heads
+from .selection import EditPlan, Evidence, select_by_text_difference
 
 DEFAULT_HEADS = 8
 DEFAULT_OUTPUT_STRENGTH = 0.9
@@ -56,29 +55,20 @@ def make_recipe(
         directions: Number of directions of the concept.
 
     Raises:
-        ConceptError, StatisticsError, RecipeError: As `score_heads`, `select_top_heads` and `bind_recipe`.
+        ConceptError, StatisticsError, RecipeError: As `select_by_text_difference` and `bind_recipe`.
     """
     check_effect(effect, model)
-    if output_strength is None:
-        output_strength = DEFAULT_OUTPUT_STRENGTH if _holds_output(effect, model) else 0.0
-    spurious = concept if isinstance(concept, Concept) else load_concept(concept, model.folder)
-    scores = score_heads(scan, model, concept=spurious, keep=keep, directions=directions)
-    chosen = tuple(str(head) for head in select_top_heads(scores, heads))
-    named = {"concept": spurious.name, "texts": spurious.texts, "directions": directions}
-    steps = []
-    if chosen:
-        extra = named if operation == "project-out" else {}
-        steps.append(Step(operation=operation, heads=chosen, strength=strength, **extra))
-    if output_strength > 0:
-        steps.append(Step(operation="project-out", target="output", strength=output_strength, **named))
-    document = RecipeDocument(
-        schema_version=1,
-        name=f"remove-{spurious.name}",
-        base=Base(model=model.name, pretrained=model.pretrained),
+    plan = EditPlan(
+        concept=concept if isinstance(concept, Concept) else load_concept(concept, model.folder),
+        heads=heads,
+        output_strength=default_output_strength(effect, model) if output_strength is None else output_strength,
+        keep=keep,
+        operation=operation,
         effect=effect,
-        steps=tuple(steps),
+        strength=strength,
+        directions=directions,
     )
-    return bind_recipe(document, scan, model)
+    return bind_recipe(select_by_text_difference(scan, model, plan, Evidence()), scan, model)
 
 
 def bind_recipe(document: RecipeDocument, scan: Scan, model: Model) -> Recipe:
@@ -160,6 +150,11 @@ def check_effect(effect: str, model: Model) -> None:
     if reason is not None:
         others = " or ".join(f"--effect {other}" for other in EFFECTS if model.tower.why_not(other) is None)
         raise RecipeError(f"cannot make a {effect} edit of {model.name}: {reason}. Use {others}.")
+
+
+def default_output_strength(effect: str, model: Model) -> float:
+    """How strongly a concept's texts are projected out of the output where nobody says: 0 where the effect cannot hold it."""
+    return DEFAULT_OUTPUT_STRENGTH if _holds_output(effect, model) else 0.0
 
 
 def check_heads(document: RecipeDocument, model: Model) -> None:

@@ -40,7 +40,7 @@ class HeadId(NamedTuple):
 
 @dataclass(frozen=True, order=True)
 class ComponentId:
-    """One component; `str()` is `L3H5`, `L3.mlp`, `L3.bias` or `embedding`."""
+    """One component; `str()` is `L3H5`, `L3.mlp`, `L3.bias` or `embedding`; `L3H5.self` is a part of a head."""
 
     kind: str
     layer: int = -1
@@ -49,6 +49,8 @@ class ComponentId:
     def __str__(self) -> str:
         if self.kind == "head":
             return str(HeadId(self.layer, self.head))
+        if self.kind == "self":
+            return f"{HeadId(self.layer, self.head)}.self"
         return self.kind if self.layer < 0 else f"L{self.layer}.{self.kind}"
 
 

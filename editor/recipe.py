@@ -139,8 +139,9 @@ class Recipe:
         return [str(head) for head in sorted(found)]
 
     def with_measured(self, measured: Mapping[str, Any]) -> Recipe:
-        """The same recipe with figures in it."""
-        return replace(self, document=self.document.model_copy(update={"measured": dict(measured)}))
+        """The same recipe with more figures in it."""
+        figures = {**(self.document.measured or {}), **measured}
+        return replace(self, document=self.document.model_copy(update={"measured": figures}))
 
     def save(self, path: str | Path) -> None:
         """Write the YAML file and, for bound recipes, `<name>.safetensors` beside it; each whole or absent."""

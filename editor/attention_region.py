@@ -1,0 +1,214 @@
+"""The attention-region selector (Dyslexify, ICLR 2026): heads whose readout attends to a region of the image.
+
+The region is a user's mask or box, or, for written words, where a word was overlaid on the user's own images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from .datasets import LabelledImages
+from .errors import ImageError, ModelError
+from .images import ImageSource, open_image
+from .model import Model
+from .overlay import Box, overlay_word
+from .recipe import RecipeDocument
+from .scan import Scan
+from .selection import EditPlan, Evidence, require_labelled, write_document
+from .tables import TaskTable, load_task, measure_subsets, scanned_heads, subset_rows, tabulate
+from .towers.open_clip_attention import collect_attention
+from .towers.open_clip_vit import OpenClipViT
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Attacked images with the region of each, and images without one.
+
+    Attributes:
+        mask: From an image's index and size to a mask of the same size, white in the region.
+    """
+
+    attacked: LabelledImages
+    clean: LabelledImages
+    mask: Callable[[int, tuple[int, int]], Image.Image]
+
+
+def select_by_attention_region(scan: Scan, model: Model, plan: EditPlan, evidence: Evidence) -> RecipeDocument:
+    """Heads in descending order of the attention they pay to the region; one is kept if accuracy with the region rises.
+
+    At most `plan.heads` are kept, and the search stops where accuracy without the region fell by more than
+    `evidence.budget` points (both under `direct`).
+
+    Raises:
+        ImageError: If labels, masks or boxes are missing, or a group has fewer than five images.
+        ModelError: If the architecture gives no attention.
+    """
+    regions = find_regions(require_labelled(evidence, "attention-region"), evidence.regions)
+    shares = collect_region_shares(scan, model, regions)
+    # Overlaid images are new ones: only the others can be in a cache.
+    images = replace(evidence, cached=None)
+    attacked, clean = (
+        tabulate(scan, model, plan, load_task(scan, model, task, images)) for task in (regions.attacked, regions.clean)
+    )
+    chosen = prune_in_order(shares.argsort(descending=True).tolist(), attacked, clean, plan.heads, evidence.budget)
+    return write_document(plan, [attacked.heads[index] for index in chosen], model)
+
+
+def find_regions(labelled: LabelledImages, given: Path | str | None) -> Regions:
+    """The regions of labelled images: from a folder of masks, a column of boxes, or words written over the images.
+
+    Raises:
+        ImageError: If there is no such folder or column, or no image has a region, or every image has one.
+    """
+    if given is None:
+        return _write_words(labelled)
+    mask = _mask_reader(Path(given), labelled) if Path(given).is_dir() else _box_reader(str(given), labelled)
+    inside = [index for index in range(len(labelled.labels)) if mask(index, (64, 64)).getbbox() is not None]
+    outside = sorted(set(range(len(labelled.labels))) - set(inside))
+    if not inside or not outside:
+        raise ImageError(
+            f"cannot select heads by attention-region: {len(inside)} of {len(labelled.labels)} labelled images have a "
+            f"region in {given}, both images with one and images without are needed."
+        )
+    return Regions(subset(labelled, inside), subset(labelled, outside), lambda i, size: mask(inside[i], size))
+
+
+def collect_region_shares(scan: Scan, model: Model, regions: Regions) -> Float[Tensor, " head"]:
+    """Mean share of each scanned head's readout attention that falls on the region, in [0, 1].
+
+    Raises:
+        ModelError: If the architecture gives no attention.
+    """
+    tower = model.tower
+    if not isinstance(tower, OpenClipViT):
+        raise ModelError(
+            f"cannot select heads by attention-region: {model.name} is not an open_clip ViT, whose attention can be read. "
+            "Use another --select."
+        )
+    total, seen = torch.zeros(len(scanned_heads(scan, model))), 0
+    for pixels, masks in _masked_batches(model, regions):
+        attention = collect_attention(tower, pixels.to(model.device), scan.layers).cpu()  # [image, layer, head, row, column]
+        cover = F.adaptive_avg_pool2d(masks, list(attention.shape[-2:]))
+        total += torch.einsum("nlhrc,nrc->lh", attention, cover[:, 0]).flatten()
+        seen += len(pixels)
+    return total / seen
+
+
+def prune_in_order(
+    order: Sequence[int], attacked: TaskTable, clean: TaskTable, most: int, budget: float
+) -> list[int]:
+    """Go through heads in order: keep one if it raises attacked accuracy; stop when clean accuracy fell by the budget."""
+    kept: frozenset[int] = frozenset()
+    best, least = _accuracy(attacked, kept), _accuracy(clean, kept) - budget / 100 - 1e-9
+    for index in order:
+        tried = kept | {index}
+        if len(tried) > most:
+            break
+        reached = _accuracy(attacked, tried)
+        if reached <= best:
+            continue
+        if _accuracy(clean, tried) < least:
+            break
+        kept, best = tried, reached
+    return sorted(kept)
+
+
+def subset(labelled: LabelledImages, indices: Sequence[int]) -> LabelledImages:
+    """Some of the labelled images, in the given order."""
+    return LabelledImages(
+        labelled.source.subset(indices),
+        labelled.classes,
+        tuple(labelled.labels[index] for index in indices),
+        tuple(labelled.groups[index] for index in indices),
+    )
+
+
+def _accuracy(table: TaskTable, chosen: frozenset[int]) -> float:
+    return float(measure_subsets(table, subset_rows(table, [chosen]))[1])
+
+
+def _write_words(labelled: LabelledImages, seed: int = 0) -> Regions:
+    """Every image with the name of another class written over it."""
+
+    def attack(index: int) -> tuple[Image.Image, Box]:
+        generator = np.random.default_rng([seed, index])
+        shift = 1 + int(generator.integers(0, len(labelled.classes) - 1))
+        word = labelled.classes[(labelled.labels[index] + shift) % len(labelled.classes)]
+        return overlay_word(labelled.source.open(index), word, generator)
+
+    source = ImageSource(labelled.source.names, lambda index: attack(index)[0])
+    return Regions(
+        replace(labelled, source=source), labelled, lambda index, size: _draw_boxes(size, [attack(index)[1]])
+    )
+
+
+def _mask_reader(folder: Path, labelled: LabelledImages) -> Callable[[int, tuple[int, int]], Image.Image]:
+    found = {path.stem: path for path in sorted(folder.iterdir()) if path.is_file()}
+
+    def mask(index: int, size: tuple[int, int]) -> Image.Image:
+        path = found.get(Path(labelled.source.names[index]).stem)
+        return open_image(path).convert("L").resize(size) if path else Image.new("L", size)
+
+    return mask
+
+
+def _box_reader(column: str, labelled: LabelledImages) -> Callable[[int, tuple[int, int]], Image.Image]:
+    rows = labelled.source.attributes
+    if not rows or column not in rows[0]:
+        raise ImageError(
+            f"cannot select heads by attention-region: {column} is neither a folder of masks nor a column of the labelled "
+            f"images ({', '.join(rows[0]) if rows else 'they have none'}). Correct --regions."
+        )
+
+    def mask(index: int, size: tuple[int, int]) -> Image.Image:
+        if not rows[index][column].strip():
+            return Image.new("L", size)
+        opened = labelled.source.open(index)
+        return _draw_boxes(opened.size, [parse_box(rows[index][column])]).resize(size)
+
+    return mask
+
+
+def parse_box(text: str) -> Box:
+    """`left top right bottom` in pixels, separated by blanks or commas.
+
+    Raises:
+        ImageError: If it is something else.
+    """
+    try:
+        box = Box(*(int(float(number)) for number in text.replace(",", " ").split()))
+    except (ValueError, TypeError):
+        box = Box(0, 0, 0, 0)
+    if box.right <= box.left or box.bottom <= box.top:
+        raise ImageError(f"cannot read the box {text!r}: write `left top right bottom` in pixels, as in `10 20 60 40`.")
+    return box
+
+
+def _draw_boxes(size: tuple[int, int], boxes: Sequence[Box]) -> Image.Image:
+    mask = Image.new("L", size)
+    for box in boxes:
+        ImageDraw.Draw(mask).rectangle((box.left, box.top, box.right - 1, box.bottom - 1), fill=255)
+    return mask
+
+
+def _masked_batches(model: Model, regions: Regions) -> Iterator[tuple[Tensor, Float[Tensor, "image 1 height width"]]]:
+    """Preprocessed images, and their masks cut and resized as the images are, in [0, 1]."""
+    black, white = (model.preprocess(Image.new("RGB", (64, 64), color)) for color in ("black", "white"))
+    source = regions.attacked.source
+    for start in range(0, len(source), BATCH):
+        images = [source.open(index) for index in range(start, min(start + BATCH, len(source)))]
+        masks = [regions.mask(start + at, image.size).convert("RGB") for at, image in enumerate(images)]
+        seen = torch.stack([model.preprocess(mask) for mask in masks])
+        cover = ((seen - black) / (white - black)).mean(1, keepdim=True).clamp(0, 1)
+        yield torch.stack([model.preprocess(image) for image in images]), cover

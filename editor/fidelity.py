@@ -1,0 +1,86 @@
+"""Fidelity: how near the model that ships comes to the `direct` edit, which is the papers' definition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from .apply import apply_recipe
+from .bind import bind_recipe
+from .evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
+from .features import CachedFeatures
+from .images import ImageSource
+from .model import Model
+from .recipe import Recipe
+from .scan import Progress, Scan
+
+MOST_IMAGES = 512
+ENOUGH = 0.98
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """An edit against the same edit under `direct`.
+
+    Attributes:
+        worst_cosine, mean_cosine: Between the embeddings of an image.
+        explained: Share of the variance of the directly edited embeddings that the edit reproduces; at most 1.
+        explained_change: The same share of what the direct edit changed; stricter. 1 where it changed nothing.
+        images: How many images.
+    """
+
+    worst_cosine: float
+    mean_cosine: float
+    explained: float
+    explained_change: float
+    images: int
+
+    def __str__(self) -> str:
+        return (
+            f"worst cosine {self.worst_cosine:.4f}, mean {self.mean_cosine:.4f}, explains {self.explained:.4f} of the "
+            f"variance of the directly edited embedding ({self.explained_change:.4f} of the change)"
+        )
+
+
+def compute_fidelity(
+    wanted: Float[Tensor, "image d_embed"], found: Float[Tensor, "image d_embed"], before: Float[Tensor, "image d_embed"]
+) -> Fidelity:
+    """Compare embeddings `found` with the directly edited ones, `wanted`; `before` are the unedited ones."""
+    cosine = F.cosine_similarity(wanted, found)
+    left = (wanted - found).var(0).sum()
+    change = (wanted - before).var(0).sum()
+    return Fidelity(
+        worst_cosine=float(cosine.min()),
+        mean_cosine=float(cosine.mean()),
+        explained=1 - float(left / wanted.var(0).sum()),
+        explained_change=1 - float(left / change) if change > 0 else 1.0,
+        images=len(wanted),
+    )
+
+
+def measure_fidelity(
+    recipe: Recipe,
+    scan: Scan,
+    model: Model,
+    source: ImageSource,
+    *,
+    cached: CachedFeatures | None = None,
+    progress: Progress | None = None,
+) -> Fidelity:
+    """Fidelity of a bound `distilled` or `total` recipe to `direct`, on at most 512 images spread over a source.
+
+    Raises:
+        ImageError: If images cannot be read.
+    """
+    spread = source.subset(range(0, len(source), -(-len(source) // MOST_IMAGES)))
+    features, _ = collect_features(model, spread, layers=scan.layers, cached=cached, progress=progress)
+    direct = bind_recipe(recipe.document.model_copy(update={"effect": "direct"}), scan, model)
+    wanted = compute_recipe_embeddings(direct, model, features)
+    if recipe.document.effect == "total":
+        found = collect_embeddings(apply_recipe(recipe, model), spread, progress=progress)[0]
+    else:
+        found = compute_recipe_embeddings(recipe, model, features)
+    return compute_fidelity(wanted, found, features.embedding)

@@ -1,0 +1,68 @@
+"""The selectors by name, and the way to all of them: a scan, a model and a plan to an unbound recipe."""
+
+from __future__ import annotations
+
+from .attention_region import select_by_attention_region
+from .bind import DEFAULT_HEADS, check_effect, default_output_strength
+from .concepts import Concept, load_concept
+from .errors import RecipeError, nearest_names
+from .frontier import select_by_frontier
+from .labelled_contrast import select_by_labelled_contrast
+from .model import Model
+from .recipe import Effect, HeadOperation, RecipeDocument
+from .scan import Scan
+from .selection import EditPlan, Evidence, Selector, select_by_text_difference
+
+SELECTORS: dict[str, Selector] = {
+    "text-difference": select_by_text_difference,
+    "labelled-contrast": select_by_labelled_contrast,
+    "attention-region": select_by_attention_region,
+    "frontier": select_by_frontier,
+}
+
+
+def select_recipe(
+    scan: Scan,
+    model: Model,
+    *,
+    select: str = "text-difference",
+    evidence: Evidence | None = None,
+    concept: str | Concept | None = None,
+    keep: str | Concept | None = None,
+    operation: HeadOperation = "mean-ablate",
+    effect: Effect = "distilled",
+    heads: int = DEFAULT_HEADS,
+    strength: float = 1.0,
+    output_strength: float | None = None,
+    directions: int | None = None,
+    factor: float | None = None,
+) -> RecipeDocument:
+    """An unbound recipe with the heads that a selector chooses; `bind_recipe` gives it its numbers.
+
+    Args:
+        select: `text-difference`, `labelled-contrast`, `attention-region` or `frontier`.
+        evidence: Labelled images and the like, for selectors that need them.
+        concept: Needed by `text-difference`, and by operations that work along its texts.
+        output_strength: Of the projection of the concept's texts out of the output; 0.9 by default, none for
+            `attention-region`, whose attack no list of texts names.
+
+    Raises:
+        RecipeError: If there is no such selector, or it finds nothing.
+        ConceptError, ImageError, StatisticsError: If what the selector needs is missing.
+    """
+    if select not in SELECTORS:
+        raise RecipeError(f"unknown selector {select!r}. {nearest_names(select, SELECTORS)}")
+    check_effect(effect, model)
+    default = 0.0 if select == "attention-region" else default_output_strength(effect, model)
+    plan = EditPlan(
+        concept=load_concept(concept, model.folder) if isinstance(concept, str) else concept,
+        heads=heads,
+        output_strength=default if output_strength is None else output_strength,
+        keep=keep,
+        operation=operation,
+        effect=effect,
+        strength=strength,
+        directions=directions,
+        factor=factor,
+    )
+    return SELECTORS[select](scan, model, plan, evidence or Evidence())

@@ -1,0 +1,81 @@
+"""What lies inside the attention of an open_clip ViT: where heads look, what CLS takes from itself, and `W_O W_V`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..components import ComponentGroup, ComponentId, Features
+from .open_clip_vit import OpenClipViT
+
+
+@torch.no_grad()
+def collect_attention(
+    tower: OpenClipViT, pixels: Float[Tensor, "image 3 height width"], layers: Sequence[int]
+) -> Float[Tensor, "image layer head row column"]:
+    """Attention of the readout (CLS, or the mean over pooled patches) on every patch; over all tokens it sums to 1."""
+    found = []
+    for layer, block, stream in _walk(tower, pixels):
+        if layer in layers:
+            query, key, _ = _project(tower, block, stream)
+            query = query[:, :, :1] if tower.visual.pool_type == "tok" else query[:, :, 1:]
+            weights = (query @ key.transpose(2, 3) * tower.d_head**-0.5).softmax(-1).mean(2)
+            found.append(weights[..., 1:])
+    rows, columns = tower.visual.grid_size
+    return torch.stack(found, 1).unflatten(-1, (rows, columns)).float()
+
+
+def self_attention_groups(tower: OpenClipViT, layers: Sequence[int]) -> list[ComponentGroup]:
+    """A component a head, `L3H5.self`: what CLS takes from CLS. It is a part of the head, not one more component."""
+    return [
+        ComponentGroup(f"L{i}.self", tuple(ComponentId("self", i, head) for head in range(tower.n_heads)), tower.d_head)
+        for i in layers
+    ]
+
+
+@torch.no_grad()
+def with_self_attention(
+    tower: OpenClipViT, pixels: Float[Tensor, "image 3 height width"], layers: Sequence[int], features: Features
+) -> Features:
+    """The features with `u = a[CLS, CLS] V[CLS] / sigma` of every head of some layers; `L3.bias` groups give 1 / sigma."""
+    parts = {}
+    for layer, block, stream in _walk(tower, pixels):
+        if layer in layers:
+            query, key, value = _project(tower, block, stream)
+            weights = (query[:, :, :1] @ key.transpose(2, 3) * tower.d_head**-0.5).softmax(-1)
+            own = weights[..., :1] * value[:, :, :1]
+            parts[f"L{layer}.self"] = own[:, :, 0] * features.groups[f"L{layer}.bias"]
+    return replace(features, groups={**features.groups, **parts})
+
+
+def value_output_weights(
+    tower: OpenClipViT, layer: int
+) -> tuple[Float[Tensor, "head d_model d_head"], Float[Tensor, "head d_head d_model"]]:
+    """`C W_O[h]` and `W_V[h] diag(gamma) C` of a layer's heads, float64: LayerNorms folded in, centred."""
+    block = tower.visual.transformer.resblocks[layer]
+    attention, gain = block.attn, block.ln_1.weight.detach().double().cpu()
+    output = attention.out_proj.weight.detach().double().cpu().unflatten(1, (tower.n_heads, tower.d_head))
+    output = output.permute(1, 0, 2)
+    value = attention.in_proj_weight.detach().double().cpu().chunk(3)[2].unflatten(0, (tower.n_heads, tower.d_head))
+    value = value * gain
+    return output - output.mean(1, keepdim=True), value - value.mean(2, keepdim=True)
+
+
+def _walk(tower: OpenClipViT, pixels: Tensor) -> Iterator[tuple[int, Any, Tensor]]:
+    """Each layer's block with the residual stream that enters it."""
+    stream = tower.visual._embeds(pixels.to(tower.visual.conv1.weight.dtype))
+    for layer, block in enumerate(tower.visual.transformer.resblocks):
+        yield layer, block, stream
+        stream = block(stream)
+
+
+def _project(tower: OpenClipViT, block: Any, stream: Tensor) -> Tensor:
+    """Queries, keys and values, `[3, image, head, token, d_head]`."""
+    projected = F.linear(block.ln_1(stream), block.attn.in_proj_weight, block.attn.in_proj_bias)
+    return projected.unflatten(2, (3, tower.n_heads, tower.d_head)).permute(2, 0, 3, 1, 4)
