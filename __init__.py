@@ -25,10 +25,13 @@ _HOMES = {
         "VerificationError",
     ),
     "editor.evaluate": ("evaluate",),
+    "editor.features": ("load_features",),
     "editor.model": ("Model", "decompose", "load_model"),
     "editor.recipe": ("Recipe", "load_recipe"),
     "editor.reindex": ("compute_embedding_map", "reindex_vectors"),
     "editor.scan": ("Scan", "load_scan", "scan"),
+    "editor.selection": ("EditPlan", "Evidence"),
+    "editor.selectors": ("select_recipe",),
     "editor.scores": ("HeadScore", "score_heads"),
     "editor.textspan": ("HeadLabel", "text_span"),
     "export.reproduce": ("reproduce",),
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from .editor.errors import VectorError as VectorError
     from .editor.errors import VerificationError as VerificationError
     from .editor.evaluate import evaluate as evaluate
+    from .editor.features import load_features as load_features
     from .editor.model import Model as Model
     from .editor.model import decompose as decompose
     from .editor.model import load_model as load_model
@@ -70,6 +74,9 @@ if TYPE_CHECKING:
     from .editor.scan import scan as scan
     from .editor.scores import HeadScore as HeadScore
     from .editor.scores import score_heads as score_heads
+    from .editor.selection import EditPlan as EditPlan
+    from .editor.selection import Evidence as Evidence
+    from .editor.selectors import select_recipe as select_recipe
     from .editor.textspan import HeadLabel as HeadLabel
     from .editor.textspan import text_span as text_span
     from .export.reproduce import reproduce as reproduce

@@ -31,10 +31,10 @@ def overlay_word(image: Image.Image, word: str, generator: np.random.Generator) 
 def draw_word(image: Image.Image, word: str, *, left: int, top: int, height: int) -> tuple[Image.Image, Box]:
     """The image with a word at a fixed place, dark on a light plate `height` pixels high; words too long are cut."""
     box = Box(left, top, min(image.width, left + _word_width(word, height)), min(image.height, top + height))
+    plate = Image.new("RGB", (box.right - box.left, box.bottom - box.top), PLATE)
+    ImageDraw.Draw(plate).text((1, height // 2), word, fill=INK, font=_font(height), anchor="lm")
     found = image.copy()
-    draw = ImageDraw.Draw(found)
-    draw.rectangle((box.left, box.top, box.right - 1, box.bottom - 1), fill=PLATE)
-    draw.text((left + 1, top + height // 2), word, fill=INK, font=_font(height), anchor="lm")
+    found.paste(plate, (left, top))
     return found, box
 
 
