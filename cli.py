@@ -52,11 +52,24 @@ EffectChoice = Literal["distilled", "total", "direct"]
 OperationChoice = Literal["mean-ablate", "zero-ablate", "project-out"]
 PrecisionChoice = Literal["fp32", "fp16", "int8"]
 SelectChoice = Literal["text-difference", "labelled-contrast", "attention-region", "frontier"]
-LabelledOption = Annotated[str | None, typer.Option(help="Labelled images to select heads on: a folder a class, a CSV or metadata.csv, or `demo`. Never those that you report on.")]
+LabelledOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Labelled images to select heads on: a folder a class, a CSV or metadata.csv, or `demo`. Never those that you report on."
+    ),
+]
 LabelOption = Annotated[str | None, typer.Option(help="Column of classes.")]
 GroupByOption = Annotated[str, typer.Option(help="Columns that make groups, separated by commas.")]
 SplitOption = Annotated[str | None, typer.Option(help="Value of the `split` column to keep.")]
 FeaturesOption = Annotated[Path | None, typer.Option("--features", help="Features that `scan --keep-features` wrote, in place of running the model on labelled images.")]
+DEFAULT_OUT = Path("clipedit-out")
+FeaturesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--features",
+        help="Features that `scan --keep-features` wrote, in place of running the model on labelled images.",
+    ),
+]
 DEFAULT_OUT = Path("clipedit-out")
 
 
@@ -649,7 +662,9 @@ def _say_fidelity(measured: Mapping[str, Any], effect: str) -> None:
     found = Fidelity(**figures)
     _say(f"fidelity of {effect} to direct, {found.images} images of the {measured['fidelity']['on']}: {found}")
     if found.explained < ENOUGH:
-        _say(f"warning: {effect} explains less than {ENOUGH} of the directly edited embedding; --effect direct is exact")
+        _say(
+            f"warning: {effect} explains less than {ENOUGH} of the directly edited embedding; --effect direct is exact"
+        )
 
 
 def _parse_layers(text: str | None, model: Model) -> list[int] | None:

@@ -40,7 +40,9 @@ def write_word(image: UInt8[np.ndarray, "64 64 3"], word: str, seed: int) -> UIn
 
 def attack_source(scenes: Sequence[world.Scene], *, clean: bool = False) -> ImageSource:
     """Scenes with the name of another shape written over them, or as they are; `word` is an attribute."""
-    names = tuple(f"{i:05d}_{scene.shape}_{scene.place}{'' if clean else '_word'}.png" for i, scene in enumerate(scenes))
+    names = tuple(
+        f"{i:05d}_{scene.shape}_{scene.place}{'' if clean else '_word'}.png" for i, scene in enumerate(scenes)
+    )
     words = [_other_shape(scene) for scene in scenes]
     attributes = tuple(
         {"filename": name, "shape": scene.shape, "place": scene.place, "color": scene.color, "word": word}

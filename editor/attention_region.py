@@ -98,16 +98,16 @@ def collect_region_shares(scan: Scan, model: Model, regions: Regions) -> Float[T
         )
     total, seen = torch.zeros(len(scanned_heads(scan, model))), 0
     for pixels, masks in _masked_batches(model, regions):
-        attention = collect_attention(tower, pixels.to(model.device), scan.layers).cpu()  # [image, layer, head, row, column]
-        cover = F.adaptive_avg_pool2d(masks, list(attention.shape[-2:]))
+        attention = collect_attention(
+            tower, pixels.to(model.device), scan.layers
+        ).cpu()  # [image, layer, head, row, column]
+        cover = F.adaptive_avg_pool2d(masks, (attention.shape[3], attention.shape[4]))
         total += torch.einsum("nlhrc,nrc->lh", attention, cover[:, 0]).flatten()
         seen += len(pixels)
     return total / seen
 
 
-def prune_in_order(
-    order: Sequence[int], attacked: TaskTable, clean: TaskTable, most: int, budget: float
-) -> list[int]:
+def prune_in_order(order: Sequence[int], attacked: TaskTable, clean: TaskTable, most: int, budget: float) -> list[int]:
     """Go through heads in order: keep one if it raises attacked accuracy; stop when clean accuracy fell by the budget."""
     kept: frozenset[int] = frozenset()
     best, least = _accuracy(attacked, kept), _accuracy(clean, kept) - budget / 100 - 1e-9

@@ -46,7 +46,9 @@ class Fidelity:
 
 
 def compute_fidelity(
-    wanted: Float[Tensor, "image d_embed"], found: Float[Tensor, "image d_embed"], before: Float[Tensor, "image d_embed"]
+    wanted: Float[Tensor, "image d_embed"],
+    found: Float[Tensor, "image d_embed"],
+    before: Float[Tensor, "image d_embed"],
 ) -> Fidelity:
     """Compare embeddings `found` with the directly edited ones, `wanted`; `before` are the unedited ones."""
     cosine = F.cosine_similarity(wanted, found)

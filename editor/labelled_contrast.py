@@ -29,7 +29,9 @@ def select_by_labelled_contrast(scan: Scan, model: Model, plan: EditPlan, eviden
     excess = compute_excess(table)
     order = [index for index in excess.argsort(descending=True).tolist() if excess[index] > 0]
     if not order:
-        raise RecipeError("cannot select heads by labelled-contrast: no head decides wrong answers more often than right.")
+        raise RecipeError(
+            "cannot select heads by labelled-contrast: no head decides wrong answers more often than right."
+        )
     return write_document(plan, [table.heads[index] for index in order[: plan.heads]], model)
 
 

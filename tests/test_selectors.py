@@ -91,7 +91,9 @@ def test_the_frontier_meets_its_budget_on_the_images_it_saw(
     singles = measure_subsets(table, torch.eye(len(table.heads), dtype=torch.bool))
     inside = singles[1] >= points[0].retention - 0.02 - 1e-9
     assert chosen.worst_group >= float(singles[0][inside].max()) - 1e-6
-    with pytest.raises(clipedit.RecipeError, match=r"cannot meet a budget of -90.0 points.*the nearest edit loses -?\d"):
+    with pytest.raises(
+        clipedit.RecipeError, match=r"cannot meet a budget of -90.0 points.*the nearest edit loses -?\d"
+    ):
         choose_within(points, points[0], -90.0)
     with pytest.raises(clipedit.RecipeError, match="no edit improves the worst group. Raise --budget or --heads."):
         choose_within(points[:1], points[0], 1.0)
@@ -145,10 +147,14 @@ def test_the_head_that_decides_wrong_answers_is_found() -> None:
 def test_missing_labels_and_small_groups_are_said(
     demo_scan: clipedit.Scan, demo_model: clipedit.Model, tasks: tuple, select: str
 ) -> None:
-    with pytest.raises(clipedit.ImageError, match=f"cannot select heads by {select}: it needs labelled images. Add --lab"):
+    with pytest.raises(
+        clipedit.ImageError, match=f"cannot select heads by {select}: it needs labelled images. Add --lab"
+    ):
         clipedit.select_recipe(demo_scan, demo_model, select=select, concept="location")
     few = subset(tasks[0], [*range(4), *[i for i, g in enumerate(tasks[0].groups) if g == tasks[0].groups[0]][1:20]])
-    with pytest.raises(clipedit.ImageError, match=r"has \d images, at least 5 are needed. Add images, or group by fewer"):
+    with pytest.raises(
+        clipedit.ImageError, match=r"has \d images, at least 5 are needed. Add images, or group by fewer"
+    ):
         clipedit.select_recipe(demo_scan, demo_model, select=select, concept="location", evidence=Evidence(few))
 
 

@@ -34,7 +34,9 @@ def collect_attention(
 def self_attention_groups(tower: OpenClipViT, layers: Sequence[int]) -> list[ComponentGroup]:
     """A component a head, `L3H5.self`: what CLS takes from CLS. It is a part of the head, not one more component."""
     return [
-        ComponentGroup(f"L{i}.self", tuple(ComponentId("self", i, head) for head in range(tower.n_heads)), tower.d_head)
+        ComponentGroup(
+            f"L{i}.self", tuple(ComponentId("self", i, head) for head in range(tower.heads_per_layer[0])), tower.d_head
+        )
         for i in layers
     ]
 
@@ -60,9 +62,15 @@ def value_output_weights(
     """`C W_O[h]` and `W_V[h] diag(gamma) C` of a layer's heads, float64: LayerNorms folded in, centred."""
     block = tower.visual.transformer.resblocks[layer]
     attention, gain = block.attn, block.ln_1.weight.detach().double().cpu()
-    output = attention.out_proj.weight.detach().double().cpu().unflatten(1, (tower.n_heads, tower.d_head))
+    output = attention.out_proj.weight.detach().double().cpu().unflatten(1, (tower.heads_per_layer[0], tower.d_head))
     output = output.permute(1, 0, 2)
-    value = attention.in_proj_weight.detach().double().cpu().chunk(3)[2].unflatten(0, (tower.n_heads, tower.d_head))
+    value = (
+        attention.in_proj_weight.detach()
+        .double()
+        .cpu()
+        .chunk(3)[2]
+        .unflatten(0, (tower.heads_per_layer[0], tower.d_head))
+    )
     value = value * gain
     return output - output.mean(1, keepdim=True), value - value.mean(2, keepdim=True)
 
@@ -78,4 +86,4 @@ def _walk(tower: OpenClipViT, pixels: Tensor) -> Iterator[tuple[int, Any, Tensor
 def _project(tower: OpenClipViT, block: Any, stream: Tensor) -> Tensor:
     """Queries, keys and values, `[3, image, head, token, d_head]`."""
     projected = F.linear(block.ln_1(stream), block.attn.in_proj_weight, block.attn.in_proj_bias)
-    return projected.unflatten(2, (3, tower.n_heads, tower.d_head)).permute(2, 0, 3, 1, 4)
+    return projected.unflatten(2, (3, tower.heads_per_layer[0], tower.d_head)).permute(2, 0, 3, 1, 4)
