@@ -61,7 +61,13 @@ LabelledOption = Annotated[
 LabelOption = Annotated[str | None, typer.Option(help="Column of classes.")]
 GroupByOption = Annotated[str, typer.Option(help="Columns that make groups, separated by commas.")]
 SplitOption = Annotated[str | None, typer.Option(help="Value of the `split` column to keep.")]
-FeaturesOption = Annotated[Path | None, typer.Option("--features", help="Features that `scan --keep-features` wrote, in place of running the model on labelled images.")]
+FeaturesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--features",
+        help="Features that `scan --keep-features` wrote, in place of running the model on labelled images.",
+    ),
+]
 DEFAULT_OUT = Path("clipedit-out")
 FeaturesOption = Annotated[
     Path | None,
