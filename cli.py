@@ -69,14 +69,6 @@ FeaturesOption = Annotated[
     ),
 ]
 DEFAULT_OUT = Path("clipedit-out")
-FeaturesOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--features",
-        help="Features that `scan --keep-features` wrote, in place of running the model on labelled images.",
-    ),
-]
-DEFAULT_OUT = Path("clipedit-out")
 
 
 @app.command()
