@@ -42,12 +42,12 @@ def compute_threshold_shift(
         texts_before, texts_after: Those of the same texts.
 
     Raises:
-        VectorError: If there are fewer than two images, or the numbers before and after differ.
+        VectorError: If there are fewer than two images, or no text.
     """
-    if len(before) != len(after) or len(texts_before) != len(texts_after) or len(before) < 2:
+    if len(before) < 2 or not len(texts_before):
         raise VectorError(
-            f"cannot compare thresholds: {len(before)} and {len(after)} images, {len(texts_before)} and {len(texts_after)} "
-            "texts. Give the same ones to both models, two images at least."
+            f"cannot compare thresholds: {len(before)} images and {len(texts_before)} texts make no pairs. Give two images and a "
+            "text at least."
         )
     pairs = {
         "image and text": (_cosines(before, texts_before), _cosines(after, texts_after)),
