@@ -16,11 +16,12 @@ from .errors import RecipeError
 from .model import BASE_FOLDER, WEIGHTS_NAME, Model, find_checkpoint
 from .recipe import Recipe
 from .scan import Scan
+from .timm_models import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME, is_timm_folder
 from .towers import Tower
 from .weights import ReadTensor, copy_with_tensors, hash_checkpoint, tensor_reader
 
 _COMPANIONS = frozenset({".json", ".txt", ".model", ".md"})
-_NOT_OF_THE_BASE = ("config.json", "verification.json")
+_NOT_OF_THE_BASE = ("verification.json",)
 
 
 def apply_recipe(recipe: Recipe, model: Model, *, scan: Scan | None = None, force: bool = False) -> Model:
@@ -63,8 +64,9 @@ def rewrite_checkpoint(recipe: Recipe, base: Path, folder: Path, *, force: bool 
     direct = recipe.document.effect == "direct"
     inner = folder / BASE_FOLDER if direct else folder
     inner.mkdir(exist_ok=True)
+    weights_name = TIMM_WEIGHTS_NAME if is_timm_folder(base) else WEIGHTS_NAME
     copy_with_tensors(
-        source, inner / WEIGHTS_NAME, {} if direct else compute_edited_tensors(recipe, tensor_reader(source))
+        source, inner / weights_name, {} if direct else compute_edited_tensors(recipe, tensor_reader(source))
     )
     if base.is_dir():
         _copy_companions(base, inner)
@@ -81,6 +83,8 @@ def _copy_companions(base: Path, inner: Path) -> None:
     """Configuration, tokenizer, texts and concepts; never other weights, which would be the unedited ones."""
     for path in sorted(base.iterdir()):
         plain = path.is_file() and path.suffix in _COMPANIONS and not path.name.startswith(".")
+        if path.name == TIMM_CONFIG_NAME and not is_timm_folder(base):
+            continue  # Of transformers: it would speak of other weights.
         if plain and path.name not in _NOT_OF_THE_BASE and not path.name.endswith(".index.json"):
             shutil.copyfile(path, inner / path.name)
     for path in sorted((base / "concepts").glob("*.yaml")):

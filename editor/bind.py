@@ -255,9 +255,9 @@ def _step_directions(step: Step, model: Model) -> Float[Tensor, "d_embed concept
 
 
 def _describe_fold(model: Model, folded: Mapping[str, Tensor], readout: Tensor, bias: Tensor) -> Fold:
-    """What folding lost: the embedding of `f = 0` under the folded tensors should be the constant."""
-    origin = torch.zeros(1, model.tower.d_model).double()
-    found = model.tower.embed_final(origin, folded)[0]
+    """What folding lost: the embedding of `f = 1` under the folded tensors should be `P'^T 1` and the constant."""
+    ones = torch.ones(1, model.tower.d_model).double()
+    found = (model.tower.embed_final(ones, folded) - ones @ readout)[0]
     shift = torch.linalg.lstsq(readout.T, found[:, None], driver="gelsd").solution
     scale = bias.norm().clamp_min(1e-12)
     return Fold(residual=float((found - bias).norm() / scale), bias_norm=float(shift.norm()))

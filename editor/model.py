@@ -1,10 +1,9 @@
-"""A model: an open_clip module with its preprocessing, tokenizer and tower."""
+"""A model: an open_clip or timm module with its preprocessing, tokenizer and tower."""
 
 from __future__ import annotations
 
 import copy
 import json
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,8 +22,18 @@ from torch import Tensor, nn
 from .. import demo
 from .components import Decomposition
 from .errors import ModelError, nearest_names
+from .timm_models import (
+    create_timm,
+    create_timm_from_folder,
+    describe_timm,
+    is_timm_folder,
+    is_timm_name,
+    require_linear_classifier,
+    timm_tags,
+    timm_transform,
+)
 from .towers import Tower, build_tower
-from .weights import hash_checkpoint, hash_state, read_header, round_to_storage, stored_dtype
+from .weights import hash_checkpoint, hash_state, read_header, reading_weights, round_to_storage, stored_dtype
 
 WEIGHTS_NAME = "open_clip_model.safetensors"
 CONFIG_NAME = "open_clip_config.json"
@@ -33,12 +42,14 @@ BASE_FOLDER = "base"
 
 @dataclass(frozen=True)
 class Model:
-    """A CLIP model. Embeddings are unnormalised, in the joint image-text space, float32.
+    """A CLIP, or a vision transformer of timm. Embeddings are unnormalised, in the joint image-text space, float32.
+
+    timm models have no text tower; their embedding is the representation before the classifier (`editor/towers/timm_trunk.py`).
 
     Attributes:
         name, pretrained: What `load_model` was given; enough to load the model again.
-        module: The live open_clip module, in eval mode; its tower reads the parameters at call time.
-        config: `{"model_cfg", "preprocess_cfg"}` as in an open_clip folder.
+        module: The live module, in eval mode; its tower reads the parameters at call time.
+        config: `{"model_cfg", "preprocess_cfg"}` as in an open_clip folder; `timm_cfg` in place of `model_cfg` for timm models.
         checkpoint: The safetensors file the weights came from, if they came from one unchanged.
         folder: The folder the model was read from: it may hold a tokenizer, concepts and texts of its own.
         storage_dtypes: The dtype that each tensor has on disk.
@@ -73,6 +84,8 @@ class Model:
     @cached_property
     def preprocess(self) -> Callable[[Image.Image], Tensor]:
         """PIL image to pixels `[3, height, width]`: the model's own resize, crop and normalisation."""
+        if "timm_cfg" in self.config:
+            return timm_transform(self.config["preprocess_cfg"])
         keys = PreprocessCfg.__dataclass_fields__
         config = PreprocessCfg(**{k: v for k, v in self.config["preprocess_cfg"].items() if k in keys})
         return image_transform_v2(config, is_train=False)  # pyright: ignore[reportReturnType]
@@ -138,7 +151,19 @@ class Model:
             ModelError: If the model has no text tower.
         """
         tokens = self.tokenizer(texts).to(self.device)
-        return torch.cat([self.module.encode_text(chunk).float() for chunk in tokens.split(256)])
+        return torch.cat([self.module.encode_text(chunk, normalize=False).float() for chunk in tokens.split(256)])
+
+    @torch.no_grad()
+    def classify(self, pixels: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image class"]:
+        """Logits of the classifier in a timm checkpoint.
+
+        Raises:
+            ModelError: If there is none.
+        """
+        classifier = require_linear_classifier(self.module, self.name)
+        if self.readout_edit is not None:
+            return classifier(self.encode_image(pixels)).float()
+        return self.module(pixels.to(self.device)).float()
 
     def stored_state(self) -> dict[str, Tensor]:
         """The weights in their dtype on disk."""
@@ -163,8 +188,9 @@ def load_model(name: str, pretrained: str | None = None, *, device: str = "cpu")
     """Load a model.
 
     Args:
-        name: `demo`, a folder with `open_clip_config.json` (also one that clipedit wrote), or an open_clip name.
-        pretrained: A tag of open_clip, or a checkpoint file. None with an open_clip name gives random weights.
+        name: `demo`, a folder with `open_clip_config.json` or timm's `config.json` (also one that clipedit wrote), or an
+            open_clip or timm name; timm's may carry their tag, `vit_base_patch16_224.augreg_in21k`.
+        pretrained: A tag of open_clip or timm, or a checkpoint file. None with a name gives random weights.
         device: Where to put the weights.
 
     Raises:
@@ -180,12 +206,15 @@ def load_model(name: str, pretrained: str | None = None, *, device: str = "cpu")
         return _load_direct(Path(name), device)
     if Path(name).is_dir():
         return _load_folder(Path(name), name, device)
-    if name not in open_clip.list_models():
-        raise ModelError(
-            f"cannot load model {name!r}: it is neither `demo`, nor a folder, nor an open_clip name. "
-            f"{nearest_names(name, [*open_clip.list_models(), 'demo'])}"
-        )
-    return _load_named(name, pretrained, device)
+    if name in open_clip.list_models():
+        return _load_named(name, pretrained, device)
+    if is_timm_name(name):
+        architecture, _, tag = name.partition(".")
+        return _load_timm(architecture, pretrained or tag or None, device)
+    raise ModelError(
+        f"cannot load model {name!r}: it is neither `demo`, nor a folder, nor a name of open_clip or timm. "
+        f"{nearest_names(name, [*open_clip.list_models(), 'demo'])}"
+    )
 
 
 def find_checkpoint(folder: Path) -> Path:
@@ -202,7 +231,9 @@ def find_checkpoint(folder: Path) -> Path:
 
 def needs_weights(name: str) -> bool:
     """Whether a name stands for an architecture only, so that weights must be named too."""
-    return name != "demo" and not Path(name).is_dir() and name in open_clip.list_models()
+    if name == "demo" or Path(name).is_dir():
+        return False
+    return name in open_clip.list_models() or (is_timm_name(name) and "." not in name)
 
 
 def demo_folder() -> Path:
@@ -211,8 +242,8 @@ def demo_folder() -> Path:
 
 
 def pretrained_tags(name: str) -> list[str]:
-    """The tags open_clip knows for a model."""
-    return open_clip.list_pretrained_tags_by_model(name)
+    """The tags open_clip or timm knows for a model."""
+    return open_clip.list_pretrained_tags_by_model(name) if name in open_clip.list_models() else timm_tags(name)
 
 
 @torch.no_grad()
@@ -238,6 +269,10 @@ def decompose(model: Model, pixels: Float[Tensor, "image 3 height width"]) -> De
 
 
 def _load_folder(folder: Path, name: str, device: str) -> Model:
+    if not (folder / CONFIG_NAME).is_file() and is_timm_folder(folder):
+        with reading_weights(str(folder)):
+            timm_module = create_timm_from_folder(folder)
+        return _finish(timm_module.to(device), name, None, describe_timm(timm_module, folder), find_checkpoint(folder))
     config = _read_config(folder)
     checkpoint = find_checkpoint(folder)
     module = _create(f"local-dir:{folder}", None, device, origin=str(folder))
@@ -253,12 +288,25 @@ def _load_direct(folder: Path, device: str) -> Model:
     return replace(apply_recipe(load_recipe(folder), base), name=str(folder))
 
 
-def _load_named(name: str, pretrained: str | None, device: str) -> Model:
+def _load_timm(name: str, pretrained: str | None, device: str) -> Model:
+    checkpoint = _find_file_or_tag(name, pretrained)
+    with reading_weights(f"{name} ({pretrained})"):
+        module = create_timm(name, pretrained)
+    return _finish(module.to(device), name, pretrained, describe_timm(module), checkpoint)
+
+
+def _find_file_or_tag(name: str, pretrained: str | None) -> Path | None:
+    """The checkpoint file, or None for a tag."""
     checkpoint = Path(pretrained) if pretrained and Path(pretrained).is_file() else None
     if pretrained and checkpoint is None and pretrained not in pretrained_tags(name):
         raise ModelError(
             f"cannot load {name}: {pretrained!r} is neither a file nor a tag. {nearest_names(pretrained, pretrained_tags(name))}"
         )
+    return checkpoint
+
+
+def _load_named(name: str, pretrained: str | None, device: str) -> Model:
+    checkpoint = _find_file_or_tag(name, pretrained)
     module = _create(name, pretrained, device, origin=f"{name} ({pretrained})")
     preprocess = dict(open_clip.get_model_preprocess_cfg(module))
     config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": preprocess}
@@ -269,24 +317,17 @@ def _load_named(name: str, pretrained: str | None, device: str) -> Model:
 
 def _create(name: str, pretrained: str | None, device: str, *, origin: str) -> nn.Module:
     quick_gelu = bool(pretrained and (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"))
-    try:
+    with reading_weights(origin):
         module = open_clip.create_model(
             name, pretrained=pretrained, device=device, force_quick_gelu=quick_gelu, weights_only=True
         )
-    except pickle.UnpicklingError:
-        raise ModelError(
-            f"cannot load {origin}: the file is a pickle that could run code, and was not opened. "
-            "Convert it to safetensors in a process that you trust."
-        ) from None
-    except Exception as error:  # Readers raise nearly anything on a damaged file.
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"cannot load {origin}: {first_line}. Check the file, or fetch it again.") from error
-    return module.eval()
+    return module
 
 
 def _finish(
     module: nn.Module, name: str, pretrained: str | None, config: Mapping[str, Any], checkpoint: Path | None
 ) -> Model:
+    module.eval()
     for tensor_name, tensor in module.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise ModelError(f"cannot use {name}: tensor {tensor_name} holds NaN or infinity. Fetch the weights again.")

@@ -95,7 +95,7 @@ def stack_copies(given: OperationInput, group: ComponentGroup) -> OperationInput
     stacked = given.readouts.unflatten(2, (group.copies, group.d_head)).transpose(1, 2).flatten(1, 2)
     directions = given.directions
     if directions is not None:
-        directions = torch.kron(torch.eye(group.copies).to(directions), directions.contiguous())
+        directions = torch.block_diag(*[directions] * group.copies)
     return replace(given, readouts=stacked, directions=directions)
 
 

@@ -10,9 +10,10 @@ import hashlib
 import json
 import mmap
 import os
+import pickle
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,25 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         name: StoredTensor(entry["dtype"], tuple(entry["shape"]), *(base + at for at in entry["data_offsets"]))
         for name, entry in header.items()
     }
+
+
+@contextlib.contextmanager
+def reading_weights(origin: str) -> Iterator[None]:
+    """Turn what the libraries' readers raise into one kind of error.
+
+    Raises:
+        ModelError: Naming the origin.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError:
+        raise ModelError(
+            f"cannot load {origin}: the file is a pickle that could run code, and was not opened. "
+            "Convert it to safetensors in a process that you trust."
+        ) from None
+    except Exception as error:  # Readers raise nearly anything on a damaged file.
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"cannot load {origin}: {first_line}. Check the file, or fetch it again.") from error
 
 
 def tensor_reader(path: Path) -> ReadTensor:

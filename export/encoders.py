@@ -40,7 +40,7 @@ class TextEncoder(nn.Module):
             # Text towers pool at the end-of-text token under a causal mask: padding after it changes nothing.
             padding = torch.zeros_like(tokens[:, :1]).expand(-1, self.padded_to)
             tokens = torch.cat([tokens, padding], dim=1)[:, : self.padded_to]
-        return self.module.encode_text(tokens.long())
+        return self.module.encode_text(tokens.long(), normalize=False)
 
 
 class Normalised(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -43,7 +44,9 @@ def load_open_clip(folder: Path, reference: Reference) -> Consumer:
     pixels = torch.stack([preprocess(image) for image in reference.images()])
     tokens = open_clip.get_tokenizer(name)(list(reference.texts))
     module.eval()
-    return Consumer(f"open_clip {open_clip.__version__}", module.encode_image, module.encode_text, pixels, tokens)
+    # Named, since CoCa normalises unless it is told not to.
+    encoders = [functools.partial(encode, normalize=False) for encode in (module.encode_image, module.encode_text)]
+    return Consumer(f"open_clip {open_clip.__version__}", encoders[0], encoders[1], pixels, tokens)
 
 
 def load_clipedit(folder: Path, reference: Reference) -> Consumer:
@@ -57,7 +60,8 @@ def load_clipedit(folder: Path, reference: Reference) -> Consumer:
 def _wrap(model: Model, runtime: str, reference: Reference) -> Consumer:
     pixels = torch.stack([model.preprocess(image) for image in reference.images()])
     tokens = model.tokenizer(list(reference.texts))
-    return Consumer(runtime, model.encode_image, model.module.encode_text, pixels, tokens)
+    encode_texts = functools.partial(model.module.encode_text, normalize=False)
+    return Consumer(runtime, model.encode_image, encode_texts, pixels, tokens)
 
 
 def load_patch(folder: Path, reference: Reference) -> Consumer:

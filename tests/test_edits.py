@@ -100,8 +100,8 @@ def test_total_edits_equal_edits_made_by_hooks_on_the_live_model(
     original = tower._head_values  # type: ignore[attr-defined]
     layers = {id(block): layer for layer, block in enumerate(model.module.visual.transformer.resblocks)}
 
-    def hooked(block, stream, *, queries):  # type: ignore[no-untyped-def]
-        values = original(block, stream, queries=queries).clone()
+    def hooked(block, stream, **options):  # type: ignore[no-untyped-def]
+        values = original(block, stream, **options).clone()
         for head in (HeadId.parse(name) for name in recipe.heads):
             if head.layer == layers[id(block)]:
                 maps = recipe.tensors[f"heads.{head}.map"]

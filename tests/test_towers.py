@@ -88,11 +88,11 @@ def test_custom_attention_blocks_are_refused_with_the_reason() -> None:
         random_model({"vision_cfg": {"qk_norm": True}})
 
 
-def test_attention_pooling_is_refused_with_the_reason() -> None:
+def test_two_attention_pools_are_refused_with_the_reason() -> None:
     from clipedit import ModelError
 
-    with pytest.raises(ModelError, match="pools by attention"):
-        random_model({"vision_cfg": {"attentional_pool": True}})
+    with pytest.raises(ModelError, match="pools by attention twice"):
+        random_model({"vision_cfg": {"attentional_pool": "parallel"}})
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

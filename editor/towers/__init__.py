@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ..components import ComponentGroup, Features
 from ..errors import ModelError
 from .open_clip_vit import OpenClipViT
+from .timm_eva import TimmEva
+from .timm_vit import TimmViT
 
 
 @runtime_checkable
@@ -25,7 +27,7 @@ class Tower(Protocol):
     n_layers: int
     heads_per_layer: tuple[int, ...]
     d_head: int
-    d_model: int
+    d_model: int  # width of f
     d_embed: int
 
     def __init__(self, module: nn.Module) -> None: ...
@@ -85,7 +87,7 @@ class Tower(Protocol):
         ...
 
 
-TOWERS: tuple[type[Tower], ...] = (OpenClipViT,)
+TOWERS: tuple[type[Tower], ...] = (OpenClipViT, TimmViT, TimmEva)
 
 
 def build_tower(module: nn.Module) -> Tower:

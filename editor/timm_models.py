@@ -1,0 +1,97 @@
+"""timm models: names with tags, checkpoint files, and folders as timm's own hub lays them out (`config.json`, `model.safetensors`).
+
+A folder loads in plain timm by `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
+from timm.models._hub import save_config_for_hf
+from torch import nn
+
+from .errors import ModelError
+from .weights import read_header
+
+TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME = "config.json", "model.safetensors"
+
+
+def is_timm_name(name: str) -> bool:
+    """Whether timm has this architecture; a tag may follow, `vit_base_patch16_224.augreg_in21k`."""
+    return timm.is_model(name.partition(".")[0])
+
+
+def is_timm_folder(folder: Path) -> bool:
+    """Whether a folder holds timm's `config.json`; one of transformers has no `architecture`."""
+    try:
+        config = json.loads((folder / TIMM_CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "architecture" in config
+
+
+def timm_tags(name: str) -> list[str]:
+    """The tags that timm has weights for."""
+    return [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
+
+
+def create_timm(name: str, pretrained: str | None) -> nn.Module:
+    """A module of an architecture: random weights, a tag's, or those of a checkpoint file.
+
+    A file decides how many classes there are.
+    """
+    if pretrained is None:
+        return timm.create_model(name)
+    if not Path(pretrained).is_file():
+        return timm.create_model(f"{name}.{pretrained}", pretrained=True)
+    options: dict[str, Any] = {}
+    if Path(pretrained).suffix == ".safetensors":
+        header = read_header(Path(pretrained))
+        shapes = [header[key].shape for key in ("head.weight", "head.fc.weight") if key in header]
+        options["num_classes"] = shapes[0][0] if shapes else 0
+    return timm.create_model(name, checkpoint_path=pretrained, **options)
+
+
+def create_timm_from_folder(folder: Path) -> nn.Module:
+    """A module with a folder's weights."""
+    return timm.create_model(f"local-dir:{folder}", pretrained=True)
+
+
+def describe_timm(module: nn.Module, folder: Path | None = None) -> dict[str, Any]:
+    """A model's configuration: `timm_cfg`, as in the folder if it came from one, and `preprocess_cfg`."""
+    data = resolve_data_config(model=module)
+    preprocess = {key: data[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
+    described = {"preprocess_cfg": {"size": list(data["input_size"][1:]), **preprocess}}
+    if folder is not None:
+        return {"timm_cfg": json.loads((folder / TIMM_CONFIG_NAME).read_text(encoding="utf-8")), **described}
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / TIMM_CONFIG_NAME
+        save_config_for_hf(module, str(path))
+        return {"timm_cfg": json.loads(path.read_text(encoding="utf-8")), **described}
+
+
+def timm_transform(preprocess: Mapping[str, Any]) -> Callable[..., torch.Tensor]:
+    """timm's own evaluation transform: resize by `crop_pct`, crop, normalise."""
+    options = {key: value for key, value in preprocess.items() if key != "size"}
+    made: Any = create_transform(input_size=(3, *preprocess["size"]), is_training=False, **options)
+    return made
+
+
+def require_linear_classifier(module: Any, name: str) -> nn.Linear:
+    """The checkpoint's classifier.
+
+    Raises:
+        ModelError: If it has none that is one linear layer.
+    """
+    found = module.get_classifier() if hasattr(module, "get_classifier") else None
+    if not isinstance(found, nn.Linear):
+        raise ModelError(f"cannot classify with {name}: its checkpoint has no linear classifier.")
+    return found

@@ -1,0 +1,71 @@
+"""timm's `Eva`: EVA, EVA02, DINOv3; in open_clip EVA01-CLIP, EVA02-CLIP and PE-Core."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from timm.layers import AttentionRope
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
+from torch import Tensor, nn
+
+from .norms import FrozenNorm
+from .pre_norm_vit import BlockWeights, PreNormViT
+from .timm_attention import attention_refusal, head_values
+from .timm_trunk import build_readout, embed_image, find_trunk, trunk_refusal
+
+
+class TimmEva(PreNormViT):
+    """Adapter for a bare `Eva`, and for open_clip models whose trunk is one."""
+
+    title: ClassVar[str] = "timm Eva"
+    supports: ClassVar[str] = "timm Eva (rotary positions, SwiGLU, norms inside attention), bare or in open_clip"
+
+    def __init__(self, module: nn.Module):
+        self.trunk, self.prefix = find_trunk(module)
+        blocks = list(self.trunk.blocks)
+        super().__init__(module, blocks, build_readout(module), d_head=blocks[0].attn.head_dim)
+
+    @staticmethod
+    def refusal(module: nn.Module) -> str | None:
+        """Why this tower cannot read a module, or None if it can."""
+        reason = trunk_refusal(module, Eva)
+        if reason is not None:
+            return reason
+        for block in find_trunk(module)[0].blocks:
+            if type(block) is EvaBlockPostNorm:
+                return "its blocks are post-norm: what a head writes is normalised before it is added"
+            if type(block) is not EvaBlock:
+                return f"its blocks are of class {type(block).__name__}"
+            if reason := attention_refusal(block.attn, (EvaAttention, AttentionRope)):
+                return reason
+        return None
+
+    def embed(self, pixels: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image d_embed"]:
+        """`encode_image` of a CLIP; of a bare model the representation before its classifier."""
+        return embed_image(self.module, pixels)
+
+    def _embed_tokens(self, pixels: Tensor) -> tuple[Float[Tensor, "image token d_model"], Sequence[Tensor | None]]:
+        tokens, rotation = self.trunk._pos_embed(self.trunk.patch_embed(pixels))
+        # Learned rotations differ a layer: [layer, ...].
+        layers = list(rotation) if self.trunk.rope_mixed and rotation is not None else [rotation] * self.n_layers
+        return self.trunk.norm_pre(tokens), layers
+
+    def _head_values(
+        self,
+        block: Any,
+        stream: Float[Tensor, "image token d_model"],
+        *,
+        queries: slice,
+        rotation: Tensor | None = None,
+    ) -> Float[Tensor, "image query head d_head"]:
+        return head_values(block.attn, block.norm1(stream), queries=queries, rotation=rotation)
+
+    def _block(self, layer: int) -> BlockWeights:
+        block = self.blocks[layer]
+        inner = FrozenNorm(block.attn.norm)
+        return BlockWeights(block.attn.proj, block.gamma_1, inner, block.norm2, block.mlp, block.gamma_2)
+
+    def _output_name(self, layer: int) -> str:
+        return f"{self.prefix}blocks.{layer}.attn.proj"
