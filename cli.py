@@ -285,7 +285,9 @@ def reindex(
 ) -> None:  # fmt: skip
     """Carry stored embeddings of the unedited model to those of the edited one, without reading an image again."""
     from .editor.reindex import compute_embedding_map, reindex_vectors
+    from .editor.vectors import open_vectors
 
+    open_vectors(vectors, column=column)  # A misspelt path must not cost the loading of a model.
     target = _require_free_file(out if out.suffix else out.with_suffix(vectors.suffix), vectors, overwrite=overwrite)
     bound, scanned, base = _load_reindex_inputs(recipe, scan, model, pretrained)
     mapping = compute_embedding_map(bound, scanned, base)

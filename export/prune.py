@@ -7,13 +7,16 @@ the same architecture has no place for layers of unequal width.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from open_clip.transformer import ResidualAttentionBlock
+from timm.layers.attention import Attention as TimmAttention
 from torch import Tensor, nn
 
 from ..editor.errors import ExportError
@@ -49,15 +52,30 @@ class _PrunedAttention(nn.Module):
         return F.linear(found.transpose(1, 2).flatten(2), self.out_weight, self.out_bias), None
 
 
+class _ConstantAttention(nn.Module):
+    """timm's attention without heads: its bias, whatever the image."""
+
+    def __init__(self, bias: Tensor):
+        super().__init__()
+        self.bias = nn.Parameter(bias.detach())
+
+    def forward(self, stream: Float[Tensor, "image token d_model"], *_: Any, **__: Any) -> Tensor:
+        return self.bias.expand_as(stream)
+
+
 def find_constant_heads(module: nn.Module) -> dict[str, list[int]]:
     """Heads whose columns of the output projection are zero, by the path of their attention; the others are left out."""
     found = {}
-    for path, block in module.named_modules():
+    for path, part in module.named_modules():
         # Self-attention only: poolers and cross-attention are never edited.
-        if type(block) is ResidualAttentionBlock and not hasattr(block, "ln_1_kv") and block.attn.batch_first:
-            columns = block.attn.out_proj.weight.detach().unflatten(1, (block.attn.num_heads, block.attn.head_dim))
-            heads = (columns.abs().amax((0, 2)) == 0).nonzero().flatten().tolist()
-            found |= {f"{path}.attn": heads} if heads else {}
+        if type(part) is ResidualAttentionBlock and not hasattr(part, "ln_1_kv") and part.attn.batch_first:
+            path, projection, heads = f"{path}.attn", part.attn.out_proj, part.attn.num_heads
+        elif _is_plain_timm(part):
+            projection, heads = part.proj, part.num_heads
+        else:
+            continue
+        constant = projection.weight.detach().unflatten(1, (heads, -1)).abs().amax((0, 2)) == 0
+        found |= {path: constant.nonzero().flatten().tolist()} if constant.any() else {}
     return found
 
 
@@ -84,8 +102,36 @@ def prune_heads(encoder: nn.Module) -> nn.Module:
         owner_path, _, leaf = path.rpartition(".")
         attention: Any = pruned.get_submodule(path)
         kept = [head for head in range(attention.num_heads) if head not in heads]
-        setattr(pruned.get_submodule(owner_path), leaf, _PrunedAttention(attention, kept))
+        shrink = _shrink_timm if isinstance(attention, TimmAttention) else _PrunedAttention
+        setattr(pruned.get_submodule(owner_path), leaf, shrink(attention, kept))
     return pruned
+
+
+def _is_plain_timm(part: nn.Module) -> TypeGuard[TimmAttention]:
+    """timm's attention without a norm or a gate across heads, which would have to be cut as well."""
+    return type(part) is TimmAttention and isinstance(part.norm, nn.Identity) and part.gate is None
+
+
+def _shrink_timm(attention: TimmAttention, kept: Sequence[int]) -> nn.Module:
+    """The same attention with the kept heads; its norms of queries and keys act within a head and stay."""
+    bias = attention.proj.bias
+    if not kept:
+        return _ConstantAttention(torch.zeros(len(attention.proj.weight)) if bias is None else bias)
+    shrunk, shape = copy.copy(attention), (3, attention.num_heads, attention.head_dim)
+    shrunk.__dict__["_modules"] = dict(attention._modules)
+    shrunk.num_heads, shrunk.attn_dim = len(kept), len(kept) * attention.head_dim
+    rows = attention.qkv.weight.detach().unflatten(0, shape)[:, kept].flatten(0, 2)
+    biases = None if attention.qkv.bias is None else attention.qkv.bias.detach().unflatten(0, shape)[:, kept].flatten()
+    shrunk.qkv = _linear(rows, biases)
+    shrunk.proj = _linear(attention.proj.weight.detach().unflatten(1, shape[1:])[:, kept].flatten(1), bias)
+    return shrunk
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight)
+    layer.bias = None if bias is None else nn.Parameter(bias.detach())
+    return layer
 
 
 def _label(path: str) -> str:

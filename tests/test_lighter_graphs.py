@@ -25,7 +25,7 @@ from clipedit.editor.images import demo_calibration_source
 from clipedit.editor.model import Model
 from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.editor.towers import build_tower
-from clipedit.export.prune import find_constant_heads
+from clipedit.export.prune import find_constant_heads, prune_heads
 
 VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 8}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -107,6 +107,25 @@ def test_where_no_head_is_constant_pruning_says_what_would_make_it_so(
     with pytest.raises(clipedit.ExportError, match=r"cannot use --prune with open-clip.*--target onnx"):
         clipedit.export_model(total, tmp_path / "out", target="open-clip", prune=True)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("emptied", [[1, 3], [0, 1, 2, 3]])
+def test_the_attention_of_timm_is_pruned_too(emptied: list[int]) -> None:
+    from timm.layers.attention import Attention
+
+    torch.manual_seed(0)
+    attention = Attention(32, num_heads=4, qkv_bias=True, qk_norm=True, norm_layer=torch.nn.LayerNorm).eval()
+    with torch.no_grad():
+        attention.proj.weight.unflatten(1, (4, 8))[:, emptied] = 0
+    block = torch.nn.ModuleDict({"attn": attention})
+    assert find_constant_heads(block) == {"attn": emptied}
+    tokens = torch.randn(2, 5, 32)
+    pruned = prune_heads(block)["attn"]  # type: ignore[index]
+    assert torch.allclose(pruned(tokens), attention(tokens), atol=1e-6)
+    kept = 4 - len(emptied)
+    weights = sum(parameter.numel() for parameter in pruned.parameters())
+    assert weights == 32 + (kept * 8 * (4 * 32 + 3) + 4 * 8 if kept else 0)
+    assert attention.num_heads == 4 and attention.qkv.weight.shape == (96, 32)
 
 
 def test_half_precision_takes_and_gives_float32_at_half_the_size(
