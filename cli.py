@@ -37,7 +37,7 @@ concepts_app = typer.Typer(no_args_is_help=True, help="The concepts that can be 
 app.add_typer(concepts_app, name="concepts")
 out_console, err_console = Console(), Console(stderr=True)
 
-ModelOption = Annotated[str, typer.Option("--model", help="`demo`, an open_clip name, or a folder.")]
+ModelOption = Annotated[str, typer.Option("--model", help="`demo`, an open_clip name, a folder, or `hf:FOLDER`.")]
 PretrainedOption = Annotated[str | None, typer.Option(help="A tag of open_clip, or a checkpoint file.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")]
@@ -466,7 +466,8 @@ def _load_model(name: str, pretrained: str | None) -> Model:
 
 def _split_model(name: str) -> tuple[str, str | None]:
     model, _, pretrained = name.partition(":")
-    return (name, None) if Path(name).exists() or not pretrained else (model, pretrained)
+    whole = Path(name).exists() or not pretrained or model == "hf"
+    return (name, None) if whole else (model, pretrained)
 
 
 def _plain_folder(model: str, pretrained: str | None) -> Path | None:

@@ -15,6 +15,7 @@ import open_clip
 import torch
 from jaxtyping import Float
 from open_clip.factory import _find_checkpoint_in_dir
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from .. import demo
 from .components import Decomposition
 from .errors import ModelError, nearest_names
+from .hf_folder import load_hf_folder
 from .timm_models import (
     create_timm,
     create_timm_from_folder,
@@ -38,6 +40,7 @@ from .weights import hash_checkpoint, hash_state, read_header, reading_weights, 
 WEIGHTS_NAME = "open_clip_model.safetensors"
 CONFIG_NAME = "open_clip_config.json"
 BASE_FOLDER = "base"
+HF_PREFIX = "hf:"
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,9 @@ class Model:
         if not (text_config.get("hf_tokenizer_name") or text_config.get("hf_model_name")):
             return open_clip.SimpleTokenizer(context_length=text_config.get("context_length", 77))
         try:
+            if self.name.startswith(HF_PREFIX):
+                options = text_config.get("tokenizer_kwargs") or {}
+                return HFTokenizer(str(self.folder), text_config["context_length"], **options)
             return open_clip.get_tokenizer(f"local-dir:{self.folder}" if self.folder else self.name)
         except Exception as error:  # Missing packages, files and network each raise their own kind.
             raise ModelError(
@@ -188,20 +194,23 @@ def load_model(name: str, pretrained: str | None = None, *, device: str = "cpu")
     """Load a model.
 
     Args:
-        name: `demo`, a folder with `open_clip_config.json` or timm's `config.json` (also one that clipedit wrote), or an
-            open_clip or timm name; timm's may carry their tag, `vit_base_patch16_224.augreg_in21k`.
+        name: `demo`, a folder with `open_clip_config.json` or timm's `config.json` (also one that clipedit wrote), `hf:FOLDER`
+            with a Hugging Face `CLIPModel` or `SiglipModel`, or an open_clip or timm name; timm's may carry their tag,
+            `vit_base_patch16_224.augreg_in21k`.
         pretrained: A tag of open_clip or timm, or a checkpoint file. None with a name gives random weights.
         device: Where to put the weights.
 
     Raises:
         ModelError: If the model is unknown, cannot be read, holds NaN, or has no tower.
     """
-    if pretrained is not None and (name == "demo" or Path(name).is_dir()):
+    if pretrained is not None and (name == "demo" or name.startswith(HF_PREFIX) or Path(name).is_dir()):
         raise ModelError(
             f"cannot load {name} with pretrained {pretrained!r}: it is a folder that holds its own weights. Leave one out."
         )
     if name == "demo":
         return _load_folder(demo_folder(), "demo", device)
+    if name.startswith(HF_PREFIX):
+        return _load_hf(Path(name.removeprefix(HF_PREFIX)), device)
     if (Path(name) / BASE_FOLDER).is_dir():
         return _load_direct(Path(name), device)
     if Path(name).is_dir():
@@ -277,6 +286,12 @@ def _load_folder(folder: Path, name: str, device: str) -> Model:
     checkpoint = find_checkpoint(folder)
     module = _create(f"local-dir:{folder}", None, device, origin=str(folder))
     return _finish(module, name, None, config, checkpoint)
+
+
+def _load_hf(folder: Path, device: str) -> Model:
+    name = f"{HF_PREFIX}{folder.resolve()}"
+    module, config, dtypes = load_hf_folder(folder, device=device)
+    return replace(_finish(module, name, None, config, None), folder=folder, storage_dtypes=dtypes)
 
 
 def _load_direct(folder: Path, device: str) -> Model:

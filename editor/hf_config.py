@@ -1,0 +1,201 @@
+"""Configurations of Hugging Face `CLIPModel` and `SiglipModel` as open_clip's: sizes, activation, preprocessing.
+
+Pure functions from the dictionaries of `config.json` and `preprocessor_config.json`. Keys that a file leaves out have the
+values that transformers gives them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import ModelError
+
+Config = Mapping[str, Any]
+
+_LAYERS = {"num_hidden_layers": 12, "num_attention_heads": 12}
+_CLIP_VISION = {**_LAYERS, "hidden_size": 768, "intermediate_size": 3072, "image_size": 224, "patch_size": 32,
+                "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}  # fmt: skip
+_CLIP_TEXT = {**_LAYERS, "num_attention_heads": 8, "hidden_size": 512, "intermediate_size": 2048, "vocab_size": 49408,
+              "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "eos_token_id": 49407}  # fmt: skip
+_SIGLIP = {
+    **_LAYERS,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu_pytorch_tanh",
+    "layer_norm_eps": 1e-6,
+}
+_SIGLIP_VISION = {**_SIGLIP, "image_size": 224, "patch_size": 16, "vision_use_head": True}
+_SIGLIP_TEXT = {**_SIGLIP, "vocab_size": 32000, "max_position_embeddings": 64}
+_ACTIVATIONS: dict[str, dict[str, Any]] = {
+    "quick_gelu": {},
+    "gelu": {},
+    "gelu_pytorch_tanh": {"act_kwargs": {"approximate": "tanh"}},
+    "gelu_new": {"act_kwargs": {"approximate": "tanh"}},
+}
+_INTERPOLATION = {2: "bilinear", 3: "bicubic"}
+
+
+def read_sections(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The vision and the text section of a `config.json`, defaults filled in.
+
+    Raises:
+        ModelError: If it is of another kind of model.
+    """
+    kind = config.get("model_type")
+    defaults = {"clip": (_CLIP_VISION, _CLIP_TEXT), "siglip": (_SIGLIP_VISION, _SIGLIP_TEXT)}
+    if kind not in defaults:
+        raise ModelError(
+            f"cannot convert a model of type {kind!r}: `clip` and `siglip` are known. Give a `CLIPModel` or a `SiglipModel`."
+        )
+    vision, text = defaults[kind]
+    # Old files hold the sections twice; transformers lets what is under `_dict` win.
+    given = [
+        {**(config.get(f"{name}_config") or {}), **(config.get(f"{name}_config_dict") or {})}
+        for name in ("vision", "text")
+    ]
+    return {**vision, **given[0]}, {**text, **given[1]}
+
+
+def convert_clip_config(config: Config) -> dict[str, Any]:
+    """open_clip's `model_cfg` of a `CLIPModel`.
+
+    Raises:
+        ModelError: If an activation is unknown, or is not the same in both towers.
+    """
+    vision, text = read_sections(config)
+    if (vision["hidden_act"] == "quick_gelu") != (text["hidden_act"] == "quick_gelu"):
+        raise ModelError(
+            f"cannot convert the model: its towers use {vision['hidden_act']} and {text['hidden_act']}, open_clip has one for both."
+        )
+    text_config = {
+        "context_length": text["max_position_embeddings"],
+        "vocab_size": text["vocab_size"],
+        **_text_sizes(text),
+    }
+    # The token of highest number ends a text in CLIP's own vocabulary; `2` is an old mistake that transformers keeps.
+    if text["eos_token_id"] not in (2, text["vocab_size"] - 1):
+        text_config |= {"pool_type": "eos", "eos_id": text["eos_token_id"]}
+    return {
+        "embed_dim": config.get("projection_dim", 512),
+        "quick_gelu": vision["hidden_act"] == "quick_gelu",
+        "vision_cfg": {
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+            "width": vision["hidden_size"],
+            "layers": vision["num_hidden_layers"],
+            "head_width": vision["hidden_size"] // vision["num_attention_heads"],
+            **_shared(vision, default_eps=1e-5),
+        },
+        "text_cfg": text_config,
+    }
+
+
+def convert_siglip_config(config: Config) -> dict[str, Any]:
+    """open_clip's `model_cfg` of a `SiglipModel`; the name of timm's image tower is left to the caller.
+
+    Raises:
+        ModelError: If it pools without a head, or an activation is unknown.
+    """
+    vision, text = read_sections(config)
+    if not vision["vision_use_head"]:
+        raise ModelError("cannot convert the model: its image tower has no pooling head. Give a whole `SiglipModel`.")
+    if vision["layer_norm_eps"] != _SIGLIP["layer_norm_eps"]:
+        raise ModelError(
+            f"cannot convert the model: its layer_norm_eps is {vision['layer_norm_eps']}, timm's SigLIP has 1e-6."
+        )
+    return {
+        "embed_dim": text.get("projection_size") or text["hidden_size"],
+        "custom_text": True,
+        "init_logit_bias": -10,
+        "vision_cfg": {
+            "image_size": vision["image_size"],
+            "timm_model_name": None,
+            "timm_pool": "map",
+            "timm_proj": "none",
+        },
+        "text_cfg": {
+            "context_length": text["max_position_embeddings"],
+            "vocab_size": text["vocab_size"],
+            "tokenizer_kwargs": {"clean": "canonicalize"},
+            "no_causal_mask": True,
+            "proj_bias": True,
+            "pool_type": "last",
+            **_text_sizes(text, default_eps=None),
+        },
+    }
+
+
+def siglip_trunk_arguments(config: Config) -> dict[str, Any]:
+    """Arguments for timm's `VisionTransformer` that make it a `SiglipModel`'s image tower."""
+    vision, _ = read_sections(config)
+    return {
+        "img_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+        "embed_dim": vision["hidden_size"],
+        "depth": vision["num_hidden_layers"],
+        "num_heads": vision["num_attention_heads"],
+        "mlp_ratio": mlp_ratio(vision),
+        "act_layer": "gelu_tanh" if _ACTIVATIONS[vision["hidden_act"]] else "gelu",
+    }
+
+
+def convert_preprocessing(config: Config, image_size: int) -> dict[str, Any]:
+    """open_clip's `preprocess_cfg` of a `preprocessor_config.json`.
+
+    Raises:
+        ModelError: If the images are resized to one size and cropped to another, or by a filter open_clip lacks.
+    """
+    config = config.get("image_processor", config)
+    size, crop = _side(config.get("size"), image_size), _side(config.get("crop_size"), image_size)
+    cropped = config.get("do_center_crop", "crop_size" in config)
+    if size != image_size or (cropped and crop != image_size):
+        raise ModelError(
+            f"cannot convert the preprocessing: it resizes to {size}{f' and crops {crop}' if cropped else ''}, the model takes "
+            f"{image_size} pixels. Set `size` and `crop_size` in preprocessor_config.json to {image_size}."
+        )
+    resample = config.get("resample", 3)
+    if resample not in _INTERPOLATION:
+        raise ModelError(
+            f"cannot convert the preprocessing: `resample` is {resample}, 2 (bilinear) and 3 (bicubic) are known."
+        )
+    shorter = cropped or "shortest_edge" in (config.get("size") or {})
+    return {
+        "size": image_size,
+        "mode": "RGB",
+        "mean": list(config.get("image_mean", (0.5, 0.5, 0.5))),
+        "std": list(config.get("image_std", (0.5, 0.5, 0.5))),
+        "interpolation": _INTERPOLATION[resample],
+        "resize_mode": "shortest" if shorter else "squash",
+        "fill_color": 0,
+    }
+
+
+def mlp_ratio(section: Config) -> float:
+    """The ratio for which `int(width * ratio)` is the MLP's width, as open_clip and timm compute it."""
+    width, hidden = section["hidden_size"], section["intermediate_size"]
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
+
+
+def _side(size: Any, default: int) -> int:
+    if size is None:
+        return default
+    return size if isinstance(size, int) else size.get("shortest_edge", size.get("height", default))
+
+
+def _text_sizes(text: Config, default_eps: float | None = 1e-5) -> dict[str, Any]:
+    sizes = {"width": text["hidden_size"], "heads": text["num_attention_heads"], "layers": text["num_hidden_layers"]}
+    return {**sizes, **_shared(text, default_eps=default_eps)}
+
+
+def _shared(section: Config, *, default_eps: float | None) -> dict[str, Any]:
+    """MLP width, activation and epsilon of a tower."""
+    if section["hidden_act"] not in _ACTIVATIONS:
+        raise ModelError(
+            f"cannot convert the model: its activation is {section['hidden_act']!r}, known are {', '.join(_ACTIVATIONS)}."
+        )
+    found = {"mlp_ratio": mlp_ratio(section), **_ACTIVATIONS[section["hidden_act"]]}
+    eps = section["layer_norm_eps"]
+    return found if eps == default_eps else {**found, "norm_kwargs": {"eps": eps}}

@@ -1,0 +1,149 @@
+"""Hugging Face `CLIPModel` and `SiglipModel` folders as open_clip modules, tensor by tensor, without network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from open_clip import CLIP, CustomTextCLIP
+from open_clip.timm_model import TimmModel
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+from .errors import ModelError
+from .hf_config import (
+    convert_clip_config,
+    convert_preprocessing,
+    convert_siglip_config,
+    read_sections,
+    siglip_trunk_arguments,
+)
+from .hf_names import clip_names, convert_from_hf, siglip_names
+from .weights import read_header, tensor_reader
+
+CLIP_VOCABULARY = 49408
+_SMALLEST_TIMM = "test_vit"
+
+
+class HfModel(NamedTuple):
+    """An open_clip module in eval mode, its open_clip configuration, and the dtypes that its tensors have on disk."""
+
+    module: nn.Module
+    config: dict[str, Any]
+    storage_dtypes: dict[str, torch.dtype]
+
+
+def load_hf_folder(folder: Path, *, device: str = "cpu") -> HfModel:
+    """Read a folder with `config.json`, weights and preprocessing.
+
+    Raises:
+        ModelError: If a file is missing or damaged, or the model is of another kind.
+    """
+    if not folder.is_dir():
+        raise ModelError(
+            f"cannot load hf:{folder}: no such folder. Give one that `save_pretrained` wrote, or a clone of it."
+        )
+    config = _read_json(folder / "config.json")
+    vision, text = read_sections(config)
+    layers = vision["num_hidden_layers"], text["num_hidden_layers"]
+    clip = config["model_type"] == "clip"
+    model_config = convert_clip_config(config) if clip else _name_trunk(convert_siglip_config(config), config)
+    if not clip or text["vocab_size"] != CLIP_VOCABULARY:
+        model_config["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
+    state = convert_from_hf(_read_state(folder), clip_names(*layers) if clip else siglip_names(*layers))
+    module = CLIP(**model_config) if clip else _build_siglip(model_config, config)
+    _fill(module, state, folder)
+    preprocessing = convert_preprocessing(_read_preprocessing(folder), vision["image_size"])
+    config = {"model_cfg": model_config, "preprocess_cfg": preprocessing}
+    return HfModel(module.eval().to(device), config, {name: tensor.dtype for name, tensor in state.items()})
+
+
+def _build_siglip(model_config: Mapping[str, Any], config: Mapping[str, Any]) -> nn.Module:
+    """A small tower first: open_clip can only name timm models, and the real one is not always among them."""
+    small = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 32}
+    arguments = {key: value for key, value in model_config.items() if key != "custom_text"}
+    module = CustomTextCLIP(**{**arguments, "vision_cfg": small})
+    trunk = siglip_trunk_arguments(config)
+    visual = TimmModel(_SMALLEST_TIMM, model_config["embed_dim"], trunk["img_size"], pool="avg", proj="none")
+    visual.trunk = VisionTransformer(**trunk, num_classes=0, class_token=False, global_pool="map")
+    module.visual = visual
+    return module
+
+
+def _name_trunk(model_config: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """timm's name for the image tower, if it has one: what open_clip needs to build an exported folder again.
+
+    Some of timm's have the exact GELU where transformers approximates it by tanh: the name stands for the sizes only.
+    """
+    wanted = siglip_trunk_arguments(config)
+    size, patch = wanted["img_size"], wanted["patch_size"]
+    for name in timm.list_models(f"vit_*_patch{patch}_siglip_{size}"):
+        with torch.device("meta"):
+            known: Any = timm.create_model(name, num_classes=0)
+        block = known.blocks[0]
+        found = (known.embed_dim, len(known.blocks), block.attn.num_heads, block.mlp.fc1.out_features)
+        hidden = int(wanted["embed_dim"] * wanted["mlp_ratio"])
+        if found == (wanted["embed_dim"], wanted["depth"], wanted["num_heads"], hidden):
+            model_config["vision_cfg"]["timm_model_name"] = name
+    return model_config
+
+
+def _fill(module: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
+    own = module.state_dict()
+    wrong = [f"{name} is {tuple(tensor.shape)}, not {tuple(own[name].shape)}" for name, tensor in state.items()
+             if name in own and own[name].shape != tensor.shape]  # fmt: skip
+    wrong += [f"{name} has no place" for name in state if name not in own]
+    if wrong:
+        raise ModelError(
+            f"cannot load hf:{folder}: config.json does not describe the weights ({wrong[0]}). Fetch both again."
+        )
+    module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
+
+
+def _read_state(folder: Path) -> dict[str, Tensor]:
+    """The weights: one file of safetensors, several with an index, or PyTorch's own format without code."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file() or index.is_file():
+        names = {"model.safetensors"} if not index.is_file() else set(_read_json(index)["weight_map"].values())
+        state: dict[str, Tensor] = {}
+        for path in (folder / name for name in sorted(names)):
+            read = tensor_reader(path)
+            state |= {name: read(name) for name in read_header(path)}
+        return state
+    path = folder / "pytorch_model.bin"
+    if not path.is_file():
+        raise ModelError(
+            f"cannot load hf:{folder}: it has neither model.safetensors nor pytorch_model.bin. Add the weights."
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # Readers raise nearly anything on a damaged file.
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"cannot read {path}: {first_line}. Convert it to safetensors in a process that you trust."
+        ) from error
+
+
+def _read_preprocessing(folder: Path) -> dict[str, Any]:
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            return _read_json(folder / name)
+    raise ModelError(f"cannot load hf:{folder}: it has no preprocessor_config.json. Add the one of the model.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"cannot load hf:{path.parent}: it has no {path.name}. Give a folder that `save_pretrained` wrote."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}.") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"cannot read {path}: it holds no JSON object.")
+    return found

@@ -1,0 +1,190 @@
+"""`hf:FOLDER`: Hugging Face's models in open_clip's modules give transformers' own embeddings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import clipedit
+from clipedit import ModelError
+from clipedit.editor.hf_config import convert_clip_config, convert_preprocessing, convert_siglip_config
+from clipedit.editor.hf_folder import load_hf_folder
+
+TOWER = {"hidden_size": 48, "intermediate_size": 97, "num_hidden_layers": 2, "num_attention_heads": 3}
+VISION = {**TOWER, "image_size": 32, "patch_size": 8}
+TEXT = {
+    **TOWER,
+    "vocab_size": 40,
+    "max_position_embeddings": 12,
+    "bos_token_id": 38,
+    "eos_token_id": 39,
+    "pad_token_id": 1,
+}
+WORDS = ["a", "photo", "of", "bird", "on", "water", "the"]
+TEXTS = ["a photo of a bird", "water", "the bird on the water of a photo"]
+
+
+def random_folder(folder: Path, kind: str, *, act: str, eos: int = 39) -> transformers.PreTrainedModel:
+    """A model with random gains and biases, its preprocessing and a tokenizer that ends texts with token 39."""
+    torch.manual_seed(0)
+    text, vision = {**TEXT, "hidden_act": act, "eos_token_id": eos}, {**VISION, "hidden_act": act}
+    if kind == "clip":
+        model = transformers.CLIPModel(
+            transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+        )
+        processor = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    else:
+        model = transformers.SiglipModel(
+            transformers.SiglipConfig(text_config={**text, "projection_size": 48}, vision_config=vision)
+        )
+        processor = transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.1))
+    model.eval().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    vocabulary = {**{word: number + 2 for number, word in enumerate(WORDS)}, "[PAD]": 1, "[UNK]": 0, "[EOS]": 39}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.post_processor = TemplateProcessing(single="$A [EOS]", special_tokens=[("[EOS]", 39)])
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]"
+    )
+    wrapped.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "act", "eos"),
+    [
+        ("clip", "quick_gelu", 39),
+        ("clip", "gelu", 2),
+        ("clip", "gelu_new", 5),
+        ("siglip", "gelu_pytorch_tanh", 39),
+        ("siglip", "gelu", 39),
+    ],
+)
+def test_the_embeddings_are_those_of_transformers(tmp_path: Path, kind: str, act: str, eos: int) -> None:
+    theirs = random_folder(tmp_path, kind, act=act, eos=eos)
+    module: Any = load_hf_folder(tmp_path).module
+    pixels = torch.randn(3, 3, 32, 32)
+    tokens = transformers.AutoTokenizer.from_pretrained(tmp_path)(
+        TEXTS, padding="max_length", max_length=12, return_tensors="pt"
+    ).input_ids
+    with torch.no_grad():
+        images, texts = theirs.get_image_features(pixel_values=pixels), theirs.get_text_features(input_ids=tokens)
+        assert relative_error(module.encode_image(pixels), pooled(images)) < 1e-5
+        assert relative_error(module.encode_text(tokens), pooled(texts)) < 1e-5
+
+
+def test_preprocessing_and_tokenizer_are_those_of_the_folder(tmp_path: Path) -> None:
+    random_folder(tmp_path, "clip", act="quick_gelu")
+    model = clipedit.load_model(f"hf:{tmp_path}")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    pixels = transformers.AutoImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt")["pixel_values"]
+    assert torch.allclose(model.preprocess(image)[None], pixels, atol=1e-6)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    tokens = tokenizer(TEXTS, padding="max_length", max_length=12, return_tensors="pt").input_ids
+    assert torch.equal(model.tokenizer(TEXTS), tokens)
+    assert model.encode_text(TEXTS).shape == (3, 24)
+
+
+def pooled(answer: torch.Tensor | transformers.utils.ModelOutput) -> torch.Tensor:
+    return answer if isinstance(answer, torch.Tensor) else answer.pooler_output
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def test_shards_and_pytorch_files_are_the_same_model(tmp_path: Path) -> None:
+    random_folder(tmp_path, "clip", act="quick_gelu")
+    whole = clipedit.load_model(f"hf:{tmp_path}")
+    path = tmp_path / "model.safetensors"
+    state = load_file(path)
+    path.unlink()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    assert clipedit.load_model(f"hf:{tmp_path}").weights_hash == whole.weights_hash
+    names = sorted(state)
+    shards = {"a.safetensors": names[:20], "b.safetensors": names[20:]}
+    for shard, inside in shards.items():
+        save_file({name: state[name] for name in inside}, tmp_path / shard)
+    index = {"weight_map": {name: shard for shard, inside in shards.items() for name in inside}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert clipedit.load_model(f"hf:{tmp_path}").weights_hash == whole.weights_hash
+
+
+def test_a_folder_of_clip_is_scanned_edited_and_written_as_an_open_clip_folder(tmp_path: Path) -> None:
+    import open_clip
+
+    from clipedit.editor.images import demo_calibration_source
+    from clipedit.export.edited_folder import write_edited_model
+
+    random_folder(tmp_path / "hf", "clip", act="gelu")
+    model = clipedit.load_model(f"hf:{tmp_path / 'hf'}")
+    scanned = clipedit.scan(model, demo_calibration_source(8), workers=0)
+    concept = clipedit.Concept(name="water", texts=("water", "a photo of water", "the water", "on the water"))
+    recipe = clipedit.make_recipe(scanned, model, concept=concept, heads=1)
+    assert all(check.holds for check in write_edited_model(recipe, model, tmp_path / "out", scan=scanned))
+    assert open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")(TEXTS).tolist() == model.tokenizer(TEXTS).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config.json": None}, "it has no config.json"),
+        ({"config.json": "{"}, "cannot read .*config.json"),
+        ({"config.json": {"model_type": "blip"}}, "of type 'blip': `clip` and `siglip` are known"),
+        ({"config.json": {"model_type": "clip", "vision_config": VISION}}, "does not describe the weights|has no tensor"),
+        ({"model.safetensors": None}, "neither model.safetensors nor pytorch_model.bin"),
+        ({"preprocessor_config.json": None, "processor_config.json": None}, "no preprocessor_config.json"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path, change: dict, message: str) -> None:
+    random_folder(tmp_path, "clip", act="gelu")
+    for name, content in change.items():
+        (tmp_path / name).unlink(missing_ok=True)
+        if content is not None:
+            (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ModelError, match=message):
+        clipedit.load_model(f"hf:{tmp_path}")
+
+
+def test_a_missing_folder_and_a_pretrained_tag_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        clipedit.load_model(f"hf:{tmp_path / 'nothing'}")
+    with pytest.raises(ModelError, match="holds its own weights"):
+        clipedit.load_model(f"hf:{tmp_path}", pretrained="openai")
+
+
+def test_what_open_clip_cannot_hold_is_refused() -> None:
+    text = {"hidden_act": "gelu"}
+    with pytest.raises(ModelError, match="its towers use quick_gelu and gelu"):
+        convert_clip_config({"model_type": "clip", "text_config": text})
+    with pytest.raises(ModelError, match="activation is 'relu'"):
+        convert_clip_config(
+            {"model_type": "clip", "text_config": {"hidden_act": "relu"}, "vision_config": {"hidden_act": "relu"}}
+        )
+    with pytest.raises(ModelError, match="no pooling head"):
+        convert_siglip_config({"model_type": "siglip", "vision_config": {"vision_use_head": False}})
+    with pytest.raises(ModelError, match="resizes to 256 and crops 224"):
+        convert_preprocessing({"size": {"shortest_edge": 256}, "crop_size": 224}, 224)
+    with pytest.raises(ModelError, match="`resample` is 0"):
+        convert_preprocessing({"size": 224, "resample": 0}, 224)
+
+
+def test_sizes_that_a_file_leaves_out_are_those_of_transformers() -> None:
+    for kind, section in (("clip", transformers.CLIPConfig()), ("siglip", transformers.SiglipConfig())):
+        convert = convert_clip_config if kind == "clip" else convert_siglip_config
+        assert convert({"model_type": kind}) == convert(section.to_dict())
