@@ -413,6 +413,28 @@ def reproduce(
         sys.exit(1)
 
 
+@app.command()
+def models(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names or patterns (`ViT-B-*`) of open_clip and timm.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables of the README.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what can be edited, and why not what cannot: one model of every family, or those you name."""
+    from .editor.supported import describe_models, render_markdown
+
+    with _progress() as follow:
+        rows = describe_models(names or (), progress=follow("models"))
+    if as_json:
+        _print_json([{**vars(row), "effects": list(row.effects)} for row in rows])
+    elif markdown:
+        sys.stdout.write(render_markdown(rows))
+    else:
+        cells = [[row.family, row.library, row.model, row.heads, row.reason or ", ".join(row.effects)] for row in rows]
+        _print_table(["family", "library", "model", "layers x heads", "effects, or why not"], cells)
+
+
 @concepts_app.command("list")
 def concepts_list(model: ModelOption = "demo", as_json: JsonOption = False) -> None:
     """List the concepts of the library and of a model's own folder."""

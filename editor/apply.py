@@ -189,8 +189,10 @@ def _fold_head(
     maps = tensors.get(f"heads.{head}.value_map", tensors[f"heads.{head}.map"]).double()
     offset = tensors[f"heads.{head}.value_offset"].double()
     columns = slice(head.head * len(maps), (head.head + 1) * len(maps))
-    own = weight[:, columns].clone()
-    weight[:, columns] = own @ maps
+    # A view: some projections are 1 x 1 convolutions.
+    matrix = weight.flatten(1)
+    own = matrix[:, columns].clone()
+    matrix[:, columns] = own @ maps
     return {weight_name: weight, bias_name: bias + own @ offset}
 
 

@@ -23,7 +23,7 @@ from .hf_config import (
     siglip_trunk_arguments,
 )
 from .hf_names import clip_names, convert_from_hf, siglip_names
-from .weights import read_header, tensor_reader
+from .weights import read_header, reading_weights, tensor_reader
 
 CLIP_VOCABULARY = 49408
 _SMALLEST_TIMM = "test_vit"
@@ -119,13 +119,8 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
         raise ModelError(
             f"cannot load hf:{folder}: it has neither model.safetensors nor pytorch_model.bin. Add the weights."
         )
-    try:
+    with reading_weights(f"hf:{folder}"):
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # Readers raise nearly anything on a damaged file.
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"cannot read {path}: {first_line}. Convert it to safetensors in a process that you trust."
-        ) from error
 
 
 def _read_preprocessing(folder: Path) -> dict[str, Any]:

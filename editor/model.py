@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,6 +23,7 @@ from .. import demo
 from .components import Decomposition
 from .errors import ModelError, nearest_names
 from .hf_folder import load_hf_folder
+from .open_clip_config import CONFIG_NAME, read_open_clip_config
 from .timm_models import (
     create_timm,
     create_timm_from_folder,
@@ -38,7 +38,6 @@ from .towers import Tower, build_tower
 from .weights import hash_checkpoint, hash_state, read_header, reading_weights, round_to_storage, stored_dtype
 
 WEIGHTS_NAME = "open_clip_model.safetensors"
-CONFIG_NAME = "open_clip_config.json"
 BASE_FOLDER = "base"
 HF_PREFIX = "hf:"
 
@@ -282,7 +281,7 @@ def _load_folder(folder: Path, name: str, device: str) -> Model:
         with reading_weights(str(folder)):
             timm_module = create_timm_from_folder(folder)
         return _finish(timm_module.to(device), name, None, describe_timm(timm_module, folder), find_checkpoint(folder))
-    config = _read_config(folder)
+    config = read_open_clip_config(folder)
     checkpoint = find_checkpoint(folder)
     module = _create(f"local-dir:{folder}", None, device, origin=str(folder))
     return _finish(module, name, None, config, checkpoint)
@@ -352,18 +351,3 @@ def _finish(
     safe = checkpoint if dtypes else None
     folder = checkpoint.parent if checkpoint is not None and pretrained is None else None
     return Model(name, pretrained, module, build_tower(module), config, safe, folder, dtypes)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_NAME
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"cannot load {folder}: it has no {CONFIG_NAME}. Give an open_clip folder.") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {path}: {error}.") from None
-    model_config = config.get("model_cfg") if isinstance(config, dict) else None
-    if not isinstance(model_config, dict) or not {"vision_cfg", "text_cfg"} <= model_config.keys():
-        raise ModelError(f"cannot read {path}: it needs `model_cfg` with `vision_cfg` and `text_cfg`.")
-    defaults = {**PreprocessCfg().__dict__, "size": config["model_cfg"]["vision_cfg"].get("image_size", 224)}
-    return {"model_cfg": config["model_cfg"], "preprocess_cfg": {**defaults, **config.get("preprocess_cfg", {})}}

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from ..components import ComponentGroup, Features
 from ..errors import ModelError
+from .maxvit import MaxViT
 from .open_clip_vit import OpenClipViT
+from .refusals import explain_refusals
+from .swin import Swin
 from .timm_eva import TimmEva
 from .timm_vit import TimmViT
 
@@ -87,7 +90,7 @@ class Tower(Protocol):
         ...
 
 
-TOWERS: tuple[type[Tower], ...] = (OpenClipViT, TimmViT, TimmEva)
+TOWERS: tuple[type[Tower], ...] = (OpenClipViT, TimmViT, TimmEva, Swin, MaxViT)
 
 
 def build_tower(module: nn.Module) -> Tower:
@@ -100,7 +103,9 @@ def build_tower(module: nn.Module) -> Tower:
     for tower in TOWERS:
         if reasons[tower.title] is None:
             return tower(module)
+    why = explain_refusals(module, [str(reason) for reason in reasons.values()])
     found = "; ".join(f"{title}: {reason}" for title, reason in reasons.items())
     raise ModelError(
-        f"cannot decompose {type(module).__name__}: {found}. Supported: {', '.join(t.supports for t in TOWERS)}."
+        f"cannot decompose {type(module).__name__}: {why} ({found}). Supported: {', '.join(t.supports for t in TOWERS)}. "
+        "`clipedit models` lists families and examples."
     )

@@ -36,6 +36,14 @@ class FinalMap:
         """Whether `f` ends in a constant 1."""
         return self.linear is not None and getattr(self.module.get_submodule(self.linear), "bias", None) is not None
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`d_model` and `d_embed`: the shape of `P`."""
+        if self.matrix:
+            return self.width, self.module.get_parameter(self.matrix).shape[1]
+        d_embed = self.module.get_parameter(f"{self.linear}.weight").shape[0] if self.linear else self.width
+        return self.width + self.has_bias, d_embed
+
     def extend(self, final: Float[Tensor, "image width"]) -> Float[Tensor, "image d_model"]:
         """`f`."""
         return torch.cat([final, final.new_ones(len(final), 1)], 1) if self.has_bias else final

@@ -71,7 +71,7 @@ class PreNormViT:
         self.n_layers, self.d_head = len(blocks), d_head
         width = self._block(0).output.in_features
         self.heads_per_layer = (width // d_head,) * self.n_layers
-        self.d_model, self.d_embed = out.final.readout().shape
+        self.d_model, self.d_embed = out.final.shape
 
     def _embed_tokens(self, pixels: Tensor) -> tuple[Float[Tensor, "image token d_model"], Sequence[Tensor | None]]:
         """The first stream, and the rotations of each layer's queries and keys."""

@@ -58,7 +58,7 @@ class Readout:
         if not self.after.is_identity and self._pooled_constant().any():
             found.append(ComponentGroup("pool.bias", (ComponentId("pool.bias"),), 1))
         if self.pool.has_mlp:
-            d_embed = self.final.readout().shape[1]
+            d_embed = self.final.shape[1]
             found.append(ComponentGroup("pool.mlp", (ComponentId("pool.mlp"),), d_embed))
         return found
 
