@@ -24,8 +24,9 @@ from .editor.errors import ClipeditError, ExportError, ModelError, RecipeError, 
 
 if TYPE_CHECKING:
     from .editor.datasets import LabelledImages
+    from .editor.directions import LabelledEmbeddings
     from .editor.model import Model
-    from .editor.recipe import Recipe
+    from .editor.recipe import Recipe, RecipeDocument
     from .editor.reindex import EmbeddingMap
     from .editor.scan import Scan
     from .editor.selection import Evidence
@@ -49,7 +50,14 @@ DirectionsOption = Annotated[
     int | None, typer.Option(min=1, help="Directions of the concept; by default what holds 90 % of it.")
 ]
 EffectChoice = Literal["distilled", "total", "direct"]
-OperationChoice = Literal["mean-ablate", "zero-ablate", "project-out"]
+OperationChoice = Literal["mean-ablate", "zero-ablate", "scale", "project-out", "keep-only", "reweight"]
+AlongChoice = Literal["texts", "text-span", "pca", "labels"]
+EraseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--erase", help="Column of --labelled whose values LEACE erases, or whose means `--along labels` takes."
+    ),
+]
 PrecisionChoice = Literal["fp32", "fp16", "int8"]
 SelectChoice = Literal["text-difference", "labelled-contrast", "attention-region", "frontier"]
 LabelledOption = Annotated[
@@ -100,6 +108,7 @@ def scan_command(
         str | None, typer.Option(help="Layers to scan, `20-23` or `all`; the last four by default.")
     ] = None,
     mlps: Annotated[bool, typer.Option("--mlps", help="Also scan MLPs and the embedding.")] = False,
+    self_attention: Annotated[bool, typer.Option("--self-attention", help="Also scan what CLS takes from itself.")] = False,
     batch_size: BatchOption = 32,
     workers: WorkersOption = None,
     max_bad: MaxBadOption = 0.01,
@@ -118,8 +127,8 @@ def scan_command(
         _say_features_size(kept, loaded, images, chosen, mlps)
     with _progress() as follow:
         result = scan(
-            loaded, images, batch_size=batch_size, layers=chosen, mlps=mlps, workers=workers, max_bad=max_bad,
-            keep_features=kept, progress=follow("scan"),
+            loaded, images, batch_size=batch_size, layers=chosen, mlps=mlps, self_attention=self_attention,
+            workers=workers, max_bad=max_bad, keep_features=kept, progress=follow("scan"),
         )  # fmt: skip
     result.save(out)
     _say(f"wrote {out}: {result.statistics.n} images, layers {result.layers[0]}-{result.layers[-1]}")
@@ -186,12 +195,17 @@ def remove_heads(
     group_by: GroupByOption = "",
     split: SplitOption = None,
     retention: Annotated[str | None, typer.Option(help="A column of --labelled with a second task, which should not change.")] = None,
+    erase: EraseOption = None,
     regions: Annotated[str | None, typer.Option(help="For attention-region: a folder of masks or a column of boxes; by default words are written over the labelled images.")] = None,
     budget: Annotated[float, typer.Option(help="Points of accuracy that frontier and attention-region may lose.")] = 1.0,
     features: FeaturesOption = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the Pareto front of --select frontier to this file.")] = None,
     heads: Annotated[int | None, typer.Option(min=0, help="How many heads; at most so many for selectors that search.")] = None,
     strength: Annotated[float, typer.Option(min=0, max=1, help="Of the operation on heads.")] = 1.0,
+    factor: Annotated[float | None, typer.Option(help="Of `scale`.")] = None,
+    along: Annotated[AlongChoice, typer.Option(help="Directions of project-out and keep-only: the concept's texts, the head's own labels that name it, its main components, or the means of labelled images.")] = "texts",
+    weights: Annotated[Path | None, typer.Option(help="For reweight: a file with a weight for each singular direction, `L3H5: [1, 0.2, ...]`; else they come from the concept.")] = None,
+    leace: Annotated[bool, typer.Option("--leace", help="Also erase the values of --erase from the output, so that no linear probe finds them.")] = False,
     output_strength: Annotated[float | None, typer.Option(min=0, max=1, help="Of the projection of the concept's texts out of the output; 0 for none.")] = None,
     directions: DirectionsOption = None,
     batch_size: BatchOption = 32,
@@ -206,10 +220,11 @@ def remove_heads(
     from .editor.files import require_apart, require_free_folder
     from .editor.plot import draw_frontier, require_plot
     from .editor.selectors import select_recipe
+    from .editor.singular import load_weights
     from .export.edited_folder import write_edited_model
 
-    if concept is None and (select == "text-difference" or operation == "project-out"):
-        raise typer.BadParameter(f"{select} with {operation} needs one", param_hint="--concept")
+    if concept is None and select == "text-difference":
+        raise typer.BadParameter(f"{select} needs one", param_hint="--concept")
     require_free_folder(out, overwrite=overwrite)
     require_apart(out, model, pretrained, images, scan, dataset, labelled, features)
     if plot is not None:
@@ -227,12 +242,14 @@ def remove_heads(
         scanned = _scan_or_load(loaded, images, scan, follow, batch_size=batch_size, max_bad=max_bad)
         document = select_recipe(
             scanned, loaded, select=select, evidence=evidence, concept=spurious, keep=kept, operation=operation,
-            effect=effect, strength=strength, directions=directions,
+            effect=effect, strength=strength, directions=directions, factor=factor, along=along,
+            weights=load_weights(weights) if weights else None, leace=leace,
             **{key: value for key, value in chosen.items() if value is not None},
         )  # fmt: skip
-        recipe = bind_recipe(document, scanned, loaded)
-        rows = _measure(recipe, scanned, loaded, dataset, follow)
-        recipe = _with_fidelity(recipe.with_measured(rows), scanned, loaded, dataset, images, follow)
+        erased = _load_erased(document, loaded, labelled or ("demo" if model == "demo" else None), erase, split, follow)
+        recipe = bind_recipe(document, scanned, loaded, labelled=erased)
+        rows = _measure(recipe, scanned, loaded, dataset, follow, erased)
+        recipe = _with_fidelity(recipe.with_measured(rows), scanned, loaded, dataset, images, follow, erased)
         checks = write_edited_model(recipe, loaded, out, images=images, scan=scanned, overwrite=overwrite)
     if plot is not None and "frontier" in (recipe.document.measured or {}):
         draw_frontier((recipe.document.measured or {})["frontier"], plot)
@@ -246,6 +263,9 @@ def apply_command(
     pretrained: PretrainedOption = None,
     images: Annotated[str | None, typer.Option(help="Calibration images, for unbound recipes.")] = None,
     scan: Annotated[Path | None, typer.Option(help="A scan, for unbound recipes.")] = None,
+    labelled: LabelledOption = None,
+    erase: EraseOption = None,
+    split: SplitOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Apply to other weights than the recipe was made for.")
     ] = False,
@@ -263,7 +283,10 @@ def apply_command(
     if loaded.is_bound and folder is not None:
         apply_to_folder(loaded, folder, out, force=force, overwrite=overwrite)
     else:
-        _apply_in_memory(loaded, _load_model(model, pretrained), images, scan, force, out, overwrite)
+        base = _load_model(model, pretrained)
+        with _progress() as follow:
+            erased = _load_erased(loaded.document, base, labelled, erase, split, follow)
+        _apply_in_memory(loaded, base, images, scan, force, out, overwrite, erased)
     _say(f"wrote {out}: {model} with recipe {loaded.document.name} ({loaded.document.effect})")
     _print_next("for deployment", f"clipedit export {out} --target onnx -o {out}-onnx")
 
@@ -547,8 +570,9 @@ def _say_skipped(scanned: Scan) -> None:
 
 
 def _apply_in_memory(
-    recipe: Recipe, model: Model, images: str | None, scan: Path | None, force: bool, out: Path, overwrite: bool
-) -> None:
+    recipe: Recipe, model: Model, images: str | None, scan: Path | None, force: bool, out: Path, overwrite: bool,
+    erased: LabelledEmbeddings | None,
+) -> None:  # fmt: skip
     from .editor.apply import check_base
     from .editor.bind import bind_recipe, check_heads
     from .export.edited_folder import write_edited_model
@@ -558,17 +582,20 @@ def _apply_in_memory(
         if images is None and scan is None:
             raise RecipeError(f"cannot apply recipe {recipe.document.name}: it is unbound. Add --images DIR or --scan.")
         with _progress() as follow:
-            recipe = bind_recipe(recipe.document, _scan_or_load(model, images, scan, follow), model)
+            scanned = _scan_or_load(model, images, scan, follow, **_parts_to_scan(recipe))
+            recipe = bind_recipe(recipe.document, scanned, model, labelled=erased)
     check_base(recipe, model.weights_hash, model.name, force=force)
     write_edited_model(recipe, model, out, images=images, overwrite=overwrite, force=force)
 
 
 def _measure(
-    recipe: Recipe, scan: Scan, model: Model, dataset: str | None, follow: Follow
+    recipe: Recipe, scan: Scan, model: Model, dataset: str | None, follow: Follow, erased: LabelledEmbeddings | None
 ) -> dict[str, dict[str, float]]:
     from .editor.control import measure_with_control
 
-    return measure_with_control(recipe, scan, model, dataset, progress=follow("measure")) if dataset else {}
+    if dataset is None:
+        return {}
+    return measure_with_control(recipe, scan, model, dataset, labelled=erased, progress=follow("measure"))
 
 
 def _require_free_file(out: Path, source: Path, *, overwrite: bool) -> Path:
@@ -655,9 +682,41 @@ def _load_evidence(
     return evidence
 
 
+def _parts_to_scan(recipe: Recipe) -> dict[str, Any]:
+    """What a scan must see, beyond the last layers' heads, to bind a recipe."""
+    steps = recipe.document.steps
+    layers = {layer for step in steps for layer in (*step.layers, *(head.layer for head in step.head_ids()))}
+    return {
+        "mlps": any(step.target in ("mlps", "layers") for step in steps),
+        "self_attention": any(step.target == "self-attention" for step in steps),
+        "layers": sorted(layers) or None,
+    }
+
+
+def _load_erased(
+    document: RecipeDocument, model: Model, labelled: str | None, erase: str | None, split: str | None, follow: Follow
+) -> LabelledEmbeddings | None:
+    """The labelled images of a recipe that erases labels, embedded; None for other recipes, or without labels."""
+    from .editor.datasets import load_labelled_images
+    from .editor.evaluate import collect_labelled
+
+    if not any(step.operation == "leace" or step.along == "labels" for step in document.steps) or labelled is None:
+        return None
+    if erase is None:
+        raise RecipeError("cannot erase labels: no column was named. Add --erase COLUMN.")
+    if labelled == "demo":
+        from .demo.measure import labelled_by
+
+        return collect_labelled(model, labelled_by(erase), progress=follow("labelled"))
+    return collect_labelled(
+        model, load_labelled_images(labelled, label=erase, split=split), progress=follow("labelled")
+    )
+
+
 def _with_fidelity(
-    recipe: Recipe, scan: Scan, model: Model, dataset: str | None, images: str | None, follow: Follow
-) -> Recipe:
+    recipe: Recipe, scan: Scan, model: Model, dataset: str | None, images: str | None, follow: Follow,
+    erased: LabelledEmbeddings | None,
+) -> Recipe:  # fmt: skip
     """The recipe with its fidelity to `direct`: on the images that were measured, else on the calibration images."""
     from .demo.measure import test_source
     from .editor.datasets import load_labelled_images
@@ -670,7 +729,7 @@ def _with_fidelity(
         source = list_images(images or "demo")
     else:
         source = test_source() if dataset == "demo" else load_labelled_images(dataset).source
-    found = measure_fidelity(recipe, scan, model, source, progress=follow("fidelity"))
+    found = measure_fidelity(recipe, scan, model, source, labelled=erased, progress=follow("fidelity"))
     return recipe.with_measured({"fidelity": vars(found) | {"on": "dataset" if dataset else "calibration images"}})
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..editor.datasets import LabelledImages
+from ..editor.errors import ImageError
 from ..editor.evaluate import compute_class_weights
 from ..editor.images import ImageSource, render_source
 from ..editor.model import Model
@@ -53,6 +54,22 @@ def labelled_tasks(listed: Sequence[str] = LISTED_PLACES) -> tuple[LabelledImage
         LabelledImages(source, world.SHAPES, tuple(shapes), groups),
         LabelledImages(source, tuple(colors), tuple(found), tuple(colors[index] for index in found)),
     )
+
+
+def labelled_by(column: str, listed: Sequence[str] = LISTED_PLACES) -> LabelledImages:
+    """The images of `labelled_tasks` with another attribute as their class: shape, place or color.
+
+    Raises:
+        ImageError: If there is no such attribute.
+    """
+    source = labelled_tasks(listed)[0].source
+    if column not in source.attributes[0]:
+        raise ImageError(
+            f"cannot erase {column} of the demo: it has {', '.join(source.attributes[0])}. Correct --erase."
+        )
+    values = [row[column] for row in source.attributes]
+    classes = sorted(set(values))
+    return LabelledImages(source, tuple(classes), tuple(classes.index(value) for value in values), tuple(values))
 
 
 def build_demo_measure(

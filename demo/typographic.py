@@ -115,7 +115,7 @@ def train_further(options: argparse.Namespace) -> None:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, options.steps, options.learning_rate)
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
+        with sdpa_kernel(SDPBackend.MATH):
             loss = compute_loss(model, model.visual, normalise(images[chosen]), tokens[torch.from_numpy(chosen)])
         loss.backward()
         for optimizer in optimizers:
@@ -146,9 +146,9 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of the demo model to start from")
     parser.add_argument("--out", required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--images", type=int, default=24_000)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--batch", type=int, default=192)
+    parser.add_argument("--images", type=int, default=16_000)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--log-every", type=int, default=50)
     train_further(parser.parse_args())

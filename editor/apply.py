@@ -14,6 +14,7 @@ from .bind import bind_recipe, check_heads
 from .components import Features, HeadId
 from .errors import RecipeError
 from .model import BASE_FOLDER, WEIGHTS_NAME, Model, find_checkpoint
+from .parts import ablate_parts, ablated_names, collect_with_parts, compute_part_readouts, place
 from .recipe import Recipe
 from .scan import Scan
 from .timm_models import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME, is_timm_folder
@@ -117,8 +118,8 @@ def compute_edited_tensors(recipe: Recipe, read: ReadTensor) -> dict[str, Tensor
     if recipe.document.effect == "distilled":
         found |= {k.removeprefix("folded."): v.double() for k, v in tensors.items() if k.startswith("folded.")}
     if recipe.document.effect == "total":
-        for head in recipe.heads:
-            found |= _fold_head(HeadId.parse(head), tensors, recipe.names, current)
+        for head in bound_heads(recipe):
+            found |= _fold_head(head, tensors, recipe.names, current)
         found |= _fold_projection("output", tensors, recipe.names, current)
     return found | _fold_projection("texts", tensors, recipe.names, current)
 
@@ -140,22 +141,30 @@ def compute_edited_readouts(recipe: Recipe, tower: Tower) -> dict[HeadId, Float[
     """The readouts of the heads that a recipe edits, float64."""
     groups = [group for group in tower.groups(_edited_layers(recipe), mlps=False) if group.ids[0].kind == "head"]
     readouts = tower.compute_readouts(groups)
-    return {head: readouts[f"L{head.layer}.heads"][head.head] for head in map(HeadId.parse, recipe.heads)}
+    return {head: readouts[f"L{head.layer}.heads"][head.head] for head in bound_heads(recipe)}
+
+
+def bound_heads(recipe: Recipe) -> list[HeadId]:
+    """The heads that a bound recipe has maps of: those its steps name, and those of layers that it ablates."""
+    return sorted({HeadId.parse(name.split(".")[1]) for name in require_bound(recipe) if name.startswith("heads.")})
 
 
 def compute_direct_embeddings(
-    recipe: Recipe, readouts: Mapping[HeadId, Tensor], features: Features
+    recipe: Recipe,
+    readouts: Mapping[HeadId, Tensor],
+    features: Features,
+    parts: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, "image d_embed"]:
-    """`z' = A (z - sum_h R_h (u_h - u_h'))`: the papers' edit, at the readout only."""
+    """`z' = A (z - sum_h R_h (u_h - u_h')) + b`: the papers' edit, at the readout only; `parts` are ablated whole."""
     tensors = require_bound(recipe)
-    embedding = features.embedding
+    embedding = ablate_parts(features.embedding, features, tensors, parts or {})
     for head, readout in readouts.items():
         u = features.groups[f"L{head.layer}.heads"][:, head.head]
         edited = u @ tensors[f"heads.{head}.map"].to(u).T + tensors[f"heads.{head}.offset"].to(u)
         embedding = embedding - (u - edited) @ readout.T.to(u)
     if "output.map" in tensors:
         embedding = embedding @ tensors["output.map"].to(embedding).T
-    return embedding
+    return embedding + tensors["output.offset"].to(embedding) if "output.offset" in tensors else embedding
 
 
 def compute_distilled_embeddings(recipe: Recipe, tower: Tower, features: Features) -> Float[Tensor, "image d_embed"]:
@@ -167,17 +176,24 @@ def compute_distilled_embeddings(recipe: Recipe, tower: Tower, features: Feature
 
 def direct_edit(recipe: Recipe, base: Tower) -> Callable[[Tower, Tensor], Tensor]:
     """A `direct` recipe as a function of a tower and pixels; the readouts are computed here, not for every batch."""
-    readouts = compute_edited_readouts(recipe, base)
+    readouts, parts = compute_edited_readouts(recipe, base), compute_recipe_parts(recipe, base)
 
     def encode(tower: Tower, pixels: Tensor) -> Tensor:
-        features = tower.collect_features(pixels, tower.groups(_edited_layers(recipe), mlps=False))
-        return compute_direct_embeddings(recipe, readouts, features)
+        groups = tower.groups(_edited_layers(recipe), mlps=any(name.endswith(".mlp") for name in parts))
+        features = collect_with_parts(tower, pixels, groups, list(parts))
+        return compute_direct_embeddings(recipe, readouts, features, parts)
 
     return encode
 
 
+def compute_recipe_parts(recipe: Recipe, tower: Tower) -> dict[str, Float[Tensor, "d_embed k"]]:
+    """The readouts of the parts that a bound recipe ablates whole; none for most."""
+    return compute_part_readouts(ablated_names(require_bound(recipe)), tower)
+
+
 def _edited_layers(recipe: Recipe) -> list[int]:
-    return sorted({HeadId.parse(head).layer for head in recipe.heads})
+    parts = {place(name)[0].split(".")[0] for name in ablated_names(require_bound(recipe))}
+    return sorted({head.layer for head in bound_heads(recipe)} | {int(name[1:]) for name in parts})
 
 
 def _fold_head(

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .components import ComponentGroup, HeadId
-from .concepts import Concept, compute_concept_directions, concept_directions, load_concept
-from .errors import RecipeError, StatisticsError
+from .components import HeadId
+from .concepts import Concept, load_concept
+from .directions import LabelledEmbeddings, require_labels, step_directions
+from .erasure import fit_leace
+from .errors import RecipeError
+from .head_maps import HeadMaps, compose_head_maps, edited_groups, warn_of_plain_ablation
 from .model import Model
-from .operations import (
-    OPERATIONS,
-    AffineMap,
-    OperationInput,
-    identity_map,
-    project_output,
-    stack_copies,
-    with_strength,
-)
+from .operations import AffineMap, project_output
+from .parts import AblatedPart, compute_ablated_parts, place
 from .recipe import EFFECTS, Base, Calibration, Effect, Fold, HeadOperation, Recipe, RecipeDocument, Step
 from .scan import Scan
-from .selection import EditPlan, Evidence, select_by_text_difference
+from .selection import EditPlan, Evidence, select_by_text_difference, warn_of_overlap
 
 DEFAULT_HEADS = 8
 DEFAULT_OUTPUT_STRENGTH = 0.9
@@ -68,11 +64,17 @@ def make_recipe(
         strength=strength,
         directions=directions,
     )
+    warn_of_overlap(plan, Evidence(), model)
     return bind_recipe(select_by_text_difference(scan, model, plan, Evidence()), scan, model)
 
 
-def bind_recipe(document: RecipeDocument, scan: Scan, model: Model) -> Recipe:
+def bind_recipe(
+    document: RecipeDocument, scan: Scan, model: Model, *, labelled: LabelledEmbeddings | None = None
+) -> Recipe:
     """Compute maps, offsets and, for `distilled`, the refitted weights.
+
+    Args:
+        labelled: Needed by steps that erase labels (`leace`) or work along their means (`along: labels`).
 
     Raises:
         RecipeError: If a step names heads that the model does not have or the scan did not see, or lacks what it needs.
@@ -81,32 +83,26 @@ def bind_recipe(document: RecipeDocument, scan: Scan, model: Model) -> Recipe:
     scan.statistics.require(2)
     check_effect(document.effect, model)
     check_heads(document, model)
-    heads = _compose_head_maps(document.steps, scan, model)
-    tensors: dict[str, Tensor] = {}
-    fold = None
-    for head, (features, values) in heads.items():
-        tensors[f"heads.{head}.map"] = features.map[0]
-        tensors[f"heads.{head}.offset"] = features.offset[0]
-        tensors[f"heads.{head}.value_offset"] = values.offset[0]
-        if values.map.shape != features.map.shape:
-            tensors[f"heads.{head}.value_map"] = values.map[0]
+    heads = compose_head_maps(document.steps, scan, model, labelled)
+    parts = compute_ablated_parts(document, scan, model)
+    tensors = _head_tensors(heads) | {f"ablated.{part}": offset for part, (_, offset) in parts.items()}
     if document.effect == "total":
-        _warn_of_plain_ablation(heads, model)
-    for target in ("output", "texts"):
-        steps = [step for step in document.steps if step.target == target]
-        if steps:
-            if not (_holds_output(document.effect, model) if target == "output" else _has_projection(target, model)):
-                raise RecipeError(
-                    f"cannot edit the {target} of {model.name}: it has no final linear map there. Leave the step out."
-                )
-            tensors[f"{target}.map"] = _compose_output_map(steps, model)
+        warn_of_plain_ablation(heads, model)
+    fold = None
     if document.effect == "distilled":
-        readout, bias = compute_distilled_readout(scan, model, {head: maps for head, (maps, _) in heads.items()})
+        edits = {head: maps for head, (maps, _) in heads.items()}
+        readout, bias = compute_distilled_readout(scan, model, edits, parts)
+        if labelled is not None:
+            # What is erased is what ships: the labelled images as the refitted readout embeds them.
+            labelled = replace(labelled, embedding=labelled.final.double() @ readout + bias)
+        tensors |= _compose_projections(document, model, labelled)
         output = tensors.get("output.map", torch.eye(model.tower.d_embed).double())
         readout, bias = readout @ output.T, output @ bias
         folded = model.tower.fold_readout(readout, bias)
         tensors |= {f"folded.{name}": tensor for name, tensor in folded.items()}
         fold = _describe_fold(model, folded, readout, bias)
+    else:
+        tensors |= _compose_projections(document, model, labelled)
     update = {
         "fold": fold,
         "base": Base(model=model.name, pretrained=model.pretrained, weights_hash=model.weights_hash),
@@ -117,13 +113,16 @@ def bind_recipe(document: RecipeDocument, scan: Scan, model: Model) -> Recipe:
 
 
 def compute_distilled_readout(
-    scan: Scan, model: Model, edits: Mapping[HeadId, AffineMap]
+    scan: Scan, model: Model, edits: Mapping[HeadId, AffineMap], parts: Mapping[str, AblatedPart] | None = None
 ) -> tuple[Float[Tensor, "d_model d_embed"], Float[Tensor, " d_embed"]]:
     """The readout that comes nearest to the directly edited embedding: `min E |(P'^T f + c - z') / |z||^2`.
 
     `z' = z - sum_h R_h (u_h - u_h')` is linear in `f` and the features, so the answer is the solution of the normal
     equations, a ridge of `1e-6 tr G / (d + 1)` added because the last norm fixes one direction of `f`. No edit gives
     `P' = P` and `c = 0`, to the bit.
+
+    Args:
+        parts: Whole parts that are mean-ablated: the readout of each, and its mean contribution.
     """
     statistics, tower = scan.statistics, model.tower
     gram = statistics.gg[:-1, :-1]
@@ -135,8 +134,11 @@ def compute_distilled_readout(
         removed = torch.eye(len(edit.map[0])).double() - edit.map[0]
         moments = statistics.groups[name].ug[head.head, :, :-1].T
         target += (moments @ removed.T - gram[:, -1:] * edit.offset) @ readout.T
+    for part, (readout, offset) in (parts or {}).items():
+        name, index = place(part)
+        target += statistics.groups[name].ug[index, :, :-1].T @ readout.T - gram[:, -1:] * offset
     ridge = 1e-6 * gram.trace() / len(gram) * torch.eye(len(gram)).double()
-    change = -torch.linalg.solve(gram + ridge, target) if edits else target
+    change = -torch.linalg.solve(gram + ridge, target) if edits or parts else target
     return tower.readout() + change[:-1], change[-1]
 
 
@@ -179,79 +181,55 @@ def check_heads(document: RecipeDocument, model: Model) -> None:
                 )
 
 
-def _compose_head_maps(steps: Sequence[Step], scan: Scan, model: Model) -> dict[HeadId, tuple[AffineMap, AffineMap]]:
-    """For every edited head, the map on its features `u` and on its values `v`."""
-    found: dict[HeadId, tuple[AffineMap, AffineMap]] = {}
-    named = [head for step in steps for head in step.head_ids()]
-    # Once a layer: a readout costs more than everything else that is done with it.
-    groups = {group.name: group for group in edited_groups(named, scan, model)}
-    readouts = model.tower.compute_readouts(list(groups.values()))
-    for step in steps:
-        directions = _step_directions(step, model) if step.heads else None
-        for head in step.head_ids():
-            name = f"L{head.layer}.heads"
-            one = slice(head.head, head.head + 1)
-            readout = readouts[name][one]
-            given = OperationInput(readout, directions, step.factor)
-            features, values = found.get(head, (identity_map(1, groups[name].k), identity_map(1, groups[name].d_head)))
-            found[head] = (
-                _then(features, step, given, scan.statistics.mean_features(name)[one]),
-                _then(values, step, stack_copies(given, groups[name]), scan.statistics.mean_values(name)[one]),
-            )
+def _head_tensors(heads: HeadMaps) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for head, (features, values) in heads.items():
+        found[f"heads.{head}.map"] = features.map[0]
+        found[f"heads.{head}.offset"] = features.offset[0]
+        found[f"heads.{head}.value_offset"] = values.offset[0]
+        if values.map.shape != features.map.shape:
+            found[f"heads.{head}.value_map"] = values.map[0]
     return found
 
 
-def _then(before: AffineMap, step: Step, given: OperationInput, mean: Float[Tensor, "head k"]) -> AffineMap:
-    maps, keep_mean = OPERATIONS[step.operation](given)
-    return before.then(with_strength(maps, step.strength), keep_mean, mean)
+def _compose_projections(
+    document: RecipeDocument, model: Model, labelled: LabelledEmbeddings | None
+) -> dict[str, Tensor]:
+    """`output.map` and `texts.map`, where a step has that target, and the output's offset where the effect keeps it."""
+    found: dict[str, Tensor] = {}
+    for target in ("output", "texts"):
+        steps = [step for step in document.steps if step.target == target]
+        if steps:
+            if not (_holds_output(document.effect, model) if target == "output" else _has_projection(target, model)):
+                raise RecipeError(
+                    f"cannot edit the {target} of {model.name}: it has no final linear map there. Leave the step out."
+                )
+            found[f"{target}.map"], offset = _compose_output_map(steps, model, labelled)
+            if document.effect == "direct" and offset.any():
+                found[f"{target}.offset"] = offset
+    return found
 
 
-def _warn_of_plain_ablation(heads: Mapping[HeadId, tuple[AffineMap, AffineMap]], model: Model) -> None:
-    """Say so where a projection under `total` leaves nothing of a head, because it is read out in several copies."""
-    gone = [head for head, (u, v) in heads.items() if float(v.map.norm()) < 1e-6 < float(u.map.norm())]
-    if gone:
-        warnings.warn(
-            f"total edits of {model.name} read each head in several copies, and together they span all of "
-            f"{', '.join(map(str, gone))}: project-out is plain ablation there. Use fewer --directions, or --effect direct.",
-            stacklevel=3,
-        )
-
-
-def edited_groups(heads: Iterable[HeadId], scan: Scan, model: Model) -> list[ComponentGroup]:
-    """The scanned groups that hold these heads.
-
-    Raises:
-        StatisticsError: If the scan has no such layer.
-    """
-    wanted = {f"L{head.layer}.heads": head for head in heads}
-    for name, head in wanted.items():
-        if name not in scan.statistics.groups:
-            raise StatisticsError(
-                f"cannot bind the recipe: the scan has no layer {head.layer}, which {head} is in. Scan with --layers."
-            )
-    return [group for group in scan.groups(model) if group.name in wanted]
-
-
-def _compose_output_map(steps: Sequence[Step], model: Model) -> Float[Tensor, "d_embed d_embed"]:
+def _compose_output_map(
+    steps: Sequence[Step], model: Model, labelled: LabelledEmbeddings | None
+) -> tuple[Float[Tensor, "d_embed d_embed"], Float[Tensor, " d_embed"]]:
+    """Map and offset of the steps on the output, in order; LEACE is fitted on what the earlier ones leave."""
     total = torch.eye(model.tower.d_embed).double()
+    offset = torch.zeros(model.tower.d_embed).double()
     for step in steps:
-        directions = _step_directions(step, model)
-        if step.operation != "project-out" or directions is None:
-            raise RecipeError(
-                f"cannot {step.operation} the {step.target}: only project-out with a concept or texts acts there."
-            )
-        total = project_output(directions, step.strength) @ total
-    return total
-
-
-def _step_directions(step: Step, model: Model) -> Float[Tensor, "d_embed concept"] | None:
-    """Directions of the step's own texts, else of the concept it names."""
-    if step.texts is not None:
-        texts = model.encode_text(list(step.texts)).cpu()
-        return compute_concept_directions(texts, most=max(1, model.tower.d_head // 4), directions=step.directions)
-    if step.concept is not None:
-        return concept_directions(load_concept(step.concept, model.folder), model, directions=step.directions)
-    return None
+        if step.operation == "leace":
+            given = require_labels(labelled, step)
+            maps, shift = fit_leace(given.embedding.double() @ total.T + offset, given.labels, step.strength)
+        else:
+            directions = step_directions(step, model, labelled)
+            if step.operation != "project-out" or directions is None:
+                raise RecipeError(
+                    f"cannot {step.operation} the {step.target}: only leace, and project-out with a concept, texts or "
+                    "labels, act there."
+                )
+            maps, shift = project_output(directions, step.strength), torch.zeros(len(offset)).double()
+        total, offset = maps @ total, maps @ offset + shift
+    return total, offset
 
 
 def _describe_fold(model: Model, folded: Mapping[str, Tensor], readout: Tensor, bias: Tensor) -> Fold:

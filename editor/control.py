@@ -9,10 +9,11 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from .apply import apply_recipe
+from .apply import apply_recipe, require_bound
 from .bind import bind_recipe
 from .components import HeadId
 from .datasets import LabelledImages
+from .directions import LabelledEmbeddings
 from .evaluate import (
     DEFAULT_TEMPLATES,
     Measure,
@@ -23,6 +24,7 @@ from .evaluate import (
 )
 from .images import ImageSource
 from .model import Model, load_model
+from .parts import ablated_names
 from .recipe import Recipe, RecipeDocument, load_recipe
 from .scan import Progress, Scan, load_scan
 from .selection import draw_random_heads
@@ -36,6 +38,7 @@ def measure_with_control(
     model: Model,
     dataset: str | Path | LabelledImages,
     *,
+    labelled: LabelledEmbeddings | None = None,
     draws: int = DRAWS,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, float]]:
@@ -51,7 +54,9 @@ def measure_with_control(
         "before": measure(*collect_embeddings(model, source, progress=progress)),
         "after": measure(*collect_embeddings(apply_recipe(recipe, model), source, progress=progress)),
     }
-    return rows | measure_controls(recipe, scan, model, source, measure, draws=draws, progress=progress)
+    return rows | measure_controls(
+        recipe, scan, model, source, measure, labelled=labelled, draws=draws, progress=progress
+    )
 
 
 def measure_folder_controls(
@@ -82,6 +87,7 @@ def measure_controls(
     source: ImageSource,
     measure: Measure,
     *,
+    labelled: LabelledEmbeddings | None = None,
     draws: int = DRAWS,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, float]]:
@@ -93,14 +99,14 @@ def measure_controls(
     heads = [HeadId(layer, head) for layer in scan.layers for head in range(model.tower.heads_per_layer[layer])]
     rows: dict[str, dict[str, float]] = {}
     drawn = [
-        measure(*embed(bind_recipe(document, scan, model)))
+        measure(*embed(bind_recipe(document, scan, model, labelled=labelled)))
         for document in draw_control_documents(recipe.document, heads, draws=draws)
     ]
     if drawn:
         rows["control"] = mean_rows(drawn)
     outputs = tuple(step for step in recipe.document.steps if step.target == "output")
     if outputs:
-        projection = bind_recipe(recipe.document.model_copy(update={"steps": outputs}), scan, model)
+        projection = bind_recipe(recipe.document.model_copy(update={"steps": outputs}), scan, model, labelled=labelled)
         rows["output_projection"] = measure(*embed(projection))
     return rows
 
@@ -127,5 +133,6 @@ def _embedder(
 ) -> Callable[[Recipe], tuple[Float[Tensor, "image d_embed"], list[int]]]:
     if recipe.document.effect == "total":
         return lambda which: collect_embeddings(apply_recipe(which, model), source, progress=progress)
-    features, kept = collect_features(model, source, layers=scan.layers, progress=progress)
+    parts = ablated_names(require_bound(recipe))
+    features, kept = collect_features(model, source, layers=scan.layers, parts=parts, progress=progress)
     return lambda which: (compute_recipe_embeddings(which, model, features), kept)

@@ -12,13 +12,20 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .apply import compute_direct_embeddings, compute_distilled_embeddings, compute_edited_readouts
+from .apply import (
+    compute_direct_embeddings,
+    compute_distilled_embeddings,
+    compute_edited_readouts,
+    compute_recipe_parts,
+)
 from .components import Features
 from .datasets import LabelledImages, load_labelled_images
+from .directions import LabelledEmbeddings
 from .errors import ImageError
 from .features import CachedFeatures
 from .images import ImageSource, load_batches
 from .model import Model
+from .parts import collect_with_parts, place
 from .recipe import Recipe
 from .scan import Progress, check_bad
 
@@ -117,10 +124,14 @@ def collect_features(
     *,
     layers: Sequence[int],
     batch_size: int = 64,
+    parts: Sequence[str] = (),
     cached: CachedFeatures | None = None,
     progress: Progress | None = None,
 ) -> tuple[Features, list[int]]:
     """The features of a whole source, for trying many edits without running the model again; and as `collect_embeddings`.
+
+    Args:
+        parts: Whole parts that an edit ablates (`L3.mlp`, `L3.bias`, `L3H5.self`), whose features are wanted too.
 
     Memory: `len(source) * len(layers) * d_model` floats; nearly none when all of it comes from `cached`.
 
@@ -130,18 +141,33 @@ def collect_features(
     if cached is not None:
         cached.require(model, layers)
         return cached.select(source)
-    groups = [group for group in model.tower.groups(layers, mlps=False) if group.ids[0].kind == "head"]
-    parts, kept = [], []
+    wanted = {place(name)[0] for name in parts}
+    # 1 / sigma, which the self-attention of a head is divided by, is what a bias component gives.
+    wanted |= {name.replace(".self", ".bias") for name in wanted}
+    every = model.tower.groups(layers, mlps=bool(parts))
+    groups = [group for group in every if group.ids[0].kind == "head" or group.name in wanted]
+    found, kept = [], []
     for pixels, indices in _good_batches(model, source, batch_size, 0.01, progress):
-        parts.append(model.tower.collect_features(pixels.to(model.device), groups))
+        found.append(collect_with_parts(model.tower, pixels.to(model.device), groups, list(parts)))
         kept += indices
     features = Features(
-        {group.name: torch.cat([part.groups[group.name] for part in parts]).cpu() for group in groups},
+        {name: torch.cat([part.groups[name] for part in found]).cpu() for name in (found[0].groups if found else ())},
         {},
-        torch.cat([part.final for part in parts]).cpu(),
-        torch.cat([part.embedding for part in parts]).cpu(),
+        torch.cat([part.final for part in found]).cpu(),
+        torch.cat([part.embedding for part in found]).cpu(),
     )
     return features, kept
+
+
+def collect_labelled(model: Model, labelled: LabelledImages, *, progress: Progress | None = None) -> LabelledEmbeddings:
+    """Labelled images as `bind_recipe` takes them, for steps that erase their labels.
+
+    Raises:
+        ImageError: If images cannot be read.
+    """
+    features, kept = collect_features(model, labelled.source, layers=(), progress=progress)
+    labels = torch.tensor([labelled.labels[index] for index in kept])
+    return LabelledEmbeddings(features.final, features.embedding, labels)
 
 
 def compute_recipe_embeddings(recipe: Recipe, model: Model, features: Features) -> Float[Tensor, "image d_embed"]:
@@ -151,7 +177,8 @@ def compute_recipe_embeddings(recipe: Recipe, model: Model, features: Features) 
         ImageError: For `total`, which changes the features themselves.
     """
     if recipe.document.effect == "direct":
-        return compute_direct_embeddings(recipe, compute_edited_readouts(recipe, model.tower), features)
+        readouts, parts = compute_edited_readouts(recipe, model.tower), compute_recipe_parts(recipe, model.tower)
+        return compute_direct_embeddings(recipe, readouts, features, parts)
     if recipe.document.effect == "distilled":
         return compute_distilled_embeddings(recipe, model.tower, features)
     raise ImageError("cannot compute a total edit from cached features: apply the recipe and run the model.")

@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .apply import apply_recipe
+from .apply import apply_recipe, require_bound
 from .bind import bind_recipe
+from .directions import LabelledEmbeddings
 from .evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
 from .features import CachedFeatures
 from .images import ImageSource
 from .model import Model
+from .parts import ablated_names
 from .recipe import Recipe
 from .scan import Progress, Scan
 
@@ -69,6 +71,7 @@ def measure_fidelity(
     model: Model,
     source: ImageSource,
     *,
+    labelled: LabelledEmbeddings | None = None,
     cached: CachedFeatures | None = None,
     progress: Progress | None = None,
 ) -> Fidelity:
@@ -78,8 +81,11 @@ def measure_fidelity(
         ImageError: If images cannot be read.
     """
     spread = source.subset(range(0, len(source), -(-len(source) // MOST_IMAGES)))
-    features, _ = collect_features(model, spread, layers=scan.layers, cached=cached, progress=progress)
-    direct = bind_recipe(recipe.document.model_copy(update={"effect": "direct"}), scan, model)
+    direct = bind_recipe(recipe.document.model_copy(update={"effect": "direct"}), scan, model, labelled=labelled)
+    parts = ablated_names(require_bound(direct))
+    features, _ = collect_features(
+        model, spread, layers=scan.layers, parts=parts, cached=None if parts else cached, progress=progress
+    )
     wanted = compute_recipe_embeddings(direct, model, features)
     if recipe.document.effect == "total":
         found = collect_embeddings(apply_recipe(recipe, model), spread, progress=progress)[0]

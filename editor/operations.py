@@ -32,12 +32,22 @@ class AffineMap:
 
 
 @dataclass(frozen=True)
+class SingularDirections:
+    """Of one head, `W_O W_V = A S E^T` (LayerNorms folded in, centred), and a weight for each direction."""
+
+    output: Float[Tensor, "d_model d_head"]
+    left: Float[Tensor, "d_model d_head"]
+    weights: Float[Tensor, " d_head"]
+
+
+@dataclass(frozen=True)
 class OperationInput:
     """What an operation may use: the heads' readouts, and what the step names."""
 
     readouts: Float[Tensor, "head d_embed k"]
     directions: Float[Tensor, "d_embed concept"] | None = None
     factor: float | None = None
+    singular: SingularDirections | None = None
 
 
 Operation = Callable[[OperationInput], tuple[Float[Tensor, "head k k"], bool]]
@@ -76,9 +86,37 @@ def project_out(given: OperationInput) -> tuple[Tensor, bool]:
         RecipeError: If the step names no directions.
     """
     if given.directions is None:
-        raise RecipeError("cannot project out: the step names no directions. Add `concept` or `texts` to the step.")
+        raise RecipeError(
+            "cannot project out: the step names no directions. Add `concept`, `texts` or `along` to the step."
+        )
     seen = given.directions.T @ given.readouts
     return _identity(given.readouts) - torch.linalg.pinv(seen) @ seen, True
+
+
+def keep_only(given: OperationInput) -> tuple[Tensor, bool]:
+    """`B = N^+ N`, mean kept: the complement of `project_out`; the head varies along `U` alone.
+
+    Raises:
+        RecipeError: If the step names no directions.
+    """
+    removed, keep_mean = project_out(given)
+    return _identity(given.readouts) - removed, keep_mean
+
+
+def reweight(given: OperationInput) -> tuple[Tensor, bool]:
+    """`B = W_O^+ A diag(s) A^T W_O`, mean kept: the singular directions of what the head moves, each scaled (SITH, 2026).
+
+    Weights of one give the identity, to the bit.
+
+    Raises:
+        RecipeError: If the step gives neither weights nor a concept to find them with.
+    """
+    if given.singular is None:
+        raise RecipeError("cannot reweight: the step has no weights. Add `concept`, or `weights` by head.")
+    output, left, weights = given.singular.output, given.singular.left, given.singular.weights
+    # `I - W_O^+ A diag(1 - s) A^T W_O`: the same map, exact where nothing is scaled.
+    scaled = torch.linalg.pinv(output) @ (left * (1 - weights)) @ (left.T @ output)
+    return torch.eye(output.shape[1]).to(output)[None] - scaled, True
 
 
 def stack_copies(given: OperationInput, group: ComponentGroup) -> OperationInput:
@@ -104,6 +142,8 @@ OPERATIONS: dict[str, Operation] = {
     "zero-ablate": zero_ablate,
     "scale": scale,
     "project-out": project_out,
+    "keep-only": keep_only,
+    "reweight": reweight,
 }
 
 

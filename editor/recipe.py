@@ -25,7 +25,9 @@ from .weights import load_tensors
 KIND = "clipedit-recipe-1"
 Effect = Literal["distilled", "total", "direct"]
 EFFECTS = get_args(Effect)
-HeadOperation = Literal["mean-ablate", "zero-ablate", "scale", "project-out"]
+HeadOperation = Literal["mean-ablate", "zero-ablate", "scale", "project-out", "keep-only", "reweight"]
+Along = Literal["texts", "text-span", "pca", "labels"]
+WHOLE_PARTS = ("mlps", "self-attention", "layers")
 
 
 class _Section(BaseModel):
@@ -33,15 +35,28 @@ class _Section(BaseModel):
 
 
 class Step(_Section):
-    """One operation on some heads, on the image embedding (`output`) or on all text embeddings (`texts`)."""
+    """One operation on some heads, on the image embedding (`output`), on all text embeddings (`texts`), or on whole parts.
 
-    operation: HeadOperation
-    target: Literal["heads", "output", "texts"] = "heads"
+    Attributes:
+        then: Further operations on the same heads, in this order, with the same parameters.
+        layers: Of the parts `mlps`, `self-attention` (what CLS takes from CLS) and `layers` (attention and MLPs).
+        along: Where directions come from: texts (those here, else the concept's), the head's own TextSpan labels that name
+            the concept, the head's main components, or the means of labelled images.
+        weights: For `reweight`, by head, a weight for each singular direction; else they come from the concept.
+        strength: Of the whole step, in [0, 1].
+    """
+
+    operation: Literal[HeadOperation, "leace"]
+    then: tuple[HeadOperation, ...] = ()
+    target: Literal["heads", "output", "texts", "mlps", "self-attention", "layers"] = "heads"
     heads: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
     concept: str | None = None
     texts: tuple[str, ...] | None = None
+    along: Along = "texts"
     directions: int | None = Field(default=None, ge=1)
     factor: float | None = None
+    weights: dict[str, tuple[float, ...]] | None = None
     strength: float = Field(default=1.0, ge=0.0, le=1.0)
 
     @field_validator("heads")
@@ -55,6 +70,12 @@ class Step(_Section):
     def _only_heads_have_heads(self) -> Step:
         if self.heads and self.target != "heads":
             raise ValueError(f"a step on {self.target} names heads: write a step of its own for them")
+        if (self.target in WHOLE_PARTS) != bool(self.layers):
+            raise ValueError(f"`layers` go with a target of {', '.join(WHOLE_PARTS)}: the target is {self.target}")
+        if self.target in WHOLE_PARTS and (self.operation != "mean-ablate" or self.then or self.strength < 1):
+            raise ValueError(f"{self.target} can only be mean-ablated, whole")
+        if self.operation == "leace" and self.target != "output":
+            raise ValueError("leace acts on the output: write `target: output`")
         return self
 
     def head_ids(self) -> list[HeadId]:

@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .apply import check_base
-from .bind import bind_recipe, edited_groups
+from .apply import check_base, require_bound
+from .bind import bind_recipe
 from .components import Features, HeadId
 from .errors import RecipeError, VectorError
 from .evaluate import collect_features, compute_recipe_embeddings
+from .head_maps import edited_groups
 from .images import ImageSource
 from .model import Model
+from .parts import ablated_names
 from .recipe import Effect, Recipe
 from .scan import Progress, Scan
 from .vectors import open_vectors
@@ -203,6 +205,9 @@ def _with_effect(recipe: Recipe, effect: Effect, scan: Scan, model: Model) -> Re
 def _cross_moments(recipe: Recipe, scan: Scan, model: Model) -> Float[Tensor, "d_embed g"]:
     """`sum t g^T` over the scanned images; the coefficients of the edited embedding are found by editing unit vectors."""
     tower, statistics = model.tower, scan.statistics
+    parts = ablated_names(require_bound(recipe)) if recipe.document.effect == "direct" else []
+    if parts:
+        raise RecipeError(f"cannot reindex with a direct edit that ablates {parts[0]}: use a distilled one.")
     # Only a direct edit reads the heads' own features.
     heads = map(HeadId.parse, recipe.heads if recipe.document.effect == "direct" else [])
     groups = edited_groups(heads, scan, model)

@@ -14,6 +14,7 @@ from .files import save_tensors
 from .images import ImageSource, list_images, load_batches
 from .model import Model
 from .statistics import GroupSums, Statistics, add_features, empty_statistics
+from .towers.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
 from .weights import load_tensors
 
 KIND = "clipedit-scan-1"
@@ -40,6 +41,7 @@ class Scan:
     layers: tuple[int, ...]
     mlps: bool
     bad: tuple[tuple[str, str], ...] = ()
+    self_attention: bool = False
 
     def save(self, path: str | Path) -> None:
         """Write `scan.safetensors`; the metadata holds everything but the sums."""
@@ -55,7 +57,7 @@ class Scan:
         Raises:
             StatisticsError: If the model or the layers differ.
         """
-        for key in ("weights_hash", "layers", "mlps"):
+        for key in ("weights_hash", "layers", "mlps", "self_attention"):
             if getattr(self, key) != getattr(other, key):
                 raise StatisticsError(
                     f"cannot merge scans: {key} is {getattr(self, key)} in one and {getattr(other, key)} in the other."
@@ -63,7 +65,7 @@ class Scan:
         prints = sorted([*self.fingerprint.split("+"), *other.fingerprint.split("+")])
         return Scan(
             self.statistics + other.statistics, self.model_name, self.pretrained, self.weights_hash, "+".join(prints),
-            self.layers, self.mlps, self.bad + other.bad,
+            self.layers, self.mlps, self.bad + other.bad, self.self_attention,
         )  # fmt: skip
 
     def groups(self, model: Model) -> list[ComponentGroup]:
@@ -87,6 +89,7 @@ def scan(
     batch_size: int = 32,
     layers: Sequence[int] | None = None,
     mlps: bool = False,
+    self_attention: bool = False,
     workers: int | None = None,
     max_bad: float = 0.01,
     keep_features: Path | None = None,
@@ -98,6 +101,7 @@ def scan(
         images: A folder, a CSV, a list of files, or `demo`.
         layers: Layers whose heads are scanned; the last four by default.
         mlps: Also scan every MLP and the embedding, so that scores account for the whole embedding.
+        self_attention: Also scan what CLS takes from itself in every head, for edits that ablate it; a second forward pass.
         workers: Processes that read images.
         max_bad: Share of unreadable images that is tolerated, in [0, 1].
         keep_features: A file to write the features of every image to; see `editor/features.py` for its size.
@@ -109,12 +113,17 @@ def scan(
     source = list_images(images)
     chosen = choose_layers(model, layers)
     groups = model.tower.groups(chosen, mlps=mlps)
-    statistics, bad, done = empty_statistics(groups, model.tower.d_model), [], 0
+    looks_inside = require_self_attention(model.tower, model.name) if self_attention else None
+    selves = self_attention_groups(looks_inside, chosen) if looks_inside else []
+    statistics, bad, done = empty_statistics([*groups, *selves], model.tower.d_model), [], 0
     kept = write_features(keep_features, model, groups, source, chosen) if keep_features else nullcontext(None)
     with kept as write:
         for batch in load_batches(source, model.preprocess, batch_size=batch_size, workers=workers):
             if batch.indices:
-                features = model.tower.collect_features(batch.pixels.to(model.device), groups)
+                pixels = batch.pixels.to(model.device)
+                features = model.tower.collect_features(pixels, groups)
+                if looks_inside:
+                    features = with_self_attention(looks_inside, pixels, chosen, features)
                 statistics = add_features(statistics, features)
                 if write is not None:
                     write(features, batch.indices)
@@ -132,6 +141,7 @@ def scan(
         chosen,
         mlps,
         tuple(bad),
+        self_attention,
     )
 
 

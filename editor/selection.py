@@ -6,24 +6,28 @@ Every selector is one function of a scan, a model, the plan (what should happen 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from .components import HeadId
-from .concepts import Concept
+from .concepts import Concept, compute_concept_directions, load_concept
 from .datasets import LabelledImages
 from .errors import ConceptError, ImageError, RecipeError
 from .features import CachedFeatures
 from .model import Model
-from .recipe import Base, Effect, HeadOperation, RecipeDocument, Step
+from .recipe import Along, Base, Effect, HeadOperation, RecipeDocument, Step
 from .scan import Progress, Scan
 from .scores import HeadScore, score_heads
 
 LEAST_GROUP = 5
-PLAIN_OPERATIONS = ("mean-ablate", "zero-ablate")
+SPANNED_ANGLE = 45.0
+PLAIN_OPERATIONS = ("mean-ablate", "zero-ablate", "scale")
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,10 @@ class EditPlan:
         strength: Of the operation on heads, in [0, 1].
         output_strength: Of the projection of the concept's texts out of the output; 0 leaves that step out.
         directions: Number of directions of the concept.
+        along: Where the directions of projections come from, as in a recipe's step.
+        weights: Of `reweight`, by head; else they come from the concept.
         factor: Of `scale`.
+        leace: Erase labels from the output, last.
     """
 
     concept: Concept | None
@@ -48,7 +55,10 @@ class EditPlan:
     effect: Effect = "distilled"
     strength: float = 1.0
     directions: int | None = None
+    along: Along = "texts"
+    weights: dict[str, tuple[float, ...]] | None = None
     factor: float | None = None
+    leace: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ def write_document(plan: EditPlan, heads: Sequence[HeadId], model: Model) -> Rec
     named = {"concept": concept.name, "texts": concept.texts, "directions": plan.directions} if concept else {}
     steps = []
     if heads:
-        extra = {} if plan.operation in PLAIN_OPERATIONS else named
+        extra = {} if plan.operation in PLAIN_OPERATIONS else named | {"along": plan.along, "weights": plan.weights}
         steps.append(
             Step(
                 operation=plan.operation,
@@ -105,6 +115,8 @@ def write_document(plan: EditPlan, heads: Sequence[HeadId], model: Model) -> Rec
         )
     if plan.output_strength > 0 and concept:
         steps.append(Step(operation="project-out", target="output", strength=plan.output_strength, **named))
+    if plan.leace:
+        steps.append(Step(operation="leace", target="output"))
     return RecipeDocument(
         schema_version=1,
         name=f"remove-{concept.name}" if concept else "remove-heads",
@@ -112,6 +124,32 @@ def write_document(plan: EditPlan, heads: Sequence[HeadId], model: Model) -> Rec
         effect=plan.effect,
         steps=tuple(steps),
     )
+
+
+def warn_of_overlap(plan: EditPlan, evidence: Evidence, model: Model) -> None:
+    """Warn where the concept's texts span the core task, the kept concept or the labelled classes, and say the angle."""
+    concept, keep = plan.concept, plan.keep or (plan.concept.keep if plan.concept else None)
+    if concept is None or (keep is None and evidence.labelled is None):
+        return
+    if keep is not None:
+        core = (keep if isinstance(keep, Concept) else load_concept(keep, model.folder)).texts
+    else:
+        core = tuple(f"a photo of a {name}" for name in evidence.labelled.classes) if evidence.labelled else ()
+    most = max(1, model.tower.d_head // 4)
+    spans = [compute_concept_directions(model.encode_text(list(t)).cpu(), most=most) for t in (concept.texts, core)]
+    angle = compute_span_angle(*spans)
+    if angle < SPANNED_ANGLE:
+        warnings.warn(
+            f"the texts of {concept.name} span the core task: {angle:.0f} degrees between them (0 is the same, 90 nothing in "
+            "common), so that removing one removes the other. Use texts that do not name the classes.",
+            stacklevel=3,
+        )
+
+
+def compute_span_angle(concept: Float[Tensor, "d_embed concept"], core: Float[Tensor, "d_embed core"]) -> float:
+    """Degrees between a core task's directions and a concept's span: 0 if it holds all of them, 90 if none."""
+    share = (concept.T @ core).square().sum() / core.shape[1]
+    return float(share.clamp(0, 1).sqrt().arccos().rad2deg())
 
 
 def require_labelled(evidence: Evidence, selector: str) -> LabelledImages:

@@ -9,9 +9,9 @@ from .errors import RecipeError, nearest_names
 from .frontier import select_by_frontier
 from .labelled_contrast import select_by_labelled_contrast
 from .model import Model
-from .recipe import Effect, HeadOperation, RecipeDocument
+from .recipe import Along, Effect, HeadOperation, RecipeDocument
 from .scan import Scan
-from .selection import EditPlan, Evidence, Selector, select_by_text_difference
+from .selection import EditPlan, Evidence, Selector, select_by_text_difference, warn_of_overlap
 
 SELECTORS: dict[str, Selector] = {
     "text-difference": select_by_text_difference,
@@ -35,7 +35,10 @@ def select_recipe(
     strength: float = 1.0,
     output_strength: float | None = None,
     directions: int | None = None,
+    along: Along = "texts",
+    weights: dict[str, tuple[float, ...]] | None = None,
     factor: float | None = None,
+    leace: bool = False,
 ) -> RecipeDocument:
     """An unbound recipe with the heads that a selector chooses; `bind_recipe` gives it its numbers.
 
@@ -63,6 +66,11 @@ def select_recipe(
         effect=effect,
         strength=strength,
         directions=directions,
+        along=along,
+        weights=weights,
         factor=factor,
+        leace=leace,
     )
-    return SELECTORS[select](scan, model, plan, evidence or Evidence())
+    seen = evidence or Evidence()
+    warn_of_overlap(plan, seen, model)
+    return SELECTORS[select](scan, model, plan, seen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ def tabulate(scan: Scan, model: Model, plan: EditPlan, images: TaskImages) -> Ta
         RecipeError, ConceptError: If the plan's operation lacks what it needs.
     """
     heads, features = scanned_heads(scan, model), images.features
-    document = write_document(plan, heads, model).model_copy(update={"effect": "direct"})
+    document = write_document(replace(plan, leace=False), heads, model).model_copy(update={"effect": "direct"})
     recipe = bind_recipe(document, scan, model)
     tensors, readouts = require_bound(recipe), compute_edited_readouts(recipe, model.tower)
     weights = images.weights

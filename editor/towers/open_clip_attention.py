@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..components import ComponentGroup, ComponentId, Features
+from ..errors import ModelError
 from .open_clip_vit import OpenClipViT
 
 
@@ -29,6 +30,17 @@ def collect_attention(
             found.append(weights[..., 1:])
     rows, columns = tower.visual.grid_size
     return torch.stack(found, 1).unflatten(-1, (rows, columns)).float()
+
+
+def require_self_attention(tower: object, name: str) -> OpenClipViT:
+    """The tower, if CLS attends to itself in it.
+
+    Raises:
+        ModelError: If not.
+    """
+    if not isinstance(tower, OpenClipViT) or tower.visual.pool_type != "tok":
+        raise ModelError(f"cannot ablate self-attention of {name}: only open_clip ViTs with a CLS token tell it apart.")
+    return tower
 
 
 def self_attention_groups(tower: OpenClipViT, layers: Sequence[int]) -> list[ComponentGroup]:
@@ -64,6 +76,8 @@ def value_output_weights(
     attention, gain = block.attn, block.ln_1.weight.detach().double().cpu()
     output = attention.out_proj.weight.detach().double().cpu().unflatten(1, (tower.heads_per_layer[0], tower.d_head))
     output = output.permute(1, 0, 2)
+    if hasattr(block.ls_1, "gamma"):
+        output = output * block.ls_1.gamma.detach().double().cpu()[:, None]
     value = (
         attention.in_proj_weight.detach()
         .double()
@@ -73,6 +87,12 @@ def value_output_weights(
     )
     value = value * gain
     return output - output.mean(1, keepdim=True), value - value.mean(2, keepdim=True)
+
+
+def residual_readout(tower: OpenClipViT) -> Float[Tensor, "d_embed d_model"]:
+    """`P^T diag(gamma) C`: from a residual write, divided by sigma, to the embedding; float64."""
+    push = tower.visual.proj.detach().double().cpu().T * tower.visual.ln_post.weight.detach().double().cpu()
+    return push - push.mean(1, keepdim=True)
 
 
 def _walk(tower: OpenClipViT, pixels: Tensor) -> Iterator[tuple[int, Any, Tensor]]:

@@ -1,0 +1,121 @@
+"""Whole parts that are mean-ablated: MLPs, what CLS takes from itself, and layers (the papers' protocol).
+
+Their features are not a head's, so weights cannot carry them one by one: they are `direct` effects, and `distilled` refits
+the readout to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .components import ComponentGroup, Features, HeadId
+from .errors import RecipeError, StatisticsError
+from .model import Model
+from .recipe import WHOLE_PARTS, RecipeDocument
+from .scan import Scan
+from .towers import Tower
+from .towers.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
+
+AblatedPart = tuple[Float[Tensor, "d_embed k"], Float[Tensor, " d_embed"]]
+
+
+def compute_ablated_parts(document: RecipeDocument, scan: Scan, model: Model) -> dict[str, AblatedPart]:
+    """The readout and the mean contribution of every part that a recipe ablates, by name: `L3.mlp`, `L3.bias`, `L3H5.self`.
+
+    Raises:
+        RecipeError: If the effect is `total`, or a head is edited and its self-attention ablated too.
+        ModelError: If the architecture does not tell the part apart.
+        StatisticsError: If the scan did not see the part.
+    """
+    names = _name_parts(document, model)
+    if names and document.effect == "total":
+        raise RecipeError(
+            f"cannot fold the ablation of {names[0]} into the layers: its mean is known at the readout only. Use --effect "
+            "direct or distilled."
+        )
+    readouts = compute_part_readouts(names, model.tower)
+    found = {}
+    for name in names:
+        group, index = place(name)
+        if group not in scan.statistics.groups:
+            flag = "--self-attention" if name.endswith(".self") else "--mlps and --layers"
+            raise StatisticsError(f"cannot bind the recipe: the scan did not see {name}. Scan with {flag}.")
+        found[name] = (readouts[name], readouts[name] @ scan.statistics.mean_features(group)[index])
+    return found
+
+
+def ablate_parts(
+    embedding: Float[Tensor, "image d_embed"],
+    features: Features,
+    tensors: Mapping[str, Tensor],
+    readouts: Mapping[str, Tensor],
+) -> Float[Tensor, "image d_embed"]:
+    """`z - R u + R m` of every ablated part."""
+    for name, readout in readouts.items():
+        group, index = place(name)
+        contribution = features.groups[group][:, index] @ readout.T.to(embedding)
+        embedding = embedding - contribution + tensors[f"ablated.{name}"].to(embedding)
+    return embedding
+
+
+def ablated_names(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The parts that a bound recipe ablates."""
+    return [name.removeprefix("ablated.") for name in tensors if name.startswith("ablated.")]
+
+
+def compute_part_readouts(names: list[str], tower: Tower) -> dict[str, Float[Tensor, "d_embed k"]]:
+    """The readouts of parts, float64; that of `L3H5.self` is the head's."""
+    layers = sorted({int(name[1:].partition(".")[0].partition("H")[0]) for name in names})
+    found = tower.compute_readouts(tower.groups(layers, mlps=any(name.endswith(".mlp") for name in names)))
+    return {name: found[place(name)[0].replace(".self", ".heads")][place(name)[1]] for name in names}
+
+
+def place(name: str) -> tuple[str, int]:
+    """The group of features that a part is in, and where."""
+    head = name.removesuffix(".self")
+    return (f"L{HeadId.parse(head).layer}.self", HeadId.parse(head).head) if head != name else (name, 0)
+
+
+def collect_with_parts(
+    tower: Tower, pixels: Float[Tensor, "image 3 height width"], groups: list[ComponentGroup], names: list[str]
+) -> Features:
+    """One batch's features, with those of the named parts."""
+    layers = sorted({HeadId.parse(name.removesuffix(".self")).layer for name in names if name.endswith(".self")})
+    features = tower.collect_features(pixels, groups)
+    if not layers:
+        return features
+    return with_self_attention(require_self_attention(tower, "this model"), pixels, layers, features)
+
+
+def _name_parts(document: RecipeDocument, model: Model) -> list[str]:
+    found, n_layers = [], model.tower.n_layers
+    for number, step in enumerate(document.steps, 1):
+        if step.target not in WHOLE_PARTS:
+            continue
+        if max(step.layers) >= n_layers:
+            raise RecipeError(
+                f"cannot use recipe {document.name}: step {number} names layer {max(step.layers)}, {model.name} has layers "
+                f"0-{n_layers - 1}. Correct `layers` in step {number}."
+            )
+        if step.target == "self-attention":
+            found += _name_self_attention(document, step.layers, model)
+        else:
+            kinds = ("bias", "mlp") if step.target == "layers" else ("mlp",)
+            found += [f"L{layer}.{kind}" for layer in step.layers for kind in kinds]
+    return list(dict.fromkeys(found))
+
+
+def _name_self_attention(document: RecipeDocument, layers: tuple[int, ...], model: Model) -> list[str]:
+    tower = require_self_attention(model.tower, model.name)
+    names = [str(identity) for group in self_attention_groups(tower, layers) for identity in group.ids]
+    edited = {f"{head}.self" for step in document.steps for head in step.heads}
+    both = sorted(edited & set(names))
+    if both:
+        head = both[0].removesuffix(".self")
+        raise RecipeError(
+            f"cannot use recipe {document.name}: {head} is edited and its self-attention ablated too. Leave one out."
+        )
+    return names
