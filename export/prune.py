@@ -102,7 +102,7 @@ def prune_heads(encoder: nn.Module) -> nn.Module:
         owner_path, _, leaf = path.rpartition(".")
         attention: Any = pruned.get_submodule(path)
         kept = [head for head in range(attention.num_heads) if head not in heads]
-        shrink = _shrink_timm if isinstance(attention, TimmAttention) else _PrunedAttention
+        shrink: Any = _shrink_timm if isinstance(attention, TimmAttention) else _PrunedAttention
         setattr(pruned.get_submodule(owner_path), leaf, shrink(attention, kept))
     return pruned
 
@@ -130,7 +130,8 @@ def _shrink_timm(attention: TimmAttention, kept: Sequence[int]) -> nn.Module:
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight)
-    layer.bias = None if bias is None else nn.Parameter(bias.detach())
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach())
     return layer
 
 
