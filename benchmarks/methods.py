@@ -1,17 +1,22 @@
-"""Every operation x effect on the demo world, for several seeds of the model and two splits of the places.
+"""Every selector x operation x effect on the demo world, for any seeds of the model and two splits of the places.
 
-    python benchmarks/methods.py --split validation --choose MODEL_FOLDER...     # choose defaults here
-    python benchmarks/methods.py --split test MODEL_FOLDER...           # and report here
+    python benchmarks/methods.py --split validation --choose MODEL_FOLDER...            # choose defaults here
+    python benchmarks/methods.py --split validation MODEL_FOLDER... --plot methods.png  # compare here
+    python benchmarks/methods.py --split test MODEL_FOLDER...                           # and report here, once
+    python benchmarks/methods.py --split validation --fidelity MODEL_FOLDER...          # distilled against direct
+    python benchmarks/typographic.py --split validation TYPOGRAPHIC_MODEL_FOLDER...     # written words
 
-Prints Markdown. Random heads stand beside every table; distilled rows carry their fidelity to direct.
+Prints Markdown. Random heads stand beside every table; distilled and total rows carry their fidelity to direct. Selectors
+that look at labels see images of listed places of the validation split: on that split their listed column is in-sample.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,19 +24,27 @@ import torch.nn.functional as F
 
 from clipedit.demo import measure, texts, world
 from clipedit.editor.apply import apply_recipe
-from clipedit.editor.bind import bind_recipe, make_recipe
-from clipedit.editor.components import Features, HeadId
+from clipedit.editor.bind import bind_recipe
+from clipedit.editor.components import Features
 from clipedit.editor.concepts import Concept, concept_directions
 from clipedit.editor.control import draw_control_documents, mean_rows
-from clipedit.editor.evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
+from clipedit.editor.directions import LabelledEmbeddings
+from clipedit.editor.errors import ClipeditError
+from clipedit.editor.evaluate import collect_embeddings, collect_features, collect_labelled, compute_recipe_embeddings
+from clipedit.editor.fidelity import Fidelity, compute_fidelity
 from clipedit.editor.images import ImageSource
 from clipedit.editor.model import Model, load_model
 from clipedit.editor.operations import project_output
-from clipedit.editor.recipe import Recipe
+from clipedit.editor.recipe import Recipe, RecipeDocument
 from clipedit.editor.scan import Scan, scan
+from clipedit.editor.selection import Evidence
+from clipedit.editor.selectors import select_recipe
+from clipedit.editor.tables import scanned_heads
 
 PLACE_SPLITS = {"A": measure.LISTED_PLACES, "B": ("ocean", "forest", "desert", "snow")}
 COLUMNS = ("overall", "worst_group_listed", "worst_group_held_out", "mean_of_groups", "place_accuracy", "retention")
+WORST = ("worst_group_listed", "worst_group_held_out")
+Row = dict[str, float]
 
 
 @dataclass
@@ -43,64 +56,75 @@ class Bench:
     source: ImageSource
     features: Features
     listed: Sequence[str]
+    evidence: Evidence
+    erased: LabelledEmbeddings
+    rows: dict[str, Row] = field(default_factory=dict)
 
     @property
     def concept(self) -> Concept:
         return Concept.model_validate(texts.concept_documents(self.listed)["location"])
 
-    def row(self, embeddings: torch.Tensor, weights: dict[str, torch.Tensor] | None = None) -> dict[str, float]:
+    def row(self, embeddings: torch.Tensor, weights: dict[str, torch.Tensor] | None = None) -> Row:
         chosen = weights or measure.task_weights(self.model)
         return measure.measure_embeddings(embeddings, self.source.attributes, chosen, listed=self.listed)
 
     def recipe(self, **options: Any) -> Recipe:
-        return make_recipe(self.scan, self.model, concept=self.concept, **options)
+        document = select_recipe(
+            self.scan, self.model, concept=self.concept, evidence=self.evidence, **{"output_strength": 0.9, **options}
+        )
+        return self.bind(document)
 
-    def measure_recipe(self, recipe: Recipe) -> dict[str, float]:
+    def bind(self, document: RecipeDocument) -> Recipe:
+        return bind_recipe(document, self.scan, self.model, labelled=self.erased)
+
+    def embed(self, recipe: Recipe) -> torch.Tensor:
         if recipe.document.effect == "total":
-            return self.row(collect_embeddings(apply_recipe(recipe, self.model), self.source, batch_size=256)[0])
-        return self.row(compute_recipe_embeddings(recipe, self.model, self.features))
+            return collect_embeddings(apply_recipe(recipe, self.model), self.source, batch_size=256)[0]
+        return compute_recipe_embeddings(recipe, self.model, self.features)
 
-    def fidelity(self, recipe: Recipe) -> dict[str, float]:
-        """Distilled against direct: worst and mean cosine, share of the variance of `z' - z` explained."""
-        direct = recipe.document.model_copy(update={"effect": "direct"})
-        wanted = compute_recipe_embeddings(bind_recipe(direct, self.scan, self.model), self.model, self.features)
-        found = compute_recipe_embeddings(recipe, self.model, self.features)
-        cosine = F.cosine_similarity(wanted, found)
-        moved = wanted - self.features.embedding
-        left = (wanted - found).var(0).sum() / moved.var(0).sum()
-        return {"worst cosine": float(cosine.min()), "mean cosine": float(cosine.mean()), "explained": 1 - float(left)}
+    def measure_recipe(self, recipe: Recipe) -> tuple[Row, Fidelity]:
+        found = self.embed(recipe)
+        direct = self.bind(recipe.document.model_copy(update={"effect": "direct"}))
+        return self.row(found), compute_fidelity(self.embed(direct), found, self.features.embedding)
 
-    def class_text_projection(self, strength: float) -> dict[str, float]:
+    def class_text_projection(self, strength: float) -> Row:
         """The baseline without any model change: the concept's directions projected out of the class texts."""
         away = project_output(concept_directions(self.concept, self.model), strength).float()
         weights = measure.task_weights(self.model)
         weights["shape"] = F.normalize(weights["shape"] @ away, dim=1)
         return self.row(self.features.embedding, weights)
 
-    def control(self, recipe: Recipe, draws: int = 10, keep_output: bool = False) -> dict[str, float]:
-        per_layer = self.model.tower.heads_per_layer
-        heads = [HeadId(layer, head) for layer in self.scan.layers for head in range(per_layer[layer])]
-        documents = list(draw_control_documents(recipe.document, heads, draws=draws))
+    def control(self, recipe: Recipe, draws: int = 10, keep_output: bool = False) -> Row:
+        documents = list(draw_control_documents(recipe.document, scanned_heads(self.scan, self.model), draws=draws))
         if keep_output:
             extra = tuple(step for step in recipe.document.steps if step.target == "output")
             documents = [d.model_copy(update={"steps": (*d.steps, *extra)}) for d in documents]
-        return mean_rows([self.measure_recipe(bind_recipe(d, self.scan, self.model)) for d in documents])
+        return mean_rows([self.row(self.embed(self.bind(document))) for document in documents])
 
 
 def variants() -> dict[str, dict[str, Any]]:
+    """Edits by name: heads by every selector, every operation on eight heads, and combinations with the output."""
     found: dict[str, dict[str, Any]] = {}
-    for heads in (4, 8, 12, 16):
-        found[f"mean-ablate {heads} heads"] = {"heads": heads, "output_strength": 0.0}
-    found["mean-ablate 12 heads, shape kept"] = {"heads": 12, "keep": "shape", "output_strength": 0.0}
-    found["zero-ablate 12 heads"] = {"heads": 12, "operation": "zero-ablate", "output_strength": 0.0}
-    found["mean-ablate 12 heads, strength .5"] = {"heads": 12, "strength": 0.5, "output_strength": 0.0}
-    found["project-out of 12 heads"] = {"heads": 12, "operation": "project-out", "output_strength": 0.0}
-    found["project-out of 16 heads"] = {"heads": 16, "operation": "project-out", "output_strength": 0.0}
     for strength in (0.5, 0.9, 1.0):
         found[f"output projection, strength {strength}"] = {"heads": 0, "output_strength": strength}
-    for heads, strength in itertools.product((8, 12, 16), (0.5, 0.9)):
-        name = f"mean-ablate {heads} heads + output projection {strength}"
-        found[name] = {"heads": heads, "output_strength": strength}
+    found["LEACE of listed places, no heads"] = {"heads": 0, "output_strength": 0.0, "leace": True}
+    for heads, output in itertools.product((4, 8, 12, 16), (0.0, 0.9)):
+        found[f"text-difference, mean-ablate {heads}, output {output}"] = {"heads": heads, "output_strength": output}
+    for select, output in itertools.product(("labelled-contrast", "frontier"), (0.0, 0.9)):
+        found[f"{select}, mean-ablate 8, output {output}"] = {"select": select, "output_strength": output}
+    operations: dict[str, dict[str, Any]] = {
+        "zero-ablate": {"operation": "zero-ablate"},
+        "scale 0.5": {"operation": "scale", "factor": 0.5},
+        "project-out texts": {"operation": "project-out"},
+        "project-out text-span": {"operation": "project-out", "along": "text-span"},
+        "project-out pca": {"operation": "project-out", "along": "pca"},
+        "project-out labels": {"operation": "project-out", "along": "labels"},
+        "reweight": {"operation": "reweight"},
+    }
+    for (name, options), select in itertools.product(operations.items(), ("text-difference", "labelled-contrast")):
+        for output in (0.0, 0.9):
+            found[f"{select}, {name} 8, output {output}"] = {**options, "select": select, "output_strength": output}
+    found["text-difference, mean-ablate 8, LEACE"] = {"output_strength": 0.0, "leace": True}
     return found
 
 
@@ -109,48 +133,99 @@ def choose(bench: Bench) -> None:
     before = bench.row(bench.features.embedding)
     print("\n| heads | kept concept | listed | held out | random, listed | random, held out | overall |")
     print("|---|---|---|---|---|---|---|")
-    keys = ("worst_group_listed", "worst_group_held_out")
     for heads, keep in itertools.product((4, 6, 8, 10, 12, 16), (None, "shape")):
         recipe = bench.recipe(heads=heads, keep=keep)
-        row, random = bench.measure_recipe(recipe), bench.control(recipe)
-        gains = [which[key] - before[key] for which in (row, random) for key in keys]
+        row, random = bench.row(bench.embed(recipe)), bench.control(recipe)
+        gains = [which[key] - before[key] for which in (row, random) for key in WORST]
         cells = " | ".join(f"{gain:+.3f}" for gain in [*gains, row["overall"] - before["overall"]])
         print(f"| {heads} | {keep or 'none'} | {cells} |", flush=True)
 
 
-def format_row(name: str, row: dict[str, float], extra: str = "") -> str:
-    return f"| {name} | " + " | ".join(f"{row[key]:.3f}" for key in COLUMNS) + f" | {extra} |"
+def compare_fidelity(bench: Bench) -> None:
+    """From how many heads, and from which layer on, distilled explains less than 0.98 of the directly edited embedding."""
+    print("\n| heads ablated | worst cosine | mean cosine | explained | explained of the change |")
+    print("|---|---|---|---|---|")
+    every = list(map(str, scanned_heads(bench.scan, bench.model)))
+    cases = {
+        f"{count} of highest score": bench.recipe(heads=count, output_strength=0.0).heads
+        for count in (4, 8, 12, 16, 24)
+    }
+    cases |= {f"all of layer {layer}": [h for h in every if h.startswith(f"L{layer}H")] for layer in bench.scan.layers}
+    cases |= {"all": every}
+    for name, heads in cases.items():
+        base = bench.recipe(heads=1, output_strength=0.0).document
+        step = base.steps[0].model_copy(update={"heads": tuple(heads)})
+        found = bench.measure_recipe(bench.bind(base.model_copy(update={"steps": (step,), "effect": "distilled"})))[1]
+        figures = (found.worst_cosine, found.mean_cosine, found.explained, found.explained_change)
+        print(f"| {name} | " + " | ".join(f"{figure:.4f}" for figure in figures) + " |", flush=True)
+
+
+def report(bench: Bench, name: str, row: Row, fidelity: Fidelity | None = None) -> None:
+    bench.rows[name] = row
+    extra = f"{fidelity.worst_cosine:.4f} / {fidelity.mean_cosine:.4f} / {fidelity.explained:.4f}" if fidelity else ""
+    cells = [*(row[key] for key in COLUMNS), (row[WORST[0]] + row[WORST[1]]) / 2]
+    print(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + f" | {extra} |", flush=True)
 
 
 def run(bench: Bench, effects: Sequence[str]) -> None:
-    print("\n| edit | " + " | ".join(name.replace("_", " ") for name in COLUMNS) + " | fidelity to direct |")
-    print("|---" * (len(COLUMNS) + 2) + "|")
-    print(format_row("none", bench.row(bench.features.embedding)))
+    names = [*(name.replace("_", " ") for name in COLUMNS), "mean of both worst groups"]
+    print("\n| edit | " + " | ".join(names) + " | fidelity: worst, mean cosine, explained |")
+    print("|---" * (len(names) + 2) + "|")
+    report(bench, "none", bench.row(bench.features.embedding))
     for strength in (0.5, 0.9, 1.0):
-        print(format_row(f"class-text projection, strength {strength}", bench.class_text_projection(strength)))
-    for effect in effects:
-        for name, options in variants().items():
-            recipe = bench.recipe(effect=effect, **options)
-            extra = ""
-            if effect == "distilled" and options["heads"]:
-                extra = " / ".join(f"{value:.4f}" for value in bench.fidelity(recipe).values())
-            print(format_row(f"{name}, {effect}", bench.measure_recipe(recipe), extra), flush=True)
-    for heads in (8, 12, 16):
-        plain = bench.recipe(heads=heads)
-        print(format_row(f"{heads} random heads, distilled, mean of 10 draws", bench.control(plain)))
-        combined = bench.control(plain, keep_output=True)
-        print(format_row(f"{heads} random heads + output projection 0.9, distilled, mean of 10", combined), flush=True)
+        report(bench, f"class-text projection, strength {strength}", bench.class_text_projection(strength))
+    for effect, (name, options) in itertools.product(effects, variants().items()):
+        try:
+            row, fidelity = bench.measure_recipe(bench.recipe(effect=effect, **options))
+            report(bench, f"{name}, {effect}", row, None if effect == "direct" else fidelity)
+        except ClipeditError as error:
+            print(f"| {name}, {effect} | {error} |" + " |" * (len(names)), flush=True)
+    for heads, keep_output in itertools.product((8, 12, 16), (False, True)):
+        control = bench.control(bench.recipe(heads=heads), keep_output=keep_output)
+        report(
+            bench,
+            f"{heads} random heads{' + output projection 0.9' if keep_output else ''}, distilled, mean of 10",
+            control,
+        )
+
+
+def draw_rows(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """Mean over models and place splits of every edit: listed to the right, held out upwards."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    axis = figure.subplots()
+    kinds = {
+        "none": "k*",
+        "random": "rx",
+        "projection": "bs",
+        "LEACE": "bd",
+        "frontier": "gP",
+        "labelled": "c^",
+        "": "o",
+    }
+    for name, found in rows.items():
+        mean = mean_rows(found)
+        marker = next(marker for kind, marker in kinds.items() if kind in name)
+        axis.plot(mean[WORST[0]], mean[WORST[1]], marker, alpha=0.7)
+        axis.annotate(name.removesuffix(", distilled"), (mean[WORST[0]], mean[WORST[1]]), fontsize=4)
+    axis.set(xlabel="worst group, listed places", ylabel="worst group, places nobody listed")
+    axis.grid(alpha=0.3)
+    figure.savefig(path)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="`demo`, or folders of models trained with other seeds")
     parser.add_argument("--split", choices=["validation", "test"], required=True)
     parser.add_argument("--effects", default="direct,distilled,total")
     parser.add_argument("--choose", action="store_true", help="only compare numbers of heads, for the defaults")
+    parser.add_argument("--fidelity", action="store_true", help="only compare distilled with direct")
+    parser.add_argument("--plot", type=Path, help="draw the distilled rows to this file")
     options = parser.parse_args()
     torch.set_num_threads(2)
     source = measure.test_source() if options.split == "test" else measure.validation_source()
+    drawn: dict[str, list[Row]] = {}
     for name in options.models:
         model = load_model(name)
         scanned = scan(model, "demo", batch_size=128)
@@ -158,8 +233,18 @@ def main() -> None:
         for split, listed in PLACE_SPLITS.items():
             held_out = [place for place in world.PLACES if place not in listed]
             print(f"\n### {name}, split {split}: listed {', '.join(listed)}; held out {', '.join(held_out)}")
-            bench = Bench(model, scanned, source, features, listed)
-            choose(bench) if options.choose else run(bench, options.effects.split(","))
+            evidence = Evidence(*measure.labelled_tasks(listed))
+            erased = collect_labelled(model, measure.labelled_by("place", listed))
+            bench = Bench(model, scanned, source, features, listed, evidence, erased)
+            if options.choose or options.fidelity:
+                choose(bench) if options.choose else compare_fidelity(bench)
+            else:
+                run(bench, options.effects.split(","))
+            for key, row in bench.rows.items():
+                if not key.endswith((", direct", ", total")):
+                    drawn.setdefault(key, []).append(row)
+    if options.plot and drawn:
+        draw_rows(drawn, options.plot)
 
 
 if __name__ == "__main__":
