@@ -9,11 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "editor.align": ("AlignOptions", "align"),
+    "editor.aligned_model": ("apply_aligner",),
+    "editor.aligner": ("Aligner", "load_aligner"),
     "editor.apply": ("apply_recipe",),
     "editor.bind": ("bind_recipe", "make_recipe"),
     "editor.components": ("ComponentId", "Decomposition", "HeadId"),
     "editor.concepts": ("Concept", "load_concept"),
     "editor.errors": (
+        "AlignmentError",
         "ClipeditError",
         "ConceptError",
         "ExportError",
@@ -43,6 +47,11 @@ __version__ = "0.1.0"
 __all__ = list(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
+    from .editor.align import AlignOptions as AlignOptions
+    from .editor.align import align as align
+    from .editor.aligned_model import apply_aligner as apply_aligner
+    from .editor.aligner import Aligner as Aligner
+    from .editor.aligner import load_aligner as load_aligner
     from .editor.apply import apply_recipe as apply_recipe
     from .editor.bind import bind_recipe as bind_recipe
     from .editor.bind import make_recipe as make_recipe
@@ -51,6 +60,7 @@ if TYPE_CHECKING:
     from .editor.components import HeadId as HeadId
     from .editor.concepts import Concept as Concept
     from .editor.concepts import load_concept as load_concept
+    from .editor.errors import AlignmentError as AlignmentError
     from .editor.errors import ClipeditError as ClipeditError
     from .editor.errors import ConceptError as ConceptError
     from .editor.errors import ExportError as ExportError

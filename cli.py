@@ -40,6 +40,7 @@ out_console, err_console = Console(), Console(stderr=True)
 
 ModelOption = Annotated[str, typer.Option("--model", help="`demo`, an open_clip name, a folder, or `hf:FOLDER`.")]
 PretrainedOption = Annotated[str | None, typer.Option(help="A tag of open_clip, or a checkpoint file.")]
+AlignerOption = Annotated[Path | None, typer.Option(help="A file that `clipedit align` wrote: reads a model without texts as a CLIP.")]  # fmt: skip
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
@@ -103,6 +104,7 @@ def scan_command(
     images: Annotated[str, typer.Argument(help="A folder, a CSV with a column of paths, or `demo`.")],
     model: ModelOption = "demo",
     pretrained: PretrainedOption = None,
+    aligner: AlignerOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("scan.safetensors"),
     layers: Annotated[
         str | None, typer.Option(help="Layers to scan, `20-23` or `all`; the last four by default.")
@@ -121,7 +123,7 @@ def scan_command(
 
     if out.exists() and not overwrite:
         raise ExportError(f"cannot write {out}: it exists. Choose another -o, or add --overwrite.")
-    loaded = _load_model(model, pretrained)
+    loaded = _load_model(model, pretrained, aligner)
     chosen, kept = _parse_layers(layers, loaded), features_path(out) if keep_features else None
     if kept is not None:
         _say_features_size(kept, loaded, images, chosen, mlps)
@@ -134,6 +136,78 @@ def scan_command(
     _say(f"wrote {out}: {result.statistics.n} images, layers {result.layers[0]}-{result.layers[-1]}")
     _say_skipped(result)
     _print_next("which heads carry a concept", f"clipedit score {out} --concept location")
+
+
+@app.command()
+def align(
+    model: Annotated[str, typer.Argument(help="A model without texts: a timm name or a folder.")],
+    to: Annotated[str, typer.Option("--to", help="The CLIP whose texts it gets: `demo`, a folder, or `name:pretrained`.")],
+    images: Annotated[str, typer.Option(help="Unlabelled images: a folder, a CSV, or `demo`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("aligner.safetensors"),
+    pretrained: PretrainedOption = None,
+    penalty: Annotated[float, typer.Option("--lambda", min=0, help="Weight of the orthogonality penalty.")] = 1.0,
+    shared_map: Annotated[bool, typer.Option("--shared-map", help="One map for all components: an ablation.")] = False,
+    epochs: Annotated[int, typer.Option(min=1)] = 2,
+    batch_size: BatchOption = 32,
+    learning_rate: Annotated[float, typer.Option(min=0)] = 3e-4,
+    patience: Annotated[int, typer.Option(min=1, help="Stop after so many batches without a new minimum.")] = 50,
+    seed: int = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older aligner.")] = False,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Learn maps from a model's components to a CLIP's space, so that the CLIP's texts explain them (CompAlign)."""
+    from .editor.align import AlignOptions
+    from .editor.align import align as run
+
+    if out.exists() and not overwrite:
+        raise ExportError(f"cannot write {out}: it exists. Choose another -o, or add --overwrite.")
+    options = AlignOptions(penalty=penalty, shared_map=shared_map, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+                           patience=patience, seed=seed)  # fmt: skip
+    own, clip = (
+        _load_model(*(_split_model(model) if pretrained is None else (model, pretrained))),
+        _load_model(*_split_model(to)),
+    )
+    with _progress() as follow:
+        aligner = run(own, clip, images, options=options, resume=resume, progress=follow("align"),
+                      state_path=out.with_name(f"{out.name}.training"))  # fmt: skip
+    aligner.save(out)
+    _print_json(aligner.report) if as_json else _print_table(
+        ["on held-out images", ""], [[key.replace("_", " "), f"{value:.3f}"] for key, value in aligner.report.items()]
+    )
+    _say(f"wrote {out}: {len(aligner.maps)} maps, from {aligner.described['images']['training']} images")
+    _print_next("to scan through it", f"clipedit scan IMAGES --model {model} --aligner {out} -o scan.safetensors")
+
+
+@app.command("train-head")
+def train_head(
+    model: Annotated[str, typer.Argument(help="A timm model without texts: a name with its tag, or a folder.")],
+    dataset: Annotated[str, typer.Option(help="Labelled images to train on, as for `evaluate`.")],
+    split: Annotated[
+        str | None, typer.Option(help="Value of the `split` column to train on; evaluate on another.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Column of classes.")] = None,
+    pretrained: PretrainedOption = None,
+    out: OutOption = DEFAULT_OUT,
+    seed: int = 0,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a linear head on labelled images; what is written is an ordinary timm classifier."""
+    from .editor.datasets import load_labelled_images
+    from .editor.files import require_apart, require_free_folder
+    from .export.classifier_folder import train_head_to_folder
+
+    require_free_folder(out, overwrite=overwrite)
+    require_apart(out, model, pretrained, dataset)
+    task = load_labelled_images(dataset, label=label, split=split)
+    loaded = _load_model(*(_split_model(model) if pretrained is None else (model, pretrained)))
+    with _progress() as follow:
+        report = train_head_to_folder(loaded, task, out, seed=seed, overwrite=overwrite, progress=follow("train"))
+    _print_json(report) if as_json else _say(
+        f"wrote {out}: accuracy {report['held_out_accuracy']:.3f} on a held-out fifth"
+    )
+    _print_next("on a split that it was not trained on", f"clipedit evaluate {out} --dataset {dataset} --split SPLIT")
 
 
 @app.command()
@@ -159,16 +233,24 @@ def label(
 @app.command()
 def score(
     scan: Annotated[Path, typer.Argument(help="A file that `clipedit scan` wrote.")],
-    concept: Annotated[str, typer.Option(help="A concept's name or file.")],
+    concept: Annotated[str | None, typer.Option(help="A concept's name or file; needed without --test.")] = None,
     keep: Annotated[str | None, typer.Option(help="A concept whose heads to spare.")] = None,
+    test: Annotated[str | None, typer.Option(metavar="LABELS", help="Test the scores against retrieval on labelled images: `demo`, a CSV, or a folder with metadata.csv.")] = None,
+    columns: Annotated[str | None, typer.Option(help="For --test: `location=place,shape`, a concept and its column.")] = None,
     measure: Annotated[Literal["covariance-share", "correlation"], typer.Option()] = "covariance-share",
     directions: DirectionsOption = None,
     top: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 20,
     as_json: JsonOption = False,
-) -> None:
-    """Rank components by how much of a concept they carry."""
+) -> None:  # fmt: skip
+    """Rank components by how much of a concept they carry, or test such ranks against labels."""
     from .editor.scores import score_heads
 
+    if test is not None:
+        if concept or keep or directions:
+            raise typer.BadParameter("--test takes its concepts from --columns", param_hint="--test")
+        return _test_scores(scan, test, columns, measure, as_json)
+    if concept is None or columns:
+        raise typer.BadParameter("give --concept NAME, or --test LABELS [--columns]", param_hint="--concept")
     scanned, model = _load_scan_and_model(scan)
     scores = score_heads(scanned, model, concept=concept, keep=keep, measure=measure, directions=directions)
     if as_json:
@@ -176,6 +258,33 @@ def score(
         return
     rows = [[row.component, f"{row.score:+.3f}", f"{row.concept:.3f}", f"{row.keep:.3f}"] for row in scores[:top]]
     _print_table(["component", "score", concept, "keep"], rows)
+
+
+@app.command("ablate-layers")
+def ablate_layers(
+    scan: Annotated[Path, typer.Argument(help="A scan of all layers: `clipedit scan IMAGES --layers all --mlps`.")],
+    dataset: Annotated[str, typer.Option(help="Labelled images, as for `evaluate`.")],
+    plot: Annotated[Path | None, typer.Option(help="File to draw to: .svg, .png or .pdf.")] = None,
+    batch_size: BatchOption = 64,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older plot.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Accuracy as attention, MLPs or both are mean-ablated, from the last layer to the first."""
+    from .editor.layer_ablation import measure_layer_ablation
+    from .editor.plot import draw_layer_ablation, require_plot
+
+    if plot is not None:
+        require_plot(plot, overwrite=overwrite)
+    scanned, model = _load_scan_and_model(scan)
+    with _progress() as follow:
+        curves = measure_layer_ablation(scanned, model, dataset, batch_size=batch_size, progress=follow("ablate"))
+    if plot is not None:
+        draw_layer_ablation(curves, plot)
+        _say(f"wrote {plot}")
+    if as_json:
+        _print_json(curves)
+        return
+    _print_measures({f"{kind}, last {n}": row for kind, rows in curves.items() for n, row in enumerate(rows)})
 
 
 @app.command("remove-heads")
@@ -186,6 +295,7 @@ def remove_heads(
     pretrained: PretrainedOption = None,
     images: Annotated[str | None, typer.Option(help="Unlabelled calibration images: a folder or a CSV.")] = None,
     scan: Annotated[Path | None, typer.Option(help="A scan made earlier, in place of --images.")] = None,
+    aligner: AlignerOption = None,
     dataset: Annotated[str | None, typer.Option(help="Labelled images to measure on, as for `evaluate`.")] = None,
     operation: Annotated[OperationChoice, typer.Option(help="What happens to the heads.")] = "mean-ablate",
     effect: Annotated[EffectChoice, typer.Option(help="How the edit enters the model.")] = "distilled",
@@ -226,10 +336,10 @@ def remove_heads(
     if concept is None and select == "text-difference":
         raise typer.BadParameter(f"{select} needs one", param_hint="--concept")
     require_free_folder(out, overwrite=overwrite)
-    require_apart(out, model, pretrained, images, scan, dataset, labelled, features)
+    require_apart(out, model, pretrained, images, scan, aligner, dataset, labelled, features)
     if plot is not None:
         require_plot(plot, overwrite=overwrite)
-    loaded = _load_model(model, pretrained)
+    loaded = _load_model(model, pretrained, aligner or _aligner_of(scan))
     # Read before the images are: a misspelt name or a missing tokenizer must not cost a scan.
     loaded.tokenizer(["a photo"])
     check_effect(effect, loaded)
@@ -283,7 +393,7 @@ def apply_command(
     if loaded.is_bound and folder is not None:
         apply_to_folder(loaded, folder, out, force=force, overwrite=overwrite)
     else:
-        base = _load_model(model, pretrained)
+        base = _load_model(model, pretrained, _aligner_of(scan))
         with _progress() as follow:
             erased = _load_erased(loaded.document, base, labelled, erase, split, follow)
         _apply_in_memory(loaded, base, images, scan, force, out, overwrite, erased)
@@ -327,6 +437,7 @@ def reindex(
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Models: `demo`, folders, or `name:pretrained`.")],
     dataset: Annotated[str, typer.Option(help="`demo`, a folder with metadata.csv, a CSV, or a folder a class.")],
+    aligner: AlignerOption = None,
     classes: Annotated[Path | None, typer.Option(help="A class a line: `value: words for the prompt`.")] = None,
     templates: Annotated[Path | None, typer.Option(help="A prompt a line, `{}` for the class.")] = None,
     label: Annotated[str | None, typer.Option(help="Column of classes.")] = None,
@@ -352,7 +463,7 @@ def evaluate(
         given = load_classes(classes) if classes else None
         task = load_labelled_images(dataset, label=label, classes=given, group_by=columns, split=split)
         second = load_labelled_images(dataset, label=retention, split=split) if retention else None
-    loaded = {name: _load_model(*_split_model(name)) for name in models}
+    loaded = {name: _load_model(*_split_model(name), aligner) for name in models}
     prompts = load_lines(templates) if templates else DEFAULT_TEMPLATES
     with _progress() as follow:
         rows = run(
@@ -499,14 +610,19 @@ def _fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def _load_model(name: str, pretrained: str | None) -> Model:
-    """As `load_model`, but never with random weights."""
+def _load_model(name: str, pretrained: str | None, aligner: str | Path | None = None) -> Model:
+    """As `load_model`, but never with random weights; read through an aligner, if there is one."""
     from .editor.model import load_model, needs_weights, pretrained_tags
 
     if pretrained is None and needs_weights(name):
         tags = ", ".join(pretrained_tags(name)) or "a checkpoint file (open_clip has no tag for it)"
         raise ModelError(f"cannot load {name} without weights. Add --pretrained, one of: {tags}.")
-    return load_model(name, pretrained)
+    loaded = load_model(name, pretrained)
+    if aligner is None:
+        return loaded
+    from .editor.aligned_model import apply_aligner
+
+    return apply_aligner(loaded, aligner)
 
 
 def _split_model(name: str) -> tuple[str, str | None]:
@@ -536,7 +652,13 @@ def _load_scan_and_model(path: Path) -> tuple[Scan, Model]:
     from .editor.scan import load_scan
 
     scanned = load_scan(path)
-    return scanned, _load_model(scanned.model_name, scanned.pretrained)
+    return scanned, _load_model(scanned.model_name, scanned.pretrained, scanned.aligner)
+
+
+def _aligner_of(scan: Path | None) -> str | None:
+    from .editor.scan import load_scan
+
+    return load_scan(scan).aligner if scan is not None else None
 
 
 def _scan_or_load(model: Model, images: str | None, scan: Path | None, follow: Follow, **options: Any) -> Scan:
@@ -562,6 +684,32 @@ def _say_features_size(path: Path, model: Model, images: str, layers: Sequence[i
     count = len(list_images(images))
     size = compute_features_bytes(model, model.tower.groups(choose_layers(model, layers), mlps=mlps), count)
     _say(f"features of {count} images will take {size / 1e6:.1f} MB in {path}")
+
+
+def _test_scores(scan: Path, labels: str, columns: str | None, measure: str, as_json: bool) -> None:
+    from .editor.datasets import load_attributes
+    from .editor.score_test import evaluate_scores
+
+    labelled = load_attributes(labels)
+    scanned, model = _load_scan_and_model(scan)
+    default = "location=place,shape,color,texture" if labels == "demo" else ""
+    pairs = [name.strip().partition("=") for name in (columns or default).split(",") if name.strip()]
+    with _progress() as follow:
+        found = evaluate_scores(
+            scanned, model, labelled, columns={concept: column or concept for concept, _, column in pairs},
+            measure=measure, progress=follow("retrieve"),
+        )  # fmt: skip
+    if as_json:
+        _print_json(vars(found))
+        return
+    rows = [[name, _figure(value), max(found.retrieval[name], key=found.retrieval[name].__getitem__)]
+            for name, value in found.between.items()]  # fmt: skip
+    _print_table(["concept", "Spearman over heads", "best head by retrieval"], rows)
+    _say(f"within a head, over {len(rows)} concepts: Spearman {_figure(found.within)}, mean of the heads")
+
+
+def _figure(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:+.3f}"
 
 
 def _say_skipped(scanned: Scan) -> None:
@@ -652,7 +800,8 @@ def _report_edit(recipe: Recipe, out: Path, checks: Sequence[Check], *, as_json:
         _print_measures(rows)
     _say_fidelity(measured, effect)
     _print_checks(checks)
-    _say(f"wrote {out}: an open_clip folder" if effect != "direct" else f"wrote {out}: base and direct edit")
+    layout = "an open_clip folder" if (out / "open_clip_config.json").is_file() else "a timm folder"
+    _say(f"wrote {out}: {layout}" if effect != "direct" else f"wrote {out}: base and direct edit")
     _print_next("for deployment", f"clipedit export {out} --target onnx -o {out}-onnx")
 
 

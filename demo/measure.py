@@ -18,6 +18,7 @@ from ..editor.datasets import LabelledImages
 from ..editor.errors import ImageError
 from ..editor.evaluate import compute_class_weights
 from ..editor.images import ImageSource, render_source
+from ..editor.linear_head import classify_by_head
 from ..editor.model import Model
 from . import world
 
@@ -75,7 +76,15 @@ def labelled_by(column: str, listed: Sequence[str] = LISTED_PLACES) -> LabelledI
 def build_demo_measure(
     model: Model, source: ImageSource, *, listed: Sequence[str] = LISTED_PLACES
 ) -> Callable[[Tensor, Sequence[int]], dict[str, float]]:
-    """From embeddings of a source of the world to a row of figures: see `measure_embeddings`."""
+    """From embeddings of a source of the world to a row of figures: see `measure_embeddings`.
+
+    A classifier of shapes is asked for shapes only.
+    """
+    if not model.has_texts:
+        answer = classify_by_head(model, world.SHAPES)
+        return lambda embeddings, kept: measure_similarity(
+            {"shape": answer(embeddings).numpy()}, [source.attributes[index] for index in kept], listed=listed
+        )
     weights = task_weights(model)
     return lambda embeddings, kept: measure_embeddings(
         embeddings, [source.attributes[index] for index in kept], weights, listed=listed
@@ -98,28 +107,38 @@ def measure_embeddings(
     *,
     listed: Sequence[str] = LISTED_PLACES,
 ) -> dict[str, float]:
-    """Accuracies in [0, 1].
+    """Accuracies in [0, 1], zero-shot: see `measure_similarity`."""
+    similarity = {name: (embeddings @ weight.T).numpy() for name, weight in weights.items()}
+    return measure_similarity(similarity, attributes, listed=listed)
+
+
+def measure_similarity(
+    similarity: Mapping[str, np.ndarray], attributes: Sequence[Mapping[str, str]], *, listed: Sequence[str]
+) -> dict[str, float]:
+    """Accuracies in [0, 1], from a score `[image, class]` a task.
 
     Returns:
         `overall`: all shapes. `worst_group_listed`, `worst_group_held_out`: see the module. `mean_of_groups`: mean over
-        the groups of all these pairs. `place_accuracy`: all places. `retention`: zero-shot colour.
+        the groups of all these pairs. `place_accuracy`: all places. `retention`: colour. The last two where there is such a
+        task.
     """
     shape = np.array([world.SHAPES.index(row["shape"]) for row in attributes])
     place = np.array([world.PLACES.index(row["place"]) for row in attributes])
     color = np.array([list(world.COLORS).index(row["color"]) for row in attributes])
-    similarity = {name: (embeddings @ weight.T).numpy() for name, weight in weights.items()}
     inside = [world.PLACES.index(name) for name in listed]
     outside = [index for index in range(len(world.PLACES)) if index not in inside]
     pairs = {name: _pair_groups(similarity["shape"], shape, place, half) for name, half in
              (("listed", inside), ("held_out", outside))}  # fmt: skip
-    return {
+    found = {
         "overall": float((similarity["shape"].argmax(1) == shape).mean()),
         "worst_group_listed": float(np.mean([min(groups) for groups in pairs["listed"]])),
         "worst_group_held_out": float(np.mean([min(groups) for groups in pairs["held_out"]])),
         "mean_of_groups": float(np.mean([*pairs["listed"], *pairs["held_out"]])),
-        "place_accuracy": float((similarity["place"].argmax(1) == place).mean()),
-        "retention": float((similarity["color"].argmax(1) == color).mean()),
     }
+    for name, task, right in (("place_accuracy", "place", place), ("retention", "color", color)):
+        if task in similarity:
+            found[name] = float((similarity[task].argmax(1) == right).mean())
+    return found
 
 
 def _pair_groups(

@@ -36,11 +36,12 @@ def apply_recipe(recipe: Recipe, model: Model, *, scan: Scan | None = None, forc
         RecipeError: If the recipe is unbound and there is no scan, names heads that the model lacks, or was made for
             other weights.
     """
+    if not recipe.is_bound and scan:
+        recipe = bind_recipe(recipe.document, scan, model)
+    model = model.editable
     if model.readout_edit is not None:
         raise RecipeError(f"cannot apply a recipe to {model.name}: it carries a direct edit already. Give its base.")
     check_heads(recipe.document, model)
-    if not recipe.is_bound:
-        recipe = bind_recipe(recipe.document, scan, model) if scan else recipe
     check_base(recipe, model.weights_hash, model.name, force=force)
     state = model.module.state_dict()
     tensors = compute_edited_tensors(recipe, lambda name: state[name])

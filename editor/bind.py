@@ -73,6 +73,8 @@ def bind_recipe(
 ) -> Recipe:
     """Compute maps, offsets and, for `distilled`, the refitted weights.
 
+    An aligned model gives the directions of projections; the edit is of the model that was aligned.
+
     Args:
         labelled: Needed by steps that erase labels (`leace`) or work along their means (`along: labels`).
 
@@ -84,7 +86,8 @@ def bind_recipe(
     check_effect(document.effect, model)
     check_heads(document, model)
     heads = compose_head_maps(document.steps, scan, model, labelled)
-    parts = compute_ablated_parts(document, scan, model)
+    own = model.editable
+    parts = compute_ablated_parts(document, scan, own)
     tensors = _head_tensors(heads) | {f"ablated.{part}": offset for part, (_, offset) in parts.items()}
     if document.effect == "total":
         warn_of_plain_ablation(heads, model)
@@ -96,11 +99,11 @@ def bind_recipe(
             # What is erased is what ships: the labelled images as the refitted readout embeds them.
             labelled = replace(labelled, embedding=labelled.final.double() @ readout + bias)
         tensors |= _compose_projections(document, model, labelled)
-        output = tensors.get("output.map", torch.eye(model.tower.d_embed).double())
+        output = tensors.get("output.map", torch.eye(own.tower.d_embed).double())
         readout, bias = readout @ output.T, output @ bias
-        folded = model.tower.fold_readout(readout, bias)
+        folded = own.tower.fold_readout(readout, bias)
         tensors |= {f"folded.{name}": tensor for name, tensor in folded.items()}
-        fold = _describe_fold(model, folded, readout, bias)
+        fold = _describe_fold(own, folded, readout, bias)
     else:
         tensors |= _compose_projections(document, model, labelled)
     update = {
@@ -109,7 +112,7 @@ def bind_recipe(
         "calibration": Calibration(fingerprint=scan.fingerprint, images=scan.statistics.n),
     }
     rounded = {name: tensor.float() for name, tensor in tensors.items()}
-    return Recipe(document.model_copy(update=update), rounded, _used_names(tensors, model))
+    return Recipe(document.model_copy(update=update), rounded, _used_names(tensors, own))
 
 
 def compute_distilled_readout(
@@ -119,24 +122,26 @@ def compute_distilled_readout(
 
     `z' = z - sum_h R_h (u_h - u_h')` is linear in `f` and the features, so the answer is the solution of the normal
     equations, a ridge of `1e-6 tr G / (d + 1)` added because the last norm fixes one direction of `f`. No edit gives
-    `P' = P` and `c = 0`, to the bit.
+    `P' = P` and `c = 0`, to the bit. Readouts are the model's own, of an aligned one too.
 
     Args:
         parts: Whole parts that are mean-ablated: the readout of each, and its mean contribution.
     """
-    statistics, tower = scan.statistics, model.tower
-    gram = statistics.gg[:-1, :-1]
+    statistics, tower = scan.statistics, model.editable.tower
+    # `f` and the constant; the scan of an aligned model holds `z^a` between them.
+    fitted = [*range(tower.d_model), len(statistics.gg) - 2]
+    gram = statistics.gg[fitted][:, fitted]
     target = torch.zeros(len(gram), tower.d_embed, dtype=torch.float64)
     readouts = tower.compute_readouts(edited_groups(edits, scan, model))
     for head, edit in edits.items():
         name = f"L{head.layer}.heads"
         readout = readouts[name][head.head]
         removed = torch.eye(len(edit.map[0])).double() - edit.map[0]
-        moments = statistics.groups[name].ug[head.head, :, :-1].T
+        moments = statistics.groups[name].ug[head.head][:, fitted].T
         target += (moments @ removed.T - gram[:, -1:] * edit.offset) @ readout.T
     for part, (readout, offset) in (parts or {}).items():
         name, index = place(part)
-        target += statistics.groups[name].ug[index, :, :-1].T @ readout.T - gram[:, -1:] * offset
+        target += statistics.groups[name].ug[index][:, fitted].T @ readout.T - gram[:, -1:] * offset
     ridge = 1e-6 * gram.trace() / len(gram) * torch.eye(len(gram)).double()
     change = -torch.linalg.solve(gram + ridge, target) if edits or parts else target
     return tower.readout() + change[:-1], change[-1]
@@ -254,5 +259,8 @@ def _has_projection(target: str, model: Model) -> bool:
 
 
 def _holds_output(effect: str, model: Model) -> bool:
-    """Whether a projection of the output can enter: `total` needs a last linear map, `distilled` has checked for one."""
-    return effect != "total" or _has_projection("output", model)
+    """Whether a projection of the output can enter: `total` needs a last linear map, `distilled` has checked for one.
+
+    The joint space that an aligned model is read in is no output of its own.
+    """
+    return model.alignment is None and (effect != "total" or _has_projection("output", model))

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from .aligned_model import apply_aligner
 from .apply import apply_recipe, require_bound
 from .bind import bind_recipe
 from .components import HeadId
@@ -49,10 +50,13 @@ def measure_with_control(
     Raises:
         ImageError: If images or labels cannot be read.
     """
-    source, measure = build_measure(model, dataset)
+    source, measure = build_measure(model.editable, dataset)
+    edited = apply_recipe(recipe, model)
+    # Of a classifier the edited answers are those of its edited head.
+    _, measure_edited = build_measure(edited, dataset)
     rows = {
-        "before": measure(*collect_embeddings(model, source, progress=progress)),
-        "after": measure(*collect_embeddings(apply_recipe(recipe, model), source, progress=progress)),
+        "before": measure(*collect_embeddings(model.editable, source, progress=progress)),
+        "after": measure_edited(*collect_embeddings(edited, source, progress=progress)),
     }
     return rows | measure_controls(
         recipe, scan, model, source, measure, labelled=labelled, draws=draws, progress=progress
@@ -75,7 +79,8 @@ def measure_folder_controls(
         return {}
     scan = load_scan(folder / "scan.safetensors")
     base = load_model(scan.model_name, scan.pretrained)
-    source, measure = build_measure(base, dataset, templates=templates)
+    base = apply_aligner(base, scan.aligner) if scan.aligner else base
+    source, measure = build_measure(base.editable, dataset, templates=templates)
     rows = measure_controls(load_recipe(folder), scan, base, source, measure, progress=progress)
     return {f"{folder}, {name.replace('_', ' ')}": row for name, row in rows.items()}
 
@@ -95,7 +100,7 @@ def measure_controls(
 
     `direct` and `distilled` recipes share one pass over the images; `total` ones run the model once a draw.
     """
-    embed = _embedder(recipe, model, source, scan, progress)
+    embed = _embedder(recipe, model.editable, source, scan, progress)
     heads = [HeadId(layer, head) for layer in scan.layers for head in range(model.tower.heads_per_layer[layer])]
     rows: dict[str, dict[str, float]] = {}
     drawn = [

@@ -85,6 +85,25 @@ def load_labelled_images(
     )
 
 
+def load_attributes(path: str | Path) -> ImageSource:
+    """Images with the columns of their CSV, or `metadata.csv` of their folder; `demo` is the embedded world's test split.
+
+    Raises:
+        ImageError: If there is no such table.
+    """
+    if path == "demo":
+        from ..demo.measure import test_source
+
+        return test_source()
+    path = Path(path)
+    table = path / "metadata.csv" if path.is_dir() else path
+    if not table.is_file():
+        raise ImageError(
+            f"cannot read labels from {path}: there is no {table}. Give a CSV, or a folder with metadata.csv."
+        )
+    return read_csv_source(table)
+
+
 def load_classes(path: Path) -> dict[str, str]:
     """A file with a class a line: `value: words for the prompt`, or only the words.
 

@@ -4,6 +4,7 @@
     +-- ModelError        a model that cannot be found, read or decomposed
     +-- ImageError        images or labels that cannot be read
     +-- StatisticsError   scans that do not fit the model, or each other
+    +-- AlignmentError    aligners that cannot be learnt or read, or are of another model
     +-- ConceptError      unknown concepts, concept or text files that cannot be used
     +-- VectorError       stored embeddings that cannot be read or mapped
     +-- RecipeError       recipes that cannot be read or applied
@@ -33,6 +34,10 @@ class ImageError(ClipeditError):
 
 class StatisticsError(ClipeditError):
     """A scan does not fit the model it is used with, or the scan it is merged with."""
+
+
+class AlignmentError(ClipeditError):
+    """An aligner cannot be learnt or read, or is of another model."""
 
 
 class ConceptError(ClipeditError):

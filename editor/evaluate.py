@@ -1,4 +1,4 @@
-"""evaluate: zero-shot accuracy, overall and by group, of models side by side."""
+"""evaluate: accuracy, overall and by group, of models side by side: zero-shot, or by the classifier of those without texts."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from .directions import LabelledEmbeddings
 from .errors import ImageError
 from .features import CachedFeatures
 from .images import ImageSource, load_batches
+from .linear_head import classify_by_head, require_unseen
 from .model import Model
 from .parts import collect_with_parts, place
 from .recipe import Recipe
@@ -93,14 +94,29 @@ def build_measure(
         source = test_source()
         return source, build_demo_measure(model, source)
     task = dataset if isinstance(dataset, LabelledImages) else load_labelled_images(dataset)
-    weights = compute_class_weights(model, task.classes, templates)
+    require_unseen(model, task.source)
+    answer = build_answer(model, task.classes, templates)
 
     def measure(embeddings: Tensor, kept: Sequence[int]) -> dict[str, float]:
         labels = torch.tensor([task.labels[index] for index in kept])
-        found = compute_accuracies(compute_predictions(embeddings, weights), labels, [task.groups[i] for i in kept])
+        found = compute_accuracies(answer(embeddings).argmax(1), labels, [task.groups[i] for i in kept])
         return {"overall": found.overall, "worst_group": found.worst_group, "mean_of_groups": found.mean_of_groups}
 
     return task.source, measure
+
+
+def build_answer(
+    model: Model, classes: Sequence[str], templates: Sequence[str]
+) -> Callable[[Float[Tensor, "image d_embed"]], Float[Tensor, "image class"]]:
+    """From embeddings to a score a class: similarity to its prompts, or its logit where a model has no texts.
+
+    Raises:
+        ImageError, ModelError: As `compute_class_weights` and `classify_by_head`.
+    """
+    if not model.has_texts:
+        return classify_by_head(model, classes)
+    weights = compute_class_weights(model, classes, templates)
+    return lambda embeddings: embeddings @ weights.T
 
 
 def collect_embeddings(
@@ -112,7 +128,7 @@ def collect_embeddings(
         ImageError: If more than `max_bad` of the images cannot be read.
     """
     parts, kept = [], []
-    for pixels, indices in _good_batches(model, source, batch_size, max_bad, progress):
+    for pixels, indices in iterate_pixels(model, source, batch_size, max_bad, progress):
         parts.append(model.encode_image(pixels).cpu())
         kept += indices
     return torch.cat(parts), kept
@@ -147,7 +163,7 @@ def collect_features(
     every = model.tower.groups(layers, mlps=bool(parts))
     groups = [group for group in every if group.ids[0].kind == "head" or group.name in wanted]
     found, kept = [], []
-    for pixels, indices in _good_batches(model, source, batch_size, 0.01, progress):
+    for pixels, indices in iterate_pixels(model, source, batch_size, 0.01, progress):
         found.append(collect_with_parts(model.tower, pixels.to(model.device), groups, list(parts)))
         kept += indices
     features = Features(
@@ -228,9 +244,10 @@ def _fill(template: str, name: str) -> str:
     return text.replace(" a " + name, " an " + name) if name[:1].lower() in "aeiou" else text
 
 
-def _good_batches(
+def iterate_pixels(
     model: Model, source: ImageSource, batch_size: int, max_bad: float, progress: Progress | None
 ) -> Iterator[tuple[Tensor, list[int]]]:
+    """Preprocessed batches of the images that can be read, with their positions; fails as `collect_embeddings`."""
     bad: list[tuple[str, str]] = []
     done = 0
     for batch in load_batches(source, model.preprocess, batch_size=batch_size):

@@ -84,11 +84,11 @@ def measure_fidelity(
     direct = bind_recipe(recipe.document.model_copy(update={"effect": "direct"}), scan, model, labelled=labelled)
     parts = ablated_names(require_bound(direct))
     features, _ = collect_features(
-        model, spread, layers=scan.layers, parts=parts, cached=None if parts else cached, progress=progress
+        model.editable, spread, layers=scan.layers, parts=parts, cached=None if parts else cached, progress=progress
     )
-    wanted = compute_recipe_embeddings(direct, model, features)
+    wanted = compute_recipe_embeddings(direct, model.editable, features)
     if recipe.document.effect == "total":
         found = collect_embeddings(apply_recipe(recipe, model), spread, progress=progress)[0]
     else:
-        found = compute_recipe_embeddings(recipe, model, features)
+        found = compute_recipe_embeddings(recipe, model.editable, features)
     return compute_fidelity(wanted, found, features.embedding)

@@ -87,6 +87,11 @@ def require_apart(out: Path, *inputs: str | Path | None) -> None:
             raise ExportError(f"cannot write to {out}: {given} is read from there. Choose another -o.")
 
 
+def lasting_name(name: str) -> str:
+    """Names that are paths are stored so that they hold from any working directory."""
+    return str(Path(name).resolve()) if Path(name).exists() and name != "demo" else name
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically."""
     with staged_file(path) as temporary:

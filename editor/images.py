@@ -55,6 +55,12 @@ class ImageSource:
             tuple(self.stamps[i] for i in chosen) if self.stamps else (),
         )
 
+    def marks(self) -> list[str]:
+        """A short hash an image, of its name and size: says whether two sources share it."""
+        stamps = self.stamps or self.names
+        pairs = zip(self.names, stamps, strict=True)
+        return [hashlib.sha256(f"{name}\0{stamp}".encode()).hexdigest()[:16] for name, stamp in pairs]
+
     def fingerprint(self) -> str:
         """SHA-256 over names and sizes: says whether two scans saw the same images."""
         digest = hashlib.sha256()
@@ -117,7 +123,7 @@ def render_source(scenes: Sequence[world.Scene]) -> ImageSource:
     """Images of the embedded world, rendered when they are opened."""
     names = tuple(f"{i:05d}_{scene.color}_{scene.shape}_{scene.place}.png" for i, scene in enumerate(scenes))
     attributes = tuple(
-        {"filename": name, "shape": scene.shape, "place": scene.place, "color": scene.color}
+        {"filename": name, "shape": scene.shape, "place": scene.place, "color": scene.color, "texture": scene.texture}
         for name, scene in zip(names, scenes, strict=True)
     )
     stamps = tuple(repr(scene) for scene in scenes)

@@ -43,6 +43,16 @@ HF_PREFIX = "hf:"
 
 
 @dataclass(frozen=True)
+class Alignment:
+    """What an aligned model is made of: the model itself, the CLIP whose texts it is read with, and the aligner's file."""
+
+    own: Model
+    clip: Model
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Model:
     """A CLIP, or a vision transformer of timm. Embeddings are unnormalised, in the joint image-text space, float32.
 
@@ -58,6 +68,7 @@ class Model:
         readout_edit: A `direct` edit: a function of the tower and pixels that gives the edited embeddings.
         base: The model that this one was edited from.
         applied: The bound recipe that it was edited with, if that was done in memory; see `recipe`.
+        alignment: Where the texts come from, if this model is read through an aligner; `tower` then reads it so too.
     """
 
     name: str
@@ -71,6 +82,12 @@ class Model:
     readout_edit: Callable[[Tower, Tensor], Tensor] | None = None
     base: Model | None = None
     applied: Any = None
+    alignment: Alignment | None = None
+
+    @property
+    def editable(self) -> Model:
+        """What edits are made to: this model, or the one that was aligned."""
+        return self.alignment.own if self.alignment else self
 
     @property
     def image_size(self) -> int:
@@ -103,6 +120,8 @@ class Model:
             raise ModelError(
                 f"cannot encode texts with {self.name}: it has no text tower. Align it to a CLIP: `clipedit align`."
             )
+        if self.alignment is not None:
+            return self.alignment.clip.tokenizer
         text_config = self.config["model_cfg"]["text_cfg"]
         if not (text_config.get("hf_tokenizer_name") or text_config.get("hf_model_name")):
             return open_clip.SimpleTokenizer(context_length=text_config.get("context_length", 77))
@@ -127,8 +146,8 @@ class Model:
 
     @property
     def has_texts(self) -> bool:
-        """Whether there is a text tower."""
-        return hasattr(self.module, "encode_text")
+        """Whether there is a text tower, its own or that of the CLIP it is aligned to."""
+        return self.alignment is not None or hasattr(self.module, "encode_text")
 
     @property
     def device(self) -> torch.device:
@@ -155,6 +174,8 @@ class Model:
         Raises:
             ModelError: If the model has no text tower.
         """
+        if self.alignment is not None:
+            return self.alignment.clip.encode_text(texts)
         tokens = self.tokenizer(texts).to(self.device)
         return torch.cat([self.module.encode_text(chunk, normalize=False).float() for chunk in tokens.split(256)])
 

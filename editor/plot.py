@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,5 +43,25 @@ def draw_frontier(frontier: Mapping[str, Any], path: Path) -> None:
     axis.set(xlabel="kept (accuracy of what should not change)", ylabel="worst group")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
+    _save(figure, path)
+
+
+def draw_layer_ablation(curves: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
+    """Draw `measure_layer_ablation`'s curves: a panel a figure in [0, 1], a line a kind of component."""
+    from matplotlib.figure import Figure
+
+    columns = list(next(iter(curves.values()))[0])
+    figure = Figure(figsize=(3.4 * len(columns), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axis, column in zip(axes, columns, strict=True):
+        for kind, rows in curves.items():
+            axis.plot(range(len(rows)), [row[column] for row in rows], marker="o", markersize=3, label=kind)
+        axis.set(title=column.replace("_", " "), xlabel="last layers mean-ablated", ylim=(0, 1.02))
+        axis.grid(alpha=0.3)
+    axes[0].legend(frameon=False)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
     with staged_file(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), metadata={} if path.suffix == ".png" else None)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .components import ComponentGroup
 from .errors import ImageError, ModelError, StatisticsError
 from .features import write_features
-from .files import save_tensors
+from .files import lasting_name, save_tensors
 from .images import ImageSource, list_images, load_batches
 from .model import Model
 from .statistics import GroupSums, Statistics, add_features, empty_statistics
@@ -31,6 +31,7 @@ class Scan:
         layers: The layers whose heads were scanned.
         mlps: Whether MLPs and the embedding were scanned too.
         bad: Images that could not be read, with the reason.
+        aligner, aligner_digest: The file through which the model was read, if it was aligned to a CLIP, and its maps' hash.
     """
 
     statistics: Statistics
@@ -42,6 +43,8 @@ class Scan:
     mlps: bool
     bad: tuple[tuple[str, str], ...] = ()
     self_attention: bool = False
+    aligner: str | None = None
+    aligner_digest: str | None = None
 
     def save(self, path: str | Path) -> None:
         """Write `scan.safetensors`; the metadata holds everything but the sums."""
@@ -57,16 +60,14 @@ class Scan:
         Raises:
             StatisticsError: If the model or the layers differ.
         """
-        for key in ("weights_hash", "layers", "mlps", "self_attention"):
+        for key in ("weights_hash", "aligner_digest", "layers", "mlps", "self_attention"):
             if getattr(self, key) != getattr(other, key):
                 raise StatisticsError(
                     f"cannot merge scans: {key} is {getattr(self, key)} in one and {getattr(other, key)} in the other."
                 )
         prints = sorted([*self.fingerprint.split("+"), *other.fingerprint.split("+")])
-        return Scan(
-            self.statistics + other.statistics, self.model_name, self.pretrained, self.weights_hash, "+".join(prints),
-            self.layers, self.mlps, self.bad + other.bad, self.self_attention,
-        )  # fmt: skip
+        merged = self.statistics + other.statistics
+        return replace(self, statistics=merged, fingerprint="+".join(prints), bad=self.bad + other.bad)
 
     def groups(self, model: Model) -> list[ComponentGroup]:
         """The scanned components of a model.
@@ -78,6 +79,11 @@ class Scan:
             raise StatisticsError(
                 f"cannot use this scan with {model.name}: it was made with weights {self.weights_hash[:12]} "
                 f"({self.model_name}), the model has {model.weights_hash[:12]}. Scan this model."
+            )
+        if self.aligner_digest != (model.alignment and model.alignment.digest):
+            raise StatisticsError(
+                f"cannot use this scan with {model.name}: it was made through {self.aligner or 'no aligner'}, the model is "
+                f"read through {model.alignment.path if model.alignment else 'none'}. Give that --aligner, or scan again."
             )
         return model.tower.groups(self.layers, mlps=self.mlps)
 
@@ -142,6 +148,8 @@ def scan(
         mlps,
         tuple(bad),
         self_attention,
+        model.alignment and lasting_name(model.alignment.path),
+        model.alignment and model.alignment.digest,
     )
 
 
@@ -156,11 +164,6 @@ def choose_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]
     if not chosen or not set(chosen) <= set(range(n_layers)):
         raise StatisticsError(f"cannot scan layers {list(chosen)}: {model.name} has layers 0-{n_layers - 1}.")
     return chosen
-
-
-def lasting_name(name: str) -> str:
-    """Names that are paths are stored so that they hold from any working directory."""
-    return str(Path(name).resolve()) if Path(name).exists() and name != "demo" else name
 
 
 def check_bad(bad: Sequence[tuple[str, str]], total: int, max_bad: float) -> None:

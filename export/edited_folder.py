@@ -12,6 +12,7 @@ from ..editor.recipe import Recipe
 from ..editor.scan import Scan
 from .open_clip_folder import write_open_clip_folder
 from .reference import write_reference
+from .timm_folder import write_timm_folder
 from .verify import Check, verify_in_child
 
 
@@ -31,6 +32,7 @@ def write_edited_model(
         ExportError: If the folder cannot be written.
         VerificationError: If what was written is not what was made; nothing is left then.
     """
+    model = model.editable
     edited = apply_recipe(recipe, model, force=force)
     with staged_folder(out, overwrite=overwrite) as folder:
         if model.folder is not None and model.checkpoint is not None:
@@ -39,13 +41,21 @@ def write_edited_model(
             direct = recipe.document.effect == "direct"
             inner = folder / BASE_FOLDER if direct else folder
             inner.mkdir(exist_ok=True)
-            write_open_clip_folder(model if direct else edited, inner)
+            _write_plain(model if direct else edited, inner)
             recipe.save(folder / "recipe.yaml")
         if scan is not None:
             scan.save(folder / "scan.safetensors")
-        target = "clipedit" if recipe.document.effect == "direct" else "open-clip"
+        plain = "timm" if "timm_cfg" in model.config else "open-clip"
+        target = "clipedit" if recipe.document.effect == "direct" else plain
         write_reference(edited, folder, target=target, images=images)
         return verify_in_child(folder)
+
+
+def _write_plain(model: Model, folder: Path) -> None:
+    if "timm_cfg" in model.config:
+        write_timm_folder(model.stored_state(), model.config["timm_cfg"], folder)
+    else:
+        write_open_clip_folder(model, folder)
 
 
 def apply_to_folder(recipe: Recipe, base: Path, out: Path, *, force: bool = False, overwrite: bool = False) -> None:

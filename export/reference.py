@@ -31,7 +31,7 @@ TEXTS = ("a photo of a bird", "a photo of a circle", "a city street", "the ocean
 @dataclass(frozen=True)
 class Reference:
     """Inputs and expected answers. `tensors`: `image_N` uint8 `[height, width, 3]`, `tokens`, and the embeddings
-    `image_embedding`, `text_embedding`, and of the unedited model `base_image_embedding`, `base_text_embedding`."""
+    `image_embedding` (of a classifier, logits), `text_embedding`, and of the unedited model `base_image_embedding`, `base_text_embedding`."""
 
     target: str
     texts: tuple[str, ...]
@@ -68,12 +68,20 @@ def write_reference(
     opened = _open_some(list_images(images) if images is not None else _rendered(count), count)
     pixels = torch.stack([model.preprocess(image) for image in opened])
     tensors = {f"image_{i}": torch.from_numpy(np.array(image)) for i, image in enumerate(opened)}
-    tensors["tokens"] = model.tokenizer(list(TEXTS)).long()
+    if model.has_texts:
+        tensors["tokens"] = model.tokenizer(list(TEXTS)).long()
     for prefix, which in (("", model), ("base_", model.base)):
         if which is not None:
-            tensors[f"{prefix}image_embedding"] = which.encode_image(pixels).cpu()
+            tensors[f"{prefix}image_embedding"] = answer_images(which, pixels).cpu()
+        if which is not None and model.has_texts:
             tensors[f"{prefix}text_embedding"] = which.encode_text(list(TEXTS)).cpu()
     save_tensors(folder / REFERENCE_NAME, tensors, KIND, {"target": target, "texts": TEXTS, "options": asked})
+
+
+def answer_images(model: Model, pixels: Tensor) -> Tensor:
+    """What a model's consumer gets of images: embeddings, or of a classifier its logits."""
+    is_classifier = not model.has_texts and getattr(model.module, "num_classes", 0) > 0
+    return model.classify(pixels) if is_classifier else model.encode_image(pixels)
 
 
 def load_reference(folder: Path) -> Reference:

@@ -14,10 +14,10 @@ from typing import Any
 
 from ..editor.apply import apply_recipe
 from ..editor.errors import ClipeditError, ExportError
+from ..editor.files import lasting_name
 from ..editor.images import ImageSource, list_images
 from ..editor.model import Model, load_model
 from ..editor.recipe import Base, load_recipe
-from ..editor.scan import lasting_name
 from .patch import RECIPE_NAME
 from .profile import Profile
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 import clipedit
 from clipedit import cli
+from clipedit.editor.datasets import write_metadata
 from clipedit.editor.images import demo_calibration_source
 
 
@@ -92,6 +93,21 @@ def test_scan_label_score(run, photos: Path, tmp_path: Path) -> None:  # type: i
     assert printed.out.splitlines()[0].split() == ["component", "score", "location", "keep"]
     assert len(printed.out.splitlines()) == 4
     assert "texts that explain most of it" in run("label", scan).out
+    assert score_against_labels(run, scan, tmp_path).keys() == {"shape", "place"}
+
+
+def score_against_labels(run, scan: Path, folder: Path) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    source = demo_calibration_source(32)
+    for index, name in enumerate(source.names):
+        source.open(index).save(folder / name)
+    write_metadata(folder / "metadata.csv", source.attributes)
+    columns = ("--test", folder, "--columns", "shape,location=place")
+    printed = run("score", scan, *columns)
+    assert printed.out.splitlines()[0].split()[:3] == ["concept", "Spearman", "over"]
+    assert "within a head, over 2 concepts: Spearman" in printed.err
+    found = json.loads(run("score", scan, "--test", folder, "--columns", "shape,place", "--json").out)
+    assert set(found["scores"]["shape"]) == {f"L{layer}H{head}" for layer in range(4) for head in range(8)}
+    return found["between"]
 
 
 def test_remove_heads_on_images_and_evaluate(run, photos: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -172,6 +188,14 @@ def test_concepts(run) -> None:  # type: ignore[no-untyped-def]
         (["remove-heads", "--concept", "locaton"], "unknown concept 'locaton'. Did you mean location"),
         (["remove-heads", "--concept", "location", "--heads", "99"], "cannot select 99 heads: the scan has 32."),
         (["label", "missing.safetensors"], "cannot read the scan missing.safetensors: no such file."),
+        (
+            ["score", "missing.safetensors", "--test", "missing"],
+            "cannot read labels from missing: there is no missing.",
+        ),
+        (
+            ["ablate-layers", "a.safetensors", "--dataset", "demo", "--plot", "a.txt"],
+            "its suffix is not one of .svg, .png",
+        ),
         (["apply", "missing.yaml"], "cannot read the recipe missing.yaml: no such file."),
         (["verify", "missing"], "cannot verify missing: there is no such folder."),
         (["export", "demo", "--target", "onx", "-o", "x"], "unknown target 'onx'. Did you mean onnx?"),
@@ -200,6 +224,8 @@ def test_wrong_input_is_a_message_and_exit_1(
         ["no-such-command"],
         ["remove-heads"],
         ["scan", "demo", "--layers", "x"],
+        ["score", "scan.safetensors"],
+        ["score", "scan.safetensors", "--test", "demo", "--concept", "location"],
         ["evaluate", "demo", "--dataset", "demo", "--group-by", "place"],
     ],
 )

@@ -1,0 +1,140 @@
+"""The linear head of a classifier stands in for zero-shot: the checkpoint's own, or one trained here on labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .errors import ImageError, ModelError, nearest_names
+from .images import ImageSource
+from .model import Model
+
+TRAINED_ON_NAME = "head_images.txt"
+DECAYS = (1e-1, 1e-2, 1e-3, 1e-4)
+LEAST_A_CLASS = 5
+
+
+def classify_by_head(
+    model: Model, classes: Sequence[str]
+) -> Callable[[Float[Tensor, "image d_embed"]], Float[Tensor, "image class"]]:
+    """The function from a model's embeddings to its own classifier's logits, of these classes only.
+
+    Raises:
+        ModelError: If the checkpoint has no classifier, or does not say what its classes are.
+        ImageError: If it has no such class.
+    """
+    head, names = find_head(model), class_names(model)
+    known = {name: index for index, alternatives in enumerate(names) for name in reversed(alternatives)}
+    for name in classes:
+        if name not in known:
+            raise ImageError(
+                f"cannot measure {model.name}: its classifier has no class {name!r}. {nearest_names(name, known)} "
+                "Give --classes, or train a head: `clipedit train-head`."
+            )
+    chosen = [known[name] for name in classes]
+    weight, bias = head.weight.detach()[chosen].float().cpu(), head.bias.detach()[chosen].float().cpu()
+    return lambda embeddings: embeddings.float() @ weight.T + bias
+
+
+def find_head(model: Model) -> nn.Linear:
+    """The checkpoint's classifier.
+
+    Raises:
+        ModelError: If it has none.
+    """
+    find = getattr(model.module, "get_classifier", None)
+    head: Any = find() if find is not None else None
+    if not isinstance(head, nn.Linear) or head.bias is None:
+        raise ModelError(
+            f"cannot classify with {model.name}: it has neither texts nor a classifier. Train one on labelled images "
+            "(`clipedit train-head`), or align it to a CLIP (`clipedit align`) and add --aligner."
+        )
+    return head
+
+
+def class_names(model: Model) -> list[tuple[str, ...]]:
+    """What the checkpoint calls each of its classes; ImageNet's by number of classes, by WordNet id and by words.
+
+    Raises:
+        ModelError: If it does not say.
+    """
+    config: Any = getattr(model.module, "pretrained_cfg", None) or {}
+    if config.get("label_names"):
+        return [(str(name),) for name in config["label_names"]]
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset(model.module)
+    if subset is None:
+        raise ModelError(
+            f"cannot classify with {model.name}: its checkpoint does not name its {find_head(model).out_features} classes. "
+            "Add `label_names` to config.json, or train a head: `clipedit train-head`."
+        )
+    info = ImageNetInfo(subset)
+    words = [info.label_name_to_description(name).split(", ") for name in info.label_names()]
+    return [(name, *alternatives) for name, alternatives in zip(info.label_names(), words, strict=True)]
+
+
+def require_unseen(model: Model, source: ImageSource) -> None:
+    """Refuse to measure a head on images that it was trained on.
+
+    Raises:
+        ImageError: If the model's folder names some of them.
+    """
+    path = model.folder / TRAINED_ON_NAME if model.folder else None
+    if path is None or not path.is_file():
+        return
+    shared = len(set(path.read_text(encoding="utf-8").split()) & set(source.marks()))
+    if shared:
+        raise ImageError(
+            f"cannot measure {model.name}: {shared} of the {len(source)} images trained its head. Give another --split."
+        )
+
+
+def fit_head(
+    embeddings: Float[Tensor, "image d_embed"], labels: Int[Tensor, " image"], n_classes: int, *, decay: float
+) -> tuple[Float[Tensor, "class d_embed"], Float[Tensor, " class"]]:
+    """Multinomial logistic regression with `decay / 2 |W|^2`, embeddings centred and scaled to unit variance first."""
+    center, scale = embeddings.double().mean(0), embeddings.double().std().clamp_min(1e-12)
+    inputs = (embeddings.double() - center) / scale
+    weight = torch.zeros(n_classes, inputs.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(n_classes, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe")
+
+    def compute() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(inputs @ weight.T + bias, labels) + decay / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(compute)
+    found = weight.detach() / scale
+    return found.float(), (bias.detach() - found @ center).float()
+
+
+def choose_head(
+    embeddings: Float[Tensor, "image d_embed"], labels: Int[Tensor, " image"], n_classes: int, *, seed: int = 0
+) -> tuple[Float[Tensor, "class d_embed"], Float[Tensor, " class"], dict[str, float]]:
+    """A head fitted on all images, with the decay that is best on a fifth of them; and what it reached there.
+
+    Raises:
+        ImageError: If a class has fewer than five images.
+    """
+    fewest = int(torch.bincount(labels, minlength=n_classes).min())
+    if fewest < LEAST_A_CLASS:
+        raise ImageError(
+            f"cannot train a head: a class has {fewest} images, at least {LEAST_A_CLASS} are needed. Add images."
+        )
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    held_out, rest = order[: len(order) // 5], order[len(order) // 5 :]
+    reached = {}
+    for decay in DECAYS:
+        weight, bias = fit_head(embeddings[rest], labels[rest], n_classes, decay=decay)
+        right = (embeddings[held_out] @ weight.T + bias).argmax(1) == labels[held_out]
+        reached[decay] = float(right.float().mean())
+    best = max(DECAYS, key=lambda decay: reached[decay])
+    return *fit_head(embeddings, labels, n_classes, decay=best), {"decay": best, "held_out_accuracy": reached[best]}

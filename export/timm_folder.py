@@ -1,0 +1,21 @@
+"""The layout of timm: `config.json` and `model.safetensors`; `timm.create_model("local-dir:FOLDER", pretrained=True)` reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..editor.files import write_text
+from ..editor.timm_models import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME
+
+
+def write_timm_folder(state: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> None:
+    """Write weights in the dtype they have, and timm's configuration, into an existing folder."""
+    tensors = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
+    save_file(tensors, folder / TIMM_WEIGHTS_NAME, metadata={"format": "pt"})
+    write_text(folder / TIMM_CONFIG_NAME, json.dumps(config, indent=2) + "\n")
