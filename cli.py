@@ -783,7 +783,7 @@ def _measure_reindex(
     source = list_images(images) if images else test_source()
     with _progress() as follow:
         rows = measure_fidelity(mapping, recipe, scan, model, source, progress=follow("measure"))
-    return {name: vars(row) for name, row in rows.items()}
+    return {name: {key: value for key, value in vars(row).items() if key != "images"} for name, row in rows.items()}
 
 
 def _report_edit(recipe: Recipe, out: Path, checks: Sequence[Check], *, as_json: bool) -> None:

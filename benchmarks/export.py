@@ -55,23 +55,24 @@ def open_session(path: Path, precision: str) -> Runner:
 
 
 def build_runners(name: str, folder: Path) -> dict[str, Runner]:
-    """Unedited first; direct and distilled remove 8 heads of the last layers, pruned 8 of each of the last four."""
+    """Unedited first; distilled and direct remove 2 heads of each of the last four layers, pruned two thirds of them."""
     model = clipedit.load_model(name)
     last = range(model.tower.n_layers - 4, model.tower.n_layers)
+    heads = model.tower.heads_per_layer[-2]
     few = tuple(f"L{layer}H{head}" for layer in last for head in range(2))
-    many = tuple(f"L{layer}H{head}" for layer in last for head in range(8))
+    many = tuple(f"L{layer}H{head}" for layer in last for head in range(2 * heads // 3))
     scan = clipedit.scan(model, calibration_source(16, model.image_size), batch_size=8, workers=0)
     total = edit(model, scan, "total", many)
-    whole = edit(model, scan, "total", tuple(f"L{model.tower.n_layers - 2}H{head}" for head in range(12)))
+    whole = edit(model, scan, "total", tuple(f"L{model.tower.n_layers - 2}H{head}" for head in range(heads)))
     variants: dict[str, tuple[clipedit.Model, str, bool]] = {
         "unedited": (model, "fp32", False),
-        "distilled, 8 heads": (edit(model, scan, "distilled", few), "fp32", False),
-        "direct, 8 heads": (edit(model, scan, "direct", few), "fp32", False),
-        "total, 32 heads, not pruned": (total, "fp32", False),
-        "total, 32 heads, pruned": (total, "fp32", True),
+        "distilled, 2 heads a layer": (edit(model, scan, "distilled", few), "fp32", False),
+        "direct, 2 heads a layer": (edit(model, scan, "direct", few), "fp32", False),
+        "total, 2/3 of the heads, not pruned": (total, "fp32", False),
+        "total, 2/3 of the heads, pruned": (total, "fp32", True),
         "total, a whole layer, pruned": (whole, "fp32", True),
-        "total, 32 heads, pruned, int8": (total, "int8", True),
-        "total, 32 heads, pruned, fp16": (total, "fp16", True),
+        "total, 2/3 of the heads, pruned, int8": (total, "int8", True),
+        "total, 2/3 of the heads, pruned, fp16": (total, "fp16", True),
     }
     runners = {}
     for index, (label, (which, precision, prune)) in enumerate(variants.items()):
@@ -89,7 +90,7 @@ def build_programs(name: str) -> dict[str, Runner]:
         f"L{layer}H{head}" for layer in range(model.tower.n_layers - 4, model.tower.n_layers) for head in range(2)
     )
     runners = {}
-    for label, which in (("unedited", model), ("direct, 8 heads", edit(model, scan, "direct", few))):
+    for label, which in (("unedited", model), ("direct, 2 heads a layer", edit(model, scan, "direct", few))):
         with torch.no_grad(), quiet_exporter():
             axes = ({0: torch.export.Dim("batch", min=1)},)
             program = torch.export.export(

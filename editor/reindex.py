@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from .bind import bind_recipe
 from .components import Features, HeadId
 from .errors import RecipeError, VectorError
 from .evaluate import collect_features, compute_recipe_embeddings
+from .fidelity import Fidelity, compute_fidelity
 from .head_maps import edited_groups
 from .images import ImageSource
 from .model import Model
@@ -44,15 +46,6 @@ class EmbeddingMap:
         """Embeddings of the edited encoder, float64; normalised again if the given ones are. Zeros stay zeros."""
         mapped = embeddings.double() @ self.matrix.T
         return F.normalize(mapped, dim=1) if normalised else mapped
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """How well embeddings stand for others: cosines, and the share of `z' - z` explained, 1 at best."""
-
-    worst_cosine: float
-    mean_cosine: float
-    explained: float
 
 
 @torch.no_grad()
@@ -165,35 +158,26 @@ def measure_fidelity(
 ) -> dict[str, Fidelity]:
     """On held-out images: embeddings as stored and as mapped against the edited encoder's own.
 
-    `distilled` is the yardstick: a refitted readout against the direct edit, which sees the last layer, not the embedding.
+    The yardstick beside it is the refitted readout against the direct edit: it sees the last layer, not the embedding. It is
+    left out where the recipe cannot be bound again without labels.
 
     Raises:
         ImageError: If images cannot be read.
     """
-    layers = sorted({HeadId.parse(head).layer for head in recipe.heads})
-    features, _ = collect_features(model, images, layers=layers, progress=progress)
-    found = {
-        effect: compute_recipe_embeddings(_with_effect(recipe, effect, scan, model), model, features).double()
-        for effect in ("direct", "distilled")
-    }
+    recipes = {recipe.document.effect: recipe}
+    with contextlib.suppress(RecipeError):
+        recipes = {effect: _with_effect(recipe, effect, scan, model) for effect in ("direct", "distilled")}
+    parts = ablated_names(require_bound(recipe))
+    features, _ = collect_features(model, images, layers=scan.layers, parts=parts, progress=progress)
+    found = {effect: compute_recipe_embeddings(which, model, features).double() for effect, which in recipes.items()}
     stored, edited = features.embedding.double(), found[recipe.document.effect]
-    return {
-        "as stored": compute_fidelity(stored, edited, stored),
-        "reindexed": compute_fidelity(mapping.apply(stored, normalised=False), edited, stored),
-        "distilled, for comparison": compute_fidelity(found["distilled"], found["direct"], stored),
+    rows = {
+        "as stored": compute_fidelity(edited, stored, stored),
+        "reindexed": compute_fidelity(edited, mapping.apply(stored, normalised=False), stored),
     }
-
-
-def compute_fidelity(
-    found: Float[Tensor, "image d_embed"],
-    wanted: Float[Tensor, "image d_embed"],
-    unedited: Float[Tensor, "image d_embed"],
-) -> Fidelity:
-    """Of embeddings that stand for others; nothing is explained where the edit changed nothing."""
-    cosine = F.cosine_similarity(found, wanted, dim=1)
-    left, moved = (wanted - found).var(0).sum(), (wanted - unedited).var(0).sum()
-    explained = 1 - float(left / moved) if moved > 0 else 0.0
-    return Fidelity(float(cosine.min()), float(cosine.mean()), explained)
+    if len(found) == 2:
+        rows["distilled, for comparison"] = compute_fidelity(found["direct"], found["distilled"], stored)
+    return rows
 
 
 def _with_effect(recipe: Recipe, effect: Effect, scan: Scan, model: Model) -> Recipe:
