@@ -188,7 +188,9 @@ class Model:
         """
         classifier = require_linear_classifier(self.module, self.name)
         if self.readout_edit is not None:
-            return classifier(self.encode_image(pixels)).float()
+            # MaxViT's `_tf` models have a layer more between the representation and the classifier.
+            between = getattr(self.module.head, "pre_logits", nn.Identity())
+            return classifier(between(self.encode_image(pixels))).float()
         return self.module(pixels.to(self.device)).float()
 
     def stored_state(self) -> dict[str, Tensor]:
@@ -324,24 +326,24 @@ def _load_direct(folder: Path, device: str) -> Model:
 
 
 def _load_timm(name: str, pretrained: str | None, device: str) -> Model:
-    checkpoint = _find_file_or_tag(name, pretrained)
+    checkpoint = _find_file_or_tag(name, pretrained, timm_tags(name))
     with reading_weights(f"{name} ({pretrained})"):
         module = create_timm(name, pretrained)
     return _finish(module.to(device), name, pretrained, describe_timm(module), checkpoint)
 
 
-def _find_file_or_tag(name: str, pretrained: str | None) -> Path | None:
+def _find_file_or_tag(name: str, pretrained: str | None, tags: list[str]) -> Path | None:
     """The checkpoint file, or None for a tag."""
     checkpoint = Path(pretrained) if pretrained and Path(pretrained).is_file() else None
-    if pretrained and checkpoint is None and pretrained not in pretrained_tags(name):
+    if pretrained and checkpoint is None and pretrained not in tags:
         raise ModelError(
-            f"cannot load {name}: {pretrained!r} is neither a file nor a tag. {nearest_names(pretrained, pretrained_tags(name))}"
+            f"cannot load {name}: {pretrained!r} is neither a file nor a tag. {nearest_names(pretrained, tags)}"
         )
     return checkpoint
 
 
 def _load_named(name: str, pretrained: str | None, device: str) -> Model:
-    checkpoint = _find_file_or_tag(name, pretrained)
+    checkpoint = _find_file_or_tag(name, pretrained, pretrained_tags(name))
     module = _create(name, pretrained, device, origin=f"{name} ({pretrained})")
     preprocess = dict(open_clip.get_model_preprocess_cfg(module))
     config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": preprocess}

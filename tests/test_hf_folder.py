@@ -100,6 +100,23 @@ def test_preprocessing_and_tokenizer_are_those_of_the_folder(tmp_path: Path) -> 
     assert model.encode_text(TEXTS).shape == (3, 24)
 
 
+def test_a_folder_of_siglip_is_decomposed_and_edited(tmp_path: Path) -> None:
+    from clipedit.editor.images import demo_calibration_source
+
+    random_folder(tmp_path, "siglip", act="gelu_pytorch_tanh")
+    model = clipedit.load_model(f"hf:{tmp_path}")
+    pixels = torch.randn(3, 3, 32, 32)
+    parts = clipedit.decompose(model, pixels)
+    assert relative_error(parts.contributions.sum(1) + parts.constant, model.encode_image(pixels)) < 1e-5
+    assert model.tokenizer(TEXTS)[0].tolist() == [2, 3, 4, 2, 5, 39, *[1] * 6]
+    scanned = clipedit.scan(model, demo_calibration_source(8), workers=0)
+    concept = clipedit.Concept(name="water", texts=("water", "a photo of water", "the water", "on the water"))
+    edited = clipedit.apply_recipe(
+        clipedit.make_recipe(scanned, model, concept=concept, heads=1, effect="total"), model
+    )
+    assert relative_error(edited.encode_image(pixels), model.encode_image(pixels)) > 1e-3
+
+
 def pooled(answer: torch.Tensor | transformers.utils.ModelOutput) -> torch.Tensor:
     return answer if isinstance(answer, torch.Tensor) else answer.pooler_output
 

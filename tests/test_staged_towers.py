@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import open_clip
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import clipedit
 from clipedit import ModelError, RecipeError
 from clipedit.editor.apply import apply_recipe
 from clipedit.editor.bind import bind_recipe
@@ -261,6 +263,18 @@ def test_distilled_is_refused_where_no_linear_map_reads_the_representation(famil
     document = total_recipe((HeadId(0, 0),), "mean-ablate", None).model_copy(update={"effect": "distilled"})
     with pytest.raises(RecipeError, match="no final linear map.*--effect total"):
         bind_recipe(document, scan_pixels(model, torch.randn(*PIXELS)), model)
+
+
+def test_the_classifier_of_a_tf_model_reads_the_representation_through_its_tanh() -> None:
+    model = random_model("MaxViT, TensorFlow's")
+    pixels = torch.randn(*PIXELS)
+    edited = replace(model, readout_edit=lambda tower, given: tower.embed(given))
+    assert relative_error(edited.classify(pixels), model.classify(pixels)) < 1e-6
+
+
+def test_a_name_that_both_libraries_have_is_timms_with_timms_tag() -> None:
+    with pytest.raises(ModelError, match="'ms_in1' is neither a file nor a tag.*ms_in1k"):
+        clipedit.load_model("swin_base_patch4_window7_224.ms_in1")
 
 
 def test_models_without_an_exact_decomposition_are_refused_with_the_reason() -> None:
