@@ -8,6 +8,7 @@ the same on both sides, are left out: with them the ratio comes nearer to one.
 from __future__ import annotations
 
 import argparse
+import logging
 import statistics
 
 import timm
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--only", default="", help="Part of the name of the families to measure.")
     options = parser.parse_args()
+    logging.disable(logging.WARNING)  # open_clip says that the weights are random
     torch.set_num_threads(2)
     torch.manual_seed(0)
     print(
