@@ -49,13 +49,27 @@ def step_directions(
     return None
 
 
+def encode_pool(model: Model) -> Float[Tensor, "text d_embed"]:
+    """Unit embeddings of the model's pool of texts, float64; encode once for many heads."""
+    return F.normalize(model.encode_text(list(load_texts(model_folder=model.folder))).cpu().double(), dim=-1)
+
+
 def head_directions(
-    step: Step, head: HeadId, readout: Float[Tensor, "d_embed k"], scan: Scan, model: Model
+    step: Step,
+    head: HeadId,
+    readout: Float[Tensor, "d_embed k"],
+    scan: Scan,
+    model: Model,
+    *,
+    pool: Float[Tensor, "text d_embed"] | None = None,
 ) -> Float[Tensor, "d_embed concept"]:
     """Directions of one head: its main components (`pca`), or those of its TextSpan labels that name the concept.
 
     A label names the concept if at least half of it (centred on the pool's mean) lies in the span of the concept's texts;
     there may be none.
+
+    Args:
+        pool: As `encode_pool` gives it, which is called without one.
 
     Raises:
         RecipeError: If the step names no concept.
@@ -69,7 +83,7 @@ def head_directions(
     concept = step_directions(step, model)
     if concept is None:
         raise RecipeError("cannot find a head's labels that name the concept: the step names none. Add `concept`.")
-    pool = F.normalize(model.encode_text(list(load_texts(model_folder=model.folder))).cpu().double(), dim=-1)
+    pool = encode_pool(model) if pool is None else pool
     steps = min(20, readout.shape[1], len(pool))
     chosen, _ = compute_text_span(readout[None], covariance[None], pool, steps=steps)
     labels = (pool - pool.mean(0))[chosen[0]]

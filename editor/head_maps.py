@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .components import ComponentGroup, HeadId
-from .directions import LabelledEmbeddings, head_directions, require_room, step_directions
+from .directions import LabelledEmbeddings, encode_pool, head_directions, require_room, step_directions
 from .errors import StatisticsError
 from .model import Model
 from .operations import OPERATIONS, AffineMap, OperationInput, identity_map, stack_copies, with_strength
@@ -36,13 +36,15 @@ def compose_head_maps(
     # Once a layer: a readout costs more than everything else that is done with it.
     groups = {group.name: group for group in edited_groups(named, scan, model)}
     readouts = model.tower.compute_readouts(list(groups.values()))
+    # Encoded once: it can be thousands of texts.
+    pool = encode_pool(model) if any(_needs_pool(step) for step in steps) else None
     for step in steps:
         shared = None if step.along in ("text-span", "pca") else step_directions(step, model, labelled)
         for head in step.head_ids():
             name = f"L{head.layer}.heads"
             one = slice(head.head, head.head + 1)
             given = OperationInput(readouts[name][one], shared, step.factor)
-            given = _specialise(given, step, head, scan, model)
+            given = _specialise(given, step, head, scan, model, pool=pool)
             features, values = found.get(head, (identity_map(1, groups[name].k), identity_map(1, groups[name].d_head)))
             found[head] = (
                 _then(features, step, given, scan.statistics.mean_features(name)[one]),
@@ -85,13 +87,20 @@ def warn_of_plain_ablation(heads: HeadMaps, model: Model) -> None:
         )
 
 
-def _specialise(given: OperationInput, step: Step, head: HeadId, scan: Scan, model: Model) -> OperationInput:
+def _needs_pool(step: Step) -> bool:
+    scored = "reweight" in (step.operation, *step.then) and step.weights is None
+    return step.along == "text-span" or (scored and (step.concept is not None or step.texts is not None))
+
+
+def _specialise(
+    given: OperationInput, step: Step, head: HeadId, scan: Scan, model: Model, *, pool: Tensor | None
+) -> OperationInput:
     """The input with what belongs to one head: its own directions, its singular directions."""
     readout, directions = given.readouts[0], given.directions
     if step.along in ("text-span", "pca"):
-        directions = head_directions(step, head, readout, scan, model)
+        directions = head_directions(step, head, readout, scan, model, pool=pool)
     if "reweight" in (step.operation, *step.then):
-        singular = compute_singular_directions(model, head, step.weights, directions)
+        singular = compute_singular_directions(model, head, step.weights, directions, pool)
         return replace(given, directions=directions, singular=singular)
     if directions is not None:
         require_room(directions, step, head, readout.shape[1])

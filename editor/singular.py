@@ -12,8 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .components import HeadId
-from .concepts import load_texts
-from .directions import NAMED_SHARE
+from .directions import NAMED_SHARE, encode_pool
 from .errors import RecipeError
 from .model import Model
 from .operations import SingularDirections
@@ -24,7 +23,11 @@ NEAREST_TEXTS = 10
 
 
 def compute_singular_directions(
-    model: Model, head: HeadId, given: Mapping[str, Sequence[float]] | None, concept: Tensor | None
+    model: Model,
+    head: HeadId,
+    given: Mapping[str, Sequence[float]] | None,
+    concept: Tensor | None,
+    pool: Tensor | None = None,
 ) -> SingularDirections:
     """Directions and weights of one head: those given for it, else one minus each direction's score for the concept.
 
@@ -39,7 +42,7 @@ def compute_singular_directions(
     output, value = (weights[head.head] for weights in value_output_weights(tower, head.layer))
     left = torch.linalg.svd(output @ value, full_matrices=False)[0][:, : tower.d_head]
     if given is None and concept is not None:
-        weights = 1 - score_directions(model, left, concept)
+        weights = 1 - score_directions(model, left, concept, pool)
     else:
         weights = torch.tensor((given or {}).get(str(head), ()), dtype=torch.float64)
     if len(weights) != tower.d_head:
@@ -51,7 +54,10 @@ def compute_singular_directions(
 
 
 def score_directions(
-    model: Model, left: Float[Tensor, "d_model d_head"], concept: Float[Tensor, "d_embed concept"]
+    model: Model,
+    left: Float[Tensor, "d_model d_head"],
+    concept: Float[Tensor, "d_embed concept"],
+    pool: Float[Tensor, "text d_embed"] | None = None,
 ) -> Float[Tensor, " d_head"]:
     """How much each direction says about a concept, in [0, 1], without a language model.
 
@@ -60,7 +66,7 @@ def score_directions(
     """
     assert isinstance(model.tower, OpenClipViT)
     read = F.normalize(residual_readout(model.tower) @ left, dim=0)
-    pool = F.normalize(model.encode_text(list(load_texts(model_folder=model.folder))).cpu().double(), dim=-1)
+    pool = encode_pool(model) if pool is None else pool
     centred = F.normalize(pool - pool.mean(0), dim=-1)
     named = (centred @ concept).square().sum(1) >= NAMED_SHARE
     near = (centred @ read).abs().topk(min(NEAREST_TEXTS, len(pool)), dim=0)
