@@ -37,6 +37,7 @@ _HOMES = {
     "editor.selection": ("EditPlan", "Evidence"),
     "editor.selectors": ("select_recipe",),
     "editor.scores": ("HeadScore", "score_heads"),
+    "editor.spatial": ("Heatmap", "heatmap"),
     "editor.textspan": ("HeadLabel", "text_span"),
     "export.reproduce": ("reproduce",),
     "export.targets": ("export_model",),
@@ -87,6 +88,8 @@ if TYPE_CHECKING:
     from .editor.selection import EditPlan as EditPlan
     from .editor.selection import Evidence as Evidence
     from .editor.selectors import select_recipe as select_recipe
+    from .editor.spatial import Heatmap as Heatmap
+    from .editor.spatial import heatmap as heatmap
     from .editor.textspan import HeadLabel as HeadLabel
     from .editor.textspan import text_span as text_span
     from .export.reproduce import reproduce as reproduce

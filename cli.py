@@ -119,10 +119,10 @@ def scan_command(
 ) -> None:  # fmt: skip
     """Collect the statistics of a model's heads on images."""
     from .editor.features import features_path
+    from .editor.files import require_free_file
     from .editor.scan import scan
 
-    if out.exists() and not overwrite:
-        raise ExportError(f"cannot write {out}: it exists. Choose another -o, or add --overwrite.")
+    require_free_file(out, overwrite=overwrite)
     loaded = _load_model(model, pretrained, aligner)
     chosen, kept = _parse_layers(layers, loaded), features_path(out) if keep_features else None
     if kept is not None:
@@ -287,6 +287,96 @@ def ablate_layers(
     _print_measures({f"{kind}, last {n}": row for kind, rows in curves.items() for n, row in enumerate(rows)})
 
 
+@app.command("heatmap")
+def heatmap_command(
+    image: Annotated[Path, typer.Argument(help="An image.")],
+    text: Annotated[list[str] | None, typer.Option(help="What to look for; repeat for several. Left out: what --head's TextSpan says, from --scan.")] = None,
+    head: Annotated[list[str] | None, typer.Option(help="A head, L3H5; repeat for several. By default all of the last four layers.")] = None,
+    each_head: Annotated[bool, typer.Option("--each-head", help="A picture a head, in place of their sum.")] = False,
+    against: Annotated[list[str] | None, typer.Option(help="Take off the mean of these texts; repeat. By default of a general pool.")] = None,
+    scan: Annotated[Path | None, typer.Option(help="A scan, for the texts of --head.")] = None,
+    model: ModelOption = "demo",
+    pretrained: PretrainedOption = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")] = Path("heatmap.png"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older picture.")] = False,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Show where heads see a text in an image: red speaks for it, blue against it."""
+    from .editor.files import require_apart, require_free_file
+    from .editor.heatmaps import draw_heatmap_file, head_texts
+
+    require_apart(out, image, scan)
+    require_free_file(out, overwrite=overwrite)
+    loaded = _load_model(model, pretrained)
+    texts = text or head_texts(loaded, head or [], scan)
+    drawn = draw_heatmap_file(loaded, image, out, texts=texts, heads=head, against=against, each_head=each_head)
+    if as_json:
+        _print_json({"out": str(out), "heatmaps": [vars(one) for one in drawn]})
+        return
+    rows = [[one.heads, one.text, f"{one.share:+.3f}", f"{one.on_image:+.3f}"] for one in drawn]
+    _print_table(["heads", "text", "share of the similarity", "on the image"], rows)
+    _say(f"wrote {out}")
+
+
+@app.command("segment")
+def segment_command(
+    images: Annotated[str, typer.Argument(help="A folder, a CSV with a column of paths, or an image.")],
+    text: Annotated[
+        list[str], typer.Option(help="What to cut out; repeat for several, which are then told from each other.")
+    ],
+    against: Annotated[list[str] | None, typer.Option(help="Take off the mean of these texts; repeat.")] = None,
+    model: ModelOption = "demo",
+    pretrained: PretrainedOption = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write masks to.")] = Path("masks"),
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write a mask an image: white where heads see the text."""
+    from .editor.files import require_apart
+    from .editor.segment import segment_folder
+
+    require_apart(out, images)
+    loaded = _load_model(model, pretrained)
+    with _progress() as follow:
+        count = segment_folder(
+            loaded, images, out, texts=text, against=against, overwrite=overwrite, progress=follow("segment")
+        )
+    _say(f"wrote {out}: masks of {count} images" + (", a folder a text" if len(text) > 1 else ""))
+
+
+@app.command("retrieve")
+def retrieve_command(
+    images: Annotated[str, typer.Argument(help="Where to search: a folder, a CSV, or `demo`.")],
+    text: Annotated[str | None, typer.Option(help="What to search for.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A reference image, in place of --text.")] = None,
+    concept: Annotated[str | None, typer.Option(help="Compare by the heads that carry this concept only: a name or file.")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="How many of them.")] = None,
+    count: Annotated[int, typer.Option("--count", "-k", min=1, help="How many images.")] = 10,
+    index: Annotated[Path, typer.Option(help="The index: read if it exists, else made.")] = Path("clipedit-index.safetensors"),
+    model: ModelOption = "demo",
+    pretrained: PretrainedOption = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the images as one PNG.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older PNG.")] = False,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Find images that share one property with a text or a reference image."""
+    from .editor.files import require_free_file
+    from .editor.retrieve import run_retrieval
+
+    if out is not None:
+        require_free_file(out, overwrite=overwrite)
+    loaded = _load_model(model, pretrained)
+    with _progress() as follow:
+        found = run_retrieval(
+            loaded, images, index, text=text, image=image, concept=concept, heads=heads, count=count, sheet=out,
+            progress=follow("index"),
+        )  # fmt: skip
+    if as_json:
+        _print_json({"heads": found.heads, "images": [vars(hit) for hit in found.hits]})
+        return
+    _print_table(["image", "similarity"], [[hit.name, f"{hit.similarity:.3f}"] for hit in found.hits])
+    _say(f"compared by {', '.join(found.heads) or 'the whole embedding'}; the index is {index}")
+
+
 @app.command("remove-heads")
 def remove_heads(
     concept: Annotated[str | None, typer.Option(help="What to remove: a concept's name or file. Only selectors that look at labels can do without.")] = None,
@@ -320,6 +410,7 @@ def remove_heads(
     directions: DirectionsOption = None,
     batch_size: BatchOption = 32,
     max_bad: MaxBadOption = 0.01,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html into the folder.")] = True,
     out: OutOption = DEFAULT_OUT,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -332,6 +423,7 @@ def remove_heads(
     from .editor.selectors import select_recipe
     from .editor.singular import load_weights
     from .export.edited_folder import write_edited_model
+    from .export.report import write_report
 
     if concept is None and select == "text-difference":
         raise typer.BadParameter(f"{select} needs one", param_hint="--concept")
@@ -361,9 +453,10 @@ def remove_heads(
         rows = _measure(recipe, scanned, loaded, dataset, follow, erased)
         recipe = _with_fidelity(recipe.with_measured(rows), scanned, loaded, dataset, images, follow, erased)
         checks = write_edited_model(recipe, loaded, out, images=images, scan=scanned, overwrite=overwrite)
+        page = write_report(out, base=loaded, images=images, progress=follow("report")) if report else None
     if plot is not None and "frontier" in (recipe.document.measured or {}):
         draw_frontier((recipe.document.measured or {})["frontier"], plot)
-    _report_edit(recipe, out, checks, as_json=as_json)
+    _report_edit(recipe, out, checks, page, as_json=as_json)
 
 
 @app.command("apply")
@@ -444,6 +537,7 @@ def evaluate(
     group_by: Annotated[str, typer.Option(help="Columns that make groups, separated by commas.")] = "",
     split: Annotated[str | None, typer.Option(help="Value of the `split` column to keep.")] = None,
     retention: Annotated[str | None, typer.Option(help="A column with a second task, on which nothing should change.")] = None,
+    segmentation: Annotated[bool, typer.Option("--segmentation", help="Segment instead: --dataset is a folder with `images` and `masks`, gtsegs_ijcv.mat, or `demo`.")] = False,
     control: Annotated[bool, typer.Option("--control", help="Beside each folder that `remove-heads` wrote, ten draws of random heads.")] = False,
     batch_size: BatchOption = 64,
     as_json: JsonOption = False,
@@ -454,6 +548,11 @@ def evaluate(
     from .editor.evaluate import DEFAULT_TEMPLATES
     from .editor.evaluate import evaluate as run
 
+    if segmentation:
+        if label or group_by or split or retention or control:
+            raise typer.BadParameter("masks have no labels, groups or controls", param_hint="--segmentation")
+        _evaluate_segmentation(models, dataset, classes, templates, as_json=as_json)
+        return
     columns = [name.strip() for name in group_by.split(",") if name.strip()]
     task: str | LabelledImages = dataset
     second = None
@@ -567,6 +666,24 @@ def models(
     else:
         cells = [[row.family, row.library, row.model, row.heads, row.reason or ", ".join(row.effects)] for row in rows]
         _print_table(["family", "library", "model", "layers x heads", "effects, or why not"], cells)
+
+
+@app.command("report")
+def report_command(
+    folder: Annotated[Path, typer.Argument(help="A folder that `remove-heads` wrote.")],
+    images: Annotated[str | None, typer.Option(help="Where to look for the images that excite heads most: a folder or a CSV.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write; by default report.html in the folder, replaced if it is there.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file given as -o.")] = False,
+) -> None:  # fmt: skip
+    """Write a page on an edit: what was removed and why, before and after, every head's card, the checks."""
+    from .editor.files import require_free_file
+    from .export.report import write_report
+
+    if out is not None:
+        require_free_file(out, overwrite=overwrite)
+    with _progress() as follow:
+        page = write_report(folder, images=images, out=out, progress=follow("report"))
+    _say(f"wrote {page}: open it in a browser")
 
 
 @concepts_app.command("list")
@@ -786,7 +903,7 @@ def _measure_reindex(
     return {name: {key: value for key, value in vars(row).items() if key != "images"} for name, row in rows.items()}
 
 
-def _report_edit(recipe: Recipe, out: Path, checks: Sequence[Check], *, as_json: bool) -> None:
+def _report_edit(recipe: Recipe, out: Path, checks: Sequence[Check], page: Path | None, *, as_json: bool) -> None:
     measured, effect = recipe.document.measured or {}, recipe.document.effect
     if as_json:
         _print_json({"heads": recipe.heads, "measured": measured, "out": str(out), "checks": [vars(c) for c in checks]})
@@ -802,6 +919,10 @@ def _report_edit(recipe: Recipe, out: Path, checks: Sequence[Check], *, as_json:
     _print_checks(checks)
     layout = "an open_clip folder" if (out / "open_clip_config.json").is_file() else "a timm folder"
     _say(f"wrote {out}: {layout}" if effect != "direct" else f"wrote {out}: base and direct edit")
+
+    _say(f"wrote {out}: an open_clip folder" if effect != "direct" else f"wrote {out}: base and direct edit")
+    if page is not None:
+        _say(f"wrote {page}: open it in a browser")
     _print_next("for deployment", f"clipedit export {out} --target onnx -o {out}-onnx")
 
 
@@ -898,6 +1019,27 @@ def _say_fidelity(measured: Mapping[str, Any], effect: str) -> None:
         )
 
 
+def _evaluate_segmentation(
+    models: Sequence[str], dataset: str, classes: Path | None, templates: Path | None, *, as_json: bool
+) -> None:
+    from .editor.datasets import load_classes, load_lines
+    from .editor.evaluate import DEFAULT_TEMPLATES
+    from .editor.segment import DEMO_CLASSES, evaluate_segmentation, load_masked_images
+
+    if classes is None and dataset != "demo":
+        raise typer.BadParameter("it needs the names of the classes, a file with one a line", param_hint="--classes")
+    names = list(load_classes(classes).values()) if classes else DEMO_CLASSES
+    prompts, masked = load_lines(templates) if templates else DEFAULT_TEMPLATES, load_masked_images(dataset)
+    with _progress() as follow:
+        rows = {
+            name: evaluate_segmentation(
+                _load_model(*_split_model(name)), masked, classes=names, templates=prompts, progress=follow("segment")
+            )
+            for name in models
+        }
+    _print_json(rows) if as_json else _print_measures(rows)
+
+
 def _parse_layers(text: str | None, model: Model) -> list[int] | None:
     if text is None:
         return None
@@ -975,7 +1117,7 @@ _LEGEND = (
 
 def _print_measures(rows: Mapping[str, Mapping[str, float]]) -> None:
     """A row a model, a column a figure in [0, 1]."""
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row if not key.startswith("group: ")))
     cells = [
         [_TITLES.get(name, name), *(f"{row[key]:.3f}" if key in row else "" for key in columns)]
         for name, row in rows.items()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..editor.datasets import LabelledImages
 from ..editor.errors import ImageError
-from ..editor.evaluate import compute_class_weights
+from ..editor.evaluate import GROUP, compute_class_weights
 from ..editor.images import ImageSource, render_source
 from ..editor.linear_head import classify_by_head
 from ..editor.model import Model
@@ -74,9 +74,9 @@ def labelled_by(column: str, listed: Sequence[str] = LISTED_PLACES) -> LabelledI
 
 
 def build_demo_measure(
-    model: Model, source: ImageSource, *, listed: Sequence[str] = LISTED_PLACES
+    model: Model, source: ImageSource, *, listed: Sequence[str] = LISTED_PLACES, by_group: bool = False
 ) -> Callable[[Tensor, Sequence[int]], dict[str, float]]:
-    """From embeddings of a source of the world to a row of figures: see `measure_embeddings`.
+    """From embeddings of a source of the world to a row of figures: see `measure_embeddings` and `measure_places`.
 
     A classifier of shapes is asked for shapes only.
     """
@@ -86,9 +86,13 @@ def build_demo_measure(
             {"shape": answer(embeddings).numpy()}, [source.attributes[index] for index in kept], listed=listed
         )
     weights = task_weights(model)
-    return lambda embeddings, kept: measure_embeddings(
-        embeddings, [source.attributes[index] for index in kept], weights, listed=listed
-    )
+
+    def measure(embeddings: Tensor, kept: Sequence[int]) -> dict[str, float]:
+        attributes = [source.attributes[index] for index in kept]
+        places = measure_places(embeddings, attributes, weights["shape"], listed=listed) if by_group else {}
+        return measure_embeddings(embeddings, attributes, weights, listed=listed) | places
+
+    return measure
 
 
 def task_weights(model: Model) -> dict[str, Float[Tensor, "class d_embed"]]:
@@ -139,6 +143,25 @@ def measure_similarity(
         if task in similarity:
             found[name] = float((similarity[task].argmax(1) == right).mean())
     return found
+
+
+def measure_places(
+    embeddings: Float[Tensor, "image d_embed"],
+    attributes: Sequence[Mapping[str, str]],
+    weights: Float[Tensor, "class d_embed"],
+    *,
+    listed: Sequence[str] = LISTED_PLACES,
+) -> dict[str, float]:
+    """Shape accuracy in each place, as `group: PLACE, listed` or `group: PLACE, held out`."""
+    answers = (embeddings @ weights.T).argmax(1).tolist()
+    right = [world.SHAPES[answer] == row["shape"] for answer, row in zip(answers, attributes, strict=True)]
+    return {
+        f"{GROUP}{place}, {'listed' if place in listed else 'held out'}": float(
+            np.mean([hit for hit, row in zip(right, attributes, strict=True) if row["place"] == place])
+        )
+        for place in world.PLACES
+        if any(row["place"] == place for row in attributes)
+    }
 
 
 def _pair_groups(

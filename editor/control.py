@@ -43,17 +43,17 @@ def measure_with_control(
     draws: int = DRAWS,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, float]]:
-    """`before`, `after`, `control` and, where the recipe edits the output, `output_projection`.
+    """`before`, `after`, `control` and, where the recipe edits the output, `output_projection`; each with its groups.
 
     Before and after run the models themselves, with weights rounded as on disk.
 
     Raises:
         ImageError: If images or labels cannot be read.
     """
-    source, measure = build_measure(model.editable, dataset)
+    source, measure = build_measure(model.editable, dataset, by_group=True)
     edited = apply_recipe(recipe, model)
     # Of a classifier the edited answers are those of its edited head.
-    _, measure_edited = build_measure(edited, dataset)
+    _, measure_edited = build_measure(edited, dataset, by_group=True)
     rows = {
         "before": measure(*collect_embeddings(model.editable, source, progress=progress)),
         "after": measure_edited(*collect_embeddings(edited, source, progress=progress)),

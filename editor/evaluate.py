@@ -31,6 +31,7 @@ from .recipe import Recipe
 from .scan import Progress, check_bad
 
 Measure = Callable[[Tensor, Sequence[int]], dict[str, float]]
+GROUP = "group: "
 DEFAULT_TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {}.")
 
 
@@ -81,9 +82,16 @@ def evaluate(
 
 
 def build_measure(
-    model: Model, dataset: str | Path | LabelledImages, *, templates: Sequence[str] = DEFAULT_TEMPLATES
+    model: Model,
+    dataset: str | Path | LabelledImages,
+    *,
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    by_group: bool = False,
 ) -> tuple[ImageSource, Measure]:
     """The images of a data set, and the function from their embeddings to a row of figures.
+
+    Args:
+        by_group: Add the accuracy of every group, as `group: NAME`.
 
     Raises:
         ImageError: If labels cannot be read.
@@ -92,7 +100,7 @@ def build_measure(
         from ..demo.measure import build_demo_measure, test_source
 
         source = test_source()
-        return source, build_demo_measure(model, source)
+        return source, build_demo_measure(model, source, by_group=by_group)
     task = dataset if isinstance(dataset, LabelledImages) else load_labelled_images(dataset)
     require_unseen(model, task.source)
     answer = build_answer(model, task.classes, templates)
@@ -100,7 +108,9 @@ def build_measure(
     def measure(embeddings: Tensor, kept: Sequence[int]) -> dict[str, float]:
         labels = torch.tensor([task.labels[index] for index in kept])
         found = compute_accuracies(answer(embeddings).argmax(1), labels, [task.groups[i] for i in kept])
-        return {"overall": found.overall, "worst_group": found.worst_group, "mean_of_groups": found.mean_of_groups}
+        groups = {f"{GROUP}{name}": share for name, share in found.groups.items()} if by_group else {}
+        row = {"overall": found.overall, "worst_group": found.worst_group, "mean_of_groups": found.mean_of_groups}
+        return row | groups
 
     return task.source, measure
 

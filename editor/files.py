@@ -76,6 +76,18 @@ def require_free_folder(path: Path, *, overwrite: bool) -> None:
         raise ExportError(f"cannot write to {path}: the folder is not empty. Choose another -o, or add --overwrite.")
 
 
+def require_free_file(path: Path, *, overwrite: bool) -> None:
+    """Check, before long work starts, that a result may be written to `path`.
+
+    Raises:
+        ExportError: If a folder has that name, or a file and `overwrite` is not set.
+    """
+    if Path(path).is_dir():
+        raise ExportError(f"cannot write {path}: it is a folder. Give a file as -o.")
+    if Path(path).exists() and not overwrite:
+        raise ExportError(f"cannot write {path}: it exists. Choose another -o, or add --overwrite.")
+
+
 def require_apart(out: Path, *inputs: str | Path | None) -> None:
     """Refuse to replace a folder that something is read from.
 

@@ -8,6 +8,7 @@ import torch
 from open_clip.model import CLIP
 
 from clipedit.editor.model import Model, decompose
+from clipedit.editor.spatial import compute_token_shares, head_ids
 from clipedit.editor.towers import build_tower
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 12}
@@ -54,6 +55,11 @@ def test_contributions_sum_to_the_embedding(name: str) -> None:
     assert len(parts.components) == parts.contributions.shape[1] == sum(model.tower.heads_per_layer) + 3 + 3 + 1
 
 
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_token_shares_sum_to_each_heads_contribution(name: str) -> None:
+    assert_token_shares_sum(random_model(CONFIGURATIONS[name]), torch.randn(3, 3, 32, 32))
+
+
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-quickgelu"])
 def test_contributions_sum_to_the_embedding_at_real_size(name: str) -> None:
     import clipedit
@@ -93,6 +99,20 @@ def test_two_attention_pools_are_refused_with_the_reason() -> None:
 
     with pytest.raises(ModelError, match="pools by attention twice"):
         random_model({"vision_cfg": {"attentional_pool": "parallel"}})
+
+
+def assert_token_shares_sum(model: Model, pixels: torch.Tensor) -> None:
+    """Over all tokens, the shares of every head towards any direction are its contribution along it."""
+    directions = torch.randn(4, model.tower.d_embed, dtype=torch.float64)
+    shares = compute_token_shares(model, pixels, directions, heads=head_ids(model, range(model.tower.n_layers)))
+    parts = decompose(model, pixels)
+    names = [str(identity) for identity in parts.components]
+    contributions = parts.contributions[:, [names.index(str(head)) for head in shares.heads]]
+    expected = contributions.double() @ directions.T
+    assert relative_error(shares.shares.sum(2).double(), expected) < 1e-5
+    assert relative_error(shares.norm, parts.embedding.norm(dim=1)) < 1e-5
+    rows, columns = shares.grid
+    assert shares.on_image().shape == (len(pixels), len(shares.heads), rows, columns, 4)
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -90,6 +90,30 @@ class Tower(Protocol):
         ...
 
 
+@runtime_checkable
+class SpatialTower(Protocol):
+    """What heatmaps and segmentation ask of a tower besides."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the tokens that lie on the image: the last of all tokens, row by row."""
+        ...
+
+    def collect_token_shares(
+        self, pixels: Tensor, seen: Mapping[int, Float[Tensor, "head text k"]]
+    ) -> tuple[dict[int, Float[Tensor, "image head token text"]], Float[Tensor, "image d_embed"]]:
+        """One forward pass that splits `seen . u` of every head of some layers into what it took from each token.
+
+        Args:
+            seen: By layer, vectors in the features' space: `R^T t` for a text `t`.
+
+        Returns:
+            Shares by layer: summed over all tokens, also those with no place on the image (class token, registers), they
+            give `seen . u`. And the embedding.
+        """
+        ...
+
+
 TOWERS: tuple[type[Tower], ...] = (OpenClipViT, TimmViT, TimmEva, Swin, MaxViT)
 
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from .final_map import FinalMap
 from .norms import FrozenNorm
 from .pools import FirstQueryPool, MeanPool
-from .pre_norm_vit import BlockWeights, PreNormViT
+from .pre_norm_vit import BlockWeights
 from .readout import Readout
+from .spatial_vit import SpatialViT
 
 
-class OpenClipViT(PreNormViT):
+class OpenClipViT(SpatialViT):
     """Adapter for `open_clip.CLIP`, `CoCa` and `CustomTextCLIP` models whose `visual` is a `VisionTransformer`."""
 
     title: ClassVar[str] = "open_clip ViT"
@@ -59,12 +60,26 @@ class OpenClipViT(PreNormViT):
         queries: slice,
         rotation: Tensor | None = None,
     ) -> Float[Tensor, "image query head d_head"]:
-        attention = block.attn
+        query, key, value = self._project(block, stream, rotation)
+        return F.scaled_dot_product_attention(query[:, :, queries], key, value).transpose(1, 2)
+
+    def _project(
+        self, block: Any, stream: Float[Tensor, "image token d_model"], rotation: Tensor | None
+    ) -> tuple[
+        Float[Tensor, "image head token d_head"],
+        Float[Tensor, "image head token d_head"],
+        Float[Tensor, "image head token d_head"],
+    ]:
         normed = block.ln_1(stream)
-        projected = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias)
+        projected = F.linear(normed, block.attn.in_proj_weight, block.attn.in_proj_bias)
         # [image, token, 3 * d_model] -> three of [image, head, token, d_head]
         query, key, value = projected.unflatten(2, (3, -1, self.d_head)).permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(query[:, :, queries], key, value).transpose(1, 2)
+        return query, key, value
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.visual.grid_size
 
     def _block(self, layer: int) -> BlockWeights:
         block = self.blocks[layer]

@@ -1,0 +1,130 @@
+"""Segmentation and heatmaps of the demo world, whose renderer gives true masks, beside the papers' baselines.
+
+    python benchmarks/segmentation.py --images 512 --seed 9005     # reported; --seed 7005 to look at while developing
+
+Prints Markdown. Raw attention: the class token's attention in the last layer, mean of heads. Rollout: Abnar and Zuidema,
+2020. GradCAM: captum's, at the last block's input tokens, towards the class that the model predicts. None has a choice to make
+on the data; all are cut at their mean, as the decomposition is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from captum.attr import LayerGradCam
+
+from clipedit.demo import world
+from clipedit.editor.evaluate import DEFAULT_TEMPLATES, compute_class_weights
+from clipedit.editor.model import Model, load_model
+from clipedit.editor.queries import encode_contrast
+from clipedit.editor.segment import DEMO_CLASSES, demo_masked_images, evaluate_segmentation, score_heatmaps
+from clipedit.editor.spatial import draw_heatmaps
+from clipedit.editor.view import find_view
+
+
+@torch.no_grad()
+def attentions(model: Model, pixels: torch.Tensor) -> list[torch.Tensor]:
+    """Attention of every layer `[head, query, token]` for one image."""
+    tower = model.tower
+    found, stream = [], model.module.visual._embeds(pixels)
+    for block in model.module.visual.transformer.resblocks:
+        query, key, _ = tower._project(block, stream, last=False)
+        found.append((query @ key.mT * tower.d_head**-0.5).softmax(-1)[0])
+        stream = block(stream)
+    return found
+
+
+def raw_attention(model: Model, pixels: torch.Tensor) -> torch.Tensor:
+    return attentions(model, pixels)[-1].mean(0)[0, 1:]
+
+
+def rollout(model: Model, pixels: torch.Tensor) -> torch.Tensor:
+    total = None
+    for attention in attentions(model, pixels):
+        mixed = attention.mean(0) + torch.eye(attention.shape[1])
+        mixed = mixed / mixed.sum(1, keepdim=True)
+        total = mixed if total is None else mixed @ total
+    return total[0, 1:]
+
+
+class Channels(torch.nn.Module):
+    """The last block, with its input laid out as channels x tokens on the way: the layout captum averages over."""
+
+    def __init__(self, block: torch.nn.Module):
+        super().__init__()
+        self.block, self.layout = block, torch.nn.Identity()
+
+    def forward(self, stream: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        return self.block(self.layout(stream.mT).mT, *arguments, **options)
+
+
+def grad_cam(model: Model, pixels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    blocks = model.module.visual.transformer.resblocks
+    wrapped, plain = Channels(blocks[-1]), blocks[-1]
+    blocks[-1] = wrapped
+    try:
+        with torch.enable_grad():
+            given = pixels.clone().requires_grad_()
+
+            def forward(batch: torch.Tensor) -> torch.Tensor:
+                return F.normalize(model.module.encode_image(batch), dim=1) @ weights.T
+
+            chosen = int(forward(given).argmax())
+            cam = LayerGradCam(forward, wrapped.layout).attribute(given, target=chosen, relu_attributions=True)
+    finally:
+        blocks[-1] = plain
+    return cam.detach()[0, 0, 1:]
+
+
+def heatmaps(name: str, model: Model, data: object, weights: torch.Tensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for index in range(len(data.source)):
+        image = data.source.open(index)
+        pixels = model.preprocess(image)[None]
+        given = (model, pixels, weights) if name == "GradCAM" else (model, pixels)
+        cells = BASELINES[name](*given).reshape(model.tower.grid).double().numpy()
+        yield find_view(model.preprocess, image.size).project(cells), data.mask(index)
+
+
+BASELINES = {"raw attention": raw_attention, "attention rollout": rollout, "GradCAM": grad_cam}
+
+
+def mass(model: Model, count: int, seed: int) -> None:
+    """Share of the positive mass of heatmaps that falls on the object, beside the object's share of the area."""
+    scenes = world.draw_balanced_scenes(count, seed)
+    data = demo_masked_images(count, seed)
+    kinds = {"shape": lambda s: f"a photo of a {s.shape}", "color": lambda s: f"a {s.color} object", "place": lambda s: f"a photo of the {s.place}"}  # fmt: skip
+    print("\n| text of the image's own | positive mass on the object | the object's area |\n|---|---|---|")
+    for kind, form in kinds.items():
+        found, area = [], []
+        for index, scene in enumerate(scenes):
+            text = form(scene)
+            (one,) = draw_heatmaps(model, data.source.open(index), [text], encode_contrast(model, [text]))
+            positive, mask = one.values.clip(0), data.mask(index) > 0
+            found.append(float((positive * mask).sum() / positive.sum()))
+            area.append(float(mask.mean()))
+        print(f"| {kind} | {np.mean(found):.3f} | {np.mean(area):.3f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=9_005)
+    options = parser.parse_args()
+    model, data = load_model("demo"), demo_masked_images(options.images, options.seed)
+    weights = compute_class_weights(model, DEMO_CLASSES, DEFAULT_TEMPLATES)
+    print("| method | pixel accuracy | mIoU | mAP |\n|---|---|---|---|")
+    rows = {"decomposition": evaluate_segmentation(model, data, classes=DEMO_CLASSES, templates=DEFAULT_TEMPLATES)}
+    rows |= {name: score_heatmaps(heatmaps(name, model, data, weights)) for name in BASELINES}
+    full = [(np.ones((64, 64)), data.mask(i)) for i in range(len(data.source))]
+    rows["nothing is object"] = score_heatmaps(full)
+    for name, row in rows.items():
+        print(f"| {name} | {row['pixel_accuracy']:.3f} | {row['mean_iou']:.3f} | {row['mean_ap']:.3f} |", flush=True)
+    mass(model, min(128, options.images), options.seed)
+
+
+if __name__ == "__main__":
+    main()

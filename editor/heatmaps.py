@@ -1,0 +1,114 @@
+"""What `clipedit heatmap` writes: one overlay, or a sheet of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .components import HeadId
+from .concepts import load_texts
+from .errors import ConceptError, ModelError
+from .files import staged_file
+from .images import open_image
+from .model import Model
+from .pictures import draw_overlay, draw_sheet
+from .queries import encode_contrast
+from .scan import load_scan
+from .spatial import Heatmap, draw_heatmaps
+from .textspan import text_span
+
+TEXTS_OF_A_HEAD = 6
+_NARROW, _WIDE = 128, 256
+
+
+@dataclass(frozen=True)
+class DrawnHeatmap:
+    """One picture of the file. `share`: what the heads add to the similarity; `on_image`: the part that has a place."""
+
+    heads: str
+    text: str
+    share: float
+    on_image: float
+    cells: list[list[float]]
+
+
+def draw_heatmap_file(
+    model: Model,
+    image: Path,
+    out: Path,
+    *,
+    texts: Sequence[str],
+    heads: Sequence[str] | None = None,
+    against: Sequence[str] | None = None,
+    each_head: bool = False,
+) -> list[DrawnHeatmap]:
+    """Write a PNG with one overlay a text, or with `each_head` one a text and head, all on one scale.
+
+    Raises:
+        ImageError: If the image cannot be read.
+        ConceptError: If a text is empty or too long.
+        ModelError: If a head is misspelt or the model has no such head.
+        ExportError: If the file cannot be written.
+    """
+    chosen, original = parse_heads(heads) if heads else None, open_image(image)
+    # Several texts without `against` are not measured against each other: each picture stands for itself.
+    directions = encode_contrast(model, texts, against, among_themselves=False)
+    found = draw_heatmaps(model, original, texts, directions, heads=chosen, each_head=each_head)
+    scale = max(float(np.nanmax(np.abs(one.values), initial=0.0)) for one in found)
+    pictures = [draw_overlay(original, one, scale=scale) for one in found]
+    with staged_file(out) as temporary:
+        _arrange(pictures, found, each_head=each_head).save(temporary, "PNG")
+    return [
+        DrawnHeatmap(_name_heads(one), one.text, one.total, float(one.cells.sum()), one.cells.tolist()) for one in found
+    ]
+
+
+def head_texts(model: Model, heads: Sequence[str], scan: Path | None) -> list[str]:
+    """The first texts of one head's TextSpan: what to look for when nobody says it.
+
+    Raises:
+        ConceptError: If there is not exactly one head, or no scan.
+        StatisticsError: If the scan is not of this model or lacks the head's layer.
+    """
+    if scan is None or len(heads) != 1:
+        raise ConceptError(
+            "cannot draw a heatmap without a text. Add --text, or --scan and one --head for what it says."
+        )
+    labels = text_span(
+        load_scan(scan), model, texts=load_texts(model_folder=model.folder), texts_per_head=TEXTS_OF_A_HEAD
+    )
+    head = str(parse_heads(heads)[0])
+    if not labels.get(head):
+        raise ConceptError(
+            f"cannot tell what {head} says: the scan covers {', '.join(labels)[:80]}.... Scan its layer."
+        )
+    return [label.text for label in labels[head]]
+
+
+def parse_heads(heads: Sequence[str]) -> list[HeadId]:
+    """Heads by name.
+
+    Raises:
+        ModelError: If one is misspelt.
+    """
+    try:
+        return [HeadId.parse(head) for head in heads]
+    except ValueError as error:
+        raise ModelError(f"cannot use the head: {error}.") from None
+
+
+def _arrange(pictures: Sequence[Image.Image], found: Sequence[Heatmap], *, each_head: bool) -> Image.Image:
+    if len(pictures) == 1:
+        return pictures[0]
+    captions = [f"{_name_heads(one)} {one.text}" if each_head else one.text for one in found]
+    first_layer = sum(one.heads[0].layer == found[0].heads[0].layer for one in found)
+    columns = min(16, first_layer if each_head else 3, len(pictures))
+    return draw_sheet(pictures, captions, columns=columns, side=_NARROW if each_head and columns > 4 else _WIDE)
+
+
+def _name_heads(one: Heatmap) -> str:
+    return str(one.heads[0]) if len(one.heads) == 1 else f"{len(one.heads)} heads"

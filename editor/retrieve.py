@@ -1,0 +1,198 @@
+"""retrieve: images that share one property with a text or a reference image, by the heads that carry the property.
+
+The index is a scan with cached features: `index.safetensors` and `index.features.safetensors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from .components import Features, HeadId
+from .concepts import Concept, load_concept
+from .errors import ConceptError, StatisticsError
+from .features import features_path, load_features
+from .files import staged_file
+from .images import ImageSource, list_images, open_image
+from .model import Model
+from .pictures import draw_sheet
+from .queries import encode_queries
+from .scan import Progress, Scan, load_scan, scan
+from .scores import score_heads
+from .selection import select_top_heads
+
+DEFAULT_HEADS = 4
+
+
+@dataclass(frozen=True)
+class Index:
+    """The features of a source's images, and the statistics that say what heads carry a concept.
+
+    Attributes:
+        kept: Positions in `source` of the rows of `features`: images that could not be read have none.
+    """
+
+    source: ImageSource
+    kept: Sequence[int]
+    features: Features
+    scan: Scan
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One image that was found. `similarity`: a cosine to the reference image; for texts a part of the cosine."""
+
+    name: str
+    similarity: float
+    position: int
+
+
+def open_index(
+    model: Model, images: str | Path | ImageSource, path: Path, *, progress: Progress | None = None
+) -> Index:
+    """Read an index from disk, or make it if there is none.
+
+    Raises:
+        StatisticsError: If the one on disk was made of other images or with another model.
+        ImageError: As `scan`.
+    """
+    source = list_images(images)
+    if not path.is_file():
+        scan(model, source, keep_features=features_path(path), progress=progress).save(path)
+    found = load_scan(path)
+    cached = load_features(features_path(path))
+    cached.require(model, found.layers)
+    if found.fingerprint != source.fingerprint():
+        raise StatisticsError(
+            f"cannot use the index {path}: the images have changed since. Delete it, or choose another --index."
+        )
+    features, kept = cached.select(source)
+    return Index(source, kept, features, found)
+
+
+def choose_property_heads(
+    index: Index, model: Model, concept: str | Concept, *, heads: int = DEFAULT_HEADS
+) -> list[HeadId]:
+    """The heads that carry a concept most, by the index's own statistics.
+
+    Raises:
+        ConceptError: If the concept is unknown.
+        RecipeError: If there are fewer heads.
+    """
+    return select_top_heads(score_heads(index.scan, model, concept=concept), heads)
+
+
+def retrieve(
+    index: Index,
+    model: Model,
+    *,
+    text: str | None = None,
+    image: Image.Image | None = None,
+    heads: Sequence[HeadId] | None = None,
+    count: int = 10,
+) -> list[Hit]:
+    """The images nearest to a text or to a reference image.
+
+    Args:
+        text: Images are ranked by what the heads add to the cosine with it.
+        image: Images are ranked by the cosine to it of what the heads wrote, the index's mean taken off.
+        heads: By default the whole embedding is compared.
+
+    Raises:
+        ConceptError: If there is not exactly one query, or the text is too long.
+    """
+    require_query(text, image)
+    written = compute_written(index.features, model, heads)
+    if text is not None:
+        similarity = written @ encode_queries(model, [text])[0].to(written)
+    else:
+        assert image is not None
+        similarity = F.cosine_similarity(written - written.mean(0), _written_on(model, image, heads) - written.mean(0))
+    best = similarity.topk(min(count, len(similarity)))
+    positions = [index.kept[row] for row in best.indices.tolist()]
+    names = index.source.names
+    return [Hit(names[i], value, i) for i, value in zip(positions, best.values.tolist(), strict=True)]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answer to one search: the heads that were compared (none: the whole embedding), and the images."""
+
+    heads: list[str]
+    hits: list[Hit]
+
+
+def run_retrieval(
+    model: Model,
+    images: str | Path | ImageSource,
+    path: Path,
+    *,
+    text: str | None = None,
+    image: Path | None = None,
+    concept: str | None = None,
+    heads: int | None = None,
+    count: int = 10,
+    sheet: Path | None = None,
+    progress: Progress | None = None,
+) -> Found:
+    """What `clipedit retrieve` does: open or make the index, search, and draw the images on a sheet.
+
+    Raises:
+        ConceptError, ImageError, StatisticsError, RecipeError: As `open_index`, `choose_property_heads` and `retrieve`.
+    """
+    require_query(text, image)
+    known = load_concept(concept, model.folder) if concept else None
+    reference = open_image(image) if image is not None else None
+    index = open_index(model, images, path, progress=progress)
+    chosen = choose_property_heads(index, model, known, heads=heads or DEFAULT_HEADS) if known else None
+    hits = retrieve(index, model, text=text, image=reference, heads=chosen, count=count)
+    if sheet is not None:
+        pictures = [index.source.open(hit.position) for hit in hits]
+        captions = [f"{hit.similarity:.3f} {hit.name}" for hit in hits]
+        if reference is not None:
+            pictures, captions = [reference, *pictures], ["searched for", *captions]
+        with staged_file(sheet) as temporary:
+            draw_sheet(pictures, captions, columns=min(5, len(pictures)), side=192).save(temporary, "PNG")
+    return Found([str(head) for head in chosen or []], hits)
+
+
+def require_query(text: object, image: object) -> None:
+    """Refuse two queries, or none.
+
+    Raises:
+        ConceptError: If there is not exactly one.
+    """
+    if (text is None) == (image is None):
+        raise ConceptError("cannot search without one query. Give --text or --image, not both.")
+
+
+def compute_written(features: Features, model: Model, heads: Sequence[HeadId] | None) -> Float[Tensor, "image d_embed"]:
+    """What some heads wrote, or the whole embedding, divided by `|z|`."""
+    embedding = features.embedding.float()
+    norm = embedding.norm(dim=1, keepdim=True)
+    if heads is None:
+        return embedding / norm
+    layers = sorted({head.layer for head in heads})
+    groups = [group for group in model.tower.groups(layers, mlps=False) if group.ids[0].kind == "head"]
+    readouts = model.tower.compute_readouts(groups)
+    total = torch.zeros_like(embedding)
+    for head in heads:
+        name = f"L{head.layer}.heads"
+        total += features.groups[name][:, head.head].float() @ readouts[name][head.head].T.float()
+    return total / norm
+
+
+@torch.no_grad()
+def _written_on(model: Model, image: Image.Image, heads: Sequence[HeadId] | None) -> Float[Tensor, "1 d_embed"]:
+    layers = sorted({head.layer for head in heads or []})
+    pixels = model.preprocess(image)[None].to(model.device)
+    found = model.tower.collect_features(pixels, model.tower.groups(layers, mlps=False))
+    groups = {name: group.cpu() for name, group in found.groups.items()}
+    return compute_written(Features(groups, {}, found.final.cpu(), found.embedding.cpu()), model, heads)

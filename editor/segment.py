@@ -1,0 +1,227 @@
+"""segment: masks from heatmaps, and how good they are by the protocol of the decomposition paper.
+
+A heatmap is measured against the mean over all classes, clipped at zero, and cut at its own mean (Gandelsman et al., ICLR
+2024, section 5.2; the figures are those of Chefer et al., 2021: pixel accuracy, mean of foreground's and background's
+intersection over union, and average precision).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float
+from PIL import Image
+
+from ..demo import world
+from .errors import ImageError
+from .evaluate import compute_class_weights
+from .files import staged_folder
+from .images import SUFFIXES, ImageSource, list_images, open_image, render_source
+from .model import Model
+from .pictures import encode_image_file
+from .queries import encode_contrast
+from .scan import Progress, check_bad
+from .spatial import compute_seen, compute_token_shares, draw_heatmaps, last_heads
+from .view import find_view
+
+DEMO_CLASSES, DEMO_SEED = world.SHAPES, 9_005
+
+
+@dataclass(frozen=True)
+class MaskedImages:
+    """Images with the true mask of their object: `mask(i)` is 1 on it, 0 beside it, -1 where nothing is known."""
+
+    source: ImageSource
+    mask: Callable[[int], np.ndarray]
+
+
+def segment_folder(
+    model: Model,
+    images: str | Path | ImageSource,
+    out: Path,
+    *,
+    texts: Sequence[str],
+    against: Sequence[str] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> int:
+    """Write a mask an image, 0 or 255, in the original's size; with several texts in a folder a text.
+
+    Returns:
+        How many images were segmented; unreadable ones are left out.
+
+    Raises:
+        ConceptError: If a text is empty or too long.
+        ImageError: If more than one in a hundred images cannot be read.
+    """
+    source = list_images(images)
+    directions = encode_contrast(model, texts, against)
+    bad: list[tuple[str, str]] = []
+    with staged_folder(out, overwrite=overwrite) as folder:
+        for index, name in enumerate(source.names):
+            try:
+                found = draw_heatmaps(model, source.open(index), texts, directions)
+            except ImageError as error:
+                bad.append((name, str(error)))
+                check_bad(bad, len(source), 0.01)
+                continue
+            for number, one in enumerate(found):
+                inner = folder / folder_name(number, one.text) if len(texts) > 1 else folder
+                path = inner / f"{index:05d}-{Path(name).stem}.png"
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(encode_image_file(cut(one.values).astype(np.uint8) * 255, "PNG"))
+            if progress is not None:
+                progress(index + 1, len(source))
+    return len(source) - len(bad)
+
+
+def folder_name(number: int, text: str) -> str:
+    """A name that any file system takes: `2-a-red-circle`."""
+    plain = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text.lower())
+    return f"{number}-{plain.strip('-')[:48]}"
+
+
+def cut(heat: Float[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """What lies above the mean of the positive part; nothing where the model saw nothing."""
+    clipped = np.nan_to_num(heat).clip(0)
+    return clipped > clipped.mean()
+
+
+def evaluate_segmentation(
+    model: Model,
+    dataset: MaskedImages,
+    *,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Segment every image for the class that the model itself gives it, and compare with the true masks.
+
+    Pixels that the model's crop left out are not counted.
+
+    Returns:
+        `pixel_accuracy`, `mean_iou`, `mean_ap`, in [0, 1].
+
+    Raises:
+        ImageError: If an image or a mask cannot be read.
+    """
+    weights = compute_class_weights(model, classes, templates).double()
+    directions = weights - weights.mean(0)
+    heads = last_heads(model)
+    seen = compute_seen(model, directions, heads)
+
+    def pairs() -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        for index in range(len(dataset.source)):
+            image = dataset.source.open(index)
+            pixels = model.preprocess(image)[None]
+            chosen = int((model.encode_image(pixels).cpu().double() @ weights.T).argmax())
+            one = {layer: part[:, chosen : chosen + 1] for layer, part in seen.items()}
+            shares = compute_token_shares(model, pixels, directions[chosen][None], heads=heads, seen=one)
+            cells = shares.on_image()[0, ..., 0].sum(0).double().numpy()
+            yield find_view(model.preprocess, image.size).project(cells), dataset.mask(index)
+            if progress is not None:
+                progress(index + 1, len(dataset.source))
+
+    return score_heatmaps(pairs())
+
+
+def score_heatmaps(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """The three figures of heatmaps `[height, width]` (NaN: not seen) against masks (1, 0, -1: not known).
+
+    Raises:
+        ImageError: If a mask has another size than its heatmap, or there are no images.
+    """
+    right = labelled = 0
+    inter, union, precisions = np.zeros(2), np.zeros(2), []
+    for heat, mask in pairs:
+        if heat.shape != mask.shape:
+            raise ImageError(f"cannot compare with the mask: it is {mask.shape}, the image {heat.shape} pixels.")
+        known = (mask >= 0) & ~np.isnan(heat)
+        predicted, true = cut(heat)[known], mask[known] > 0
+        right, labelled = right + int((predicted == true).sum()), labelled + int(known.sum())
+        for side in (0, 1):
+            inter[side] += ((predicted == side) & (true == side)).sum()
+            union[side] += ((predicted == side) | (true == side)).sum()
+        precisions.append(_mean_precision(np.nan_to_num(heat).clip(0)[known], true))
+    if not labelled:
+        raise ImageError("cannot measure: no image has a mask. Give a folder with `images` and `masks`.")
+    mean_iou = float((inter / np.maximum(union, 1)).mean())
+    return {"pixel_accuracy": right / labelled, "mean_iou": mean_iou, "mean_ap": float(np.mean(precisions))}
+
+
+def _mean_precision(heat: np.ndarray, true: np.ndarray) -> float:
+    """Average precision over foreground and background together, as the papers pool both: scores `h` and `1 - h`."""
+    scaled = (heat - heat.min()) / (heat.max() - heat.min() or 1.0)
+    return compute_average_precision(np.concatenate([1 - scaled, scaled]), np.concatenate([~true, true]))
+
+
+def compute_average_precision(scores: Float[np.ndarray, " pixel"], true: Bool[np.ndarray, " pixel"]) -> float:
+    """Sum of precision times the step in recall over all thresholds; equal scores share one. 0 without positives."""
+    if not true.any():
+        return 0.0
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    hits = np.cumsum(true[order])[last]
+    return float((np.diff(hits, prepend=0) * hits / (last + 1)).sum() / hits[-1])
+
+
+def load_masked_images(path: str | Path) -> MaskedImages:
+    """A folder with `images` and `masks` (equal names; non-zero is the object), `gtsegs_ijcv.mat`, or `demo`.
+
+    Raises:
+        ImageError: If there is no such layout, or an image has no mask.
+    """
+    if path == "demo":
+        return demo_masked_images()
+    path = Path(path)
+    if path.suffix == ".mat":
+        return _from_matlab(path)
+    if not (path / "images").is_dir() or not (path / "masks").is_dir():
+        raise ImageError(
+            f"cannot read masks from {path}: it needs the folders `images` and `masks`, or give gtsegs_ijcv.mat."
+        )
+    source = list_images(path / "images")
+    masks = {file.relative_to(path / "masks").with_suffix(""): file for file in sorted((path / "masks").rglob("*")) if file.suffix.lower() in SUFFIXES}  # fmt: skip
+    missing = next((name for name in source.names if Path(name).with_suffix("") not in masks), None)
+    if missing is not None:
+        raise ImageError(
+            f"cannot read masks from {path}: {missing} has none. Add masks/{Path(missing).with_suffix('.png')}."
+        )
+
+    def mask(index: int) -> np.ndarray:
+        found = np.asarray(open_image(masks[Path(source.names[index]).with_suffix("")]))
+        return (found.max(2) > 0).astype(np.int8)
+
+    return MaskedImages(source, mask)
+
+
+def demo_masked_images(count: int = 512, seed: int = DEMO_SEED) -> MaskedImages:
+    """Balanced scenes of the embedded world with the true masks of its renderer; others than any split has by default."""
+    scenes = world.draw_balanced_scenes(count, seed)
+    return MaskedImages(render_source(scenes), lambda index: world.render_mask(scenes[index]).astype(np.int8))
+
+
+def _from_matlab(path: Path) -> MaskedImages:
+    """ImageNet-Segmentation (Guillaumin et al., 2014): a MATLAB 7.3 file, which is HDF5, of references to arrays."""
+    try:
+        import h5py
+    except ImportError:
+        raise ImageError(f"cannot read {path}: h5py is missing. pip install h5py.") from None
+    try:
+        file = h5py.File(path, "r")
+        images, masks = file["value/img"], file["value/gt"]
+        count = images.shape[0]
+    except (OSError, KeyError, AttributeError) as error:
+        raise ImageError(f"cannot read {path}: {error}. Give gtsegs_ijcv.mat as published.") from None
+
+    def read(index: int) -> Image.Image:
+        return Image.fromarray(np.asarray(file[images[index, 0]]).transpose(2, 1, 0).astype(np.uint8))
+
+    def mask(index: int) -> np.ndarray:
+        inner = file[masks[index, 0]]
+        return (np.asarray(file[inner[0, 0]]).T > 0).astype(np.int8)
+
+    return MaskedImages(ImageSource(tuple(f"{path.name}[{i}]" for i in range(count)), read), mask)

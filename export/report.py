@@ -1,0 +1,170 @@
+"""report: one self-contained HTML page on a folder that `remove-heads` wrote. No script, no network, nothing unescaped."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from ..editor.components import HeadId
+from ..editor.concepts import Concept, list_concepts, load_concept, load_texts
+from ..editor.errors import ExportError
+from ..editor.files import staged_file
+from ..editor.images import ImageSource, list_images
+from ..editor.model import Model, load_model
+from ..editor.recipe import Recipe, load_recipe
+from ..editor.scan import Progress, Scan, load_scan
+from ..editor.scores import HeadScore, score_heads
+from ..editor.textspan import text_span
+from .head_cards import PICTURED, Edit, HeadCard, Pictures, build_cards, collect_pictures
+from .report_figures import build_measures, describe_edit, describe_result
+from .verify import REPORT_NAME as VERIFICATION_NAME
+
+NAME, TEXTS, MOST_BYTES = "report.html", 8, 5_000_000
+
+
+def write_report(
+    folder: str | Path,
+    *,
+    base: Model | None = None,
+    images: str | Path | ImageSource | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the report of a folder that `remove-heads` or `apply` wrote.
+
+    Args:
+        base: The unedited model; by default the one that the folder's scan or recipe names is loaded.
+        images: Where to look for the images that excite heads most; by default the demo's for the demo model, else none.
+        out: By default `report.html` in the folder.
+
+    Raises:
+        RecipeError, ModelError, StatisticsError: If the folder's files cannot be read.
+        ExportError: If the folder holds no recipe, or the file cannot be written.
+    """
+    folder = Path(folder)
+    if not (folder / "recipe.yaml").is_file():
+        raise ExportError(f"cannot report on {folder}: it has no recipe.yaml. Give a folder that `remove-heads` wrote.")
+    recipe = load_recipe(folder)
+    scan = load_scan(folder / "scan.safetensors") if (folder / "scan.safetensors").is_file() else None
+    base = base or _load_base(recipe, scan)
+    given = images if images is not None else "demo" if base.name == "demo" else None
+    source = list_images(given) if given is not None else None
+    edit = Edit(recipe, base, load_model(str(folder)), scan, source)
+    return render_report(edit, _read_checks(folder), Path(out) if out else folder / NAME, progress=progress)
+
+
+def _load_base(recipe: Recipe, scan: Scan | None) -> Model:
+    named = recipe.document.base
+    return load_model(scan.model_name, scan.pretrained) if scan else load_model(named.model, named.pretrained)
+
+
+def render_report(edit: Edit, checks: Mapping[str, Any], out: Path, *, progress: Progress | None = None) -> Path:
+    """Write the page.
+
+    Args:
+        checks: What `verification.json` holds; empty if nothing was verified.
+
+    Raises:
+        ExportError: If the file cannot be written.
+    """
+    concept = find_concept(edit.recipe, edit.base)
+    scores = _score(edit, concept)
+    cards, pictures = _collect_cards(edit, scores, progress)
+    page = _environment().get_template("report.html.jinja").render(
+        title=f"{edit.base.name} without {concept.name}" if concept else f"{edit.base.name}, edited",
+        result=describe_result(edit.recipe.document.measured),
+        sentence=describe_edit(edit.recipe, edit.base.name, concept, scores),
+        measures=build_measures(edit.recipe.document.measured),
+        grid=_layers(cards), cards=cards, strongest=max([abs(card.score) for card in cards] or [0.0]) or 1.0,
+        concept=concept, thumbnails=pictures.thumbnails, checks=checks, provenance=_provenance(edit),
+        recipe=yaml.safe_dump(edit.recipe.document.model_dump(mode="json", exclude_defaults=True, exclude={"measured"}),
+                              sort_keys=False, allow_unicode=True, width=100),
+    )  # fmt: skip
+    with staged_file(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return out
+
+
+def find_concept(recipe: Recipe, base: Model) -> Concept | None:
+    """The concept that a recipe removes: that of its steps' texts, else the one its name says."""
+    for step in recipe.document.steps:
+        if step.texts and len(step.texts) > 1:
+            return Concept(name=step.concept or recipe.document.name, texts=step.texts)
+    name = next((step.concept for step in recipe.document.steps if step.concept), None)
+    name = name or recipe.document.name.removeprefix("remove-")
+    return load_concept(name, base.folder) if name in list_concepts(base.folder) else None
+
+
+def _score(edit: Edit, concept: Concept | None) -> list[HeadScore]:
+    if edit.scan is None or concept is None:
+        return []
+    return [row for row in score_heads(edit.scan, edit.base, concept=concept) if "H" in row.component]
+
+
+def _collect_cards(
+    edit: Edit, scores: Sequence[HeadScore], progress: Progress | None
+) -> tuple[list[HeadCard], Pictures]:
+    """Cards of all scanned heads; those edited, and the next by score, with pictures."""
+    if edit.scan is None:
+        return [], Pictures()
+    pool = load_texts(model_folder=edit.base.folder)
+    labels = text_span(edit.scan, edit.base, texts=pool, texts_per_head=min(TEXTS, edit.base.tower.d_head))
+    names = list(dict.fromkeys([*edit.recipe.heads, *(row.component for row in scores), *labels]))
+    heads = [HeadId.parse(name) for name in names if name in labels][: max(PICTURED, len(edit.recipe.heads))]
+    pictures = collect_pictures(edit, labels, heads, progress=progress)
+    return build_cards(edit.recipe, labels, scores, pictures), pictures
+
+
+def _layers(cards: Sequence[HeadCard]) -> list[list[HeadCard]]:
+    """Cards by layer, the last layer first: as a network is drawn."""
+    layers = sorted({card.head.layer for card in cards}, reverse=True)
+    return [[card for card in cards if card.head.layer == layer] for layer in layers]
+
+
+def _provenance(edit: Edit) -> dict[str, str]:
+    import open_clip
+    import torch
+
+    from .. import __version__
+
+    document = edit.recipe.document
+    found = {
+        "base model": f"{document.base.model} {document.base.pretrained or ''}".strip(),
+        "base weights, SHA-256": document.base.weights_hash or "unknown",
+        "edited weights, SHA-256": edit.edited.weights_hash,
+        "effect": document.effect,
+        "made with": f"clipedit {__version__}, open_clip {open_clip.__version__}, torch {torch.__version__}",
+    }
+    if document.calibration:
+        found["calibration images"] = f"{document.calibration.images}"
+        found["calibration fingerprint"] = document.calibration.fingerprint
+    if document.fold:
+        found["distilled constant"] = (
+            f"residual {document.fold.residual:.1e} of the solve for the bias, length of the bias {document.fold.bias_norm:.3g}"
+        )
+    if edit.scan:
+        found["scanned layers"] = ", ".join(map(str, edit.scan.layers))
+    return found
+
+
+def _read_checks(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / VERIFICATION_NAME).read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) and isinstance(found.get("checks"), list) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("clipedit.export", "templates"),
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    return environment

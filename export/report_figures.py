@@ -1,0 +1,128 @@
+"""What a report says in figures: its sentences, and the bars of before, after and control."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..editor.concepts import Concept
+from ..editor.evaluate import GROUP
+from ..editor.recipe import Recipe, Step
+from ..editor.scores import HeadScore
+
+_ROWS = {
+    "before": "unedited",
+    "control": "random heads removed",
+    "output_projection": "texts projected out, no heads",
+    "after": "this edit",
+}
+_MEASURES = {
+    "worst_group": ("Worst group", "the group that is served worst"),
+    "worst_group_listed": ("Worst group, listed", "places that the concept's texts name"),
+    "worst_group_held_out": ("Worst group, held out", "places that nobody listed"),
+    "overall": ("Overall", "all images"),
+    "mean_of_groups": ("Mean of groups", "every group weighs the same"),
+    "retention": ("Retention", "a task that should stay as it was"),
+    "place_accuracy": ("Place", "how well the removed concept is still read: lower is better"),
+}
+_VERBS = {"mean-ablate": "replaced by their mean", "zero-ablate": "set to zero", "scale": "scaled",
+          "project-out": "projected onto what the concept's texts do not say"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One row of a figure, in [0, 1]."""
+
+    kind: str
+    label: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measure, with a bar a model."""
+
+    title: str
+    note: str
+    bars: tuple[Bar, ...]
+
+    def value(self, kind: str) -> float | None:
+        """The value of one bar, if it was measured."""
+        return next((bar.value for bar in self.bars if bar.kind == kind), None)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """`main`: figures of the whole; `groups`: one a group, the worst before the edit first."""
+
+    main: tuple[Figure, ...] = ()
+    groups: tuple[Figure, ...] = ()
+
+
+def build_measures(measured: Mapping[str, Any] | None) -> Measures:
+    """Figures from what a recipe holds of them; whatever is no share in [0, 1] is left out."""
+    rows = {kind: row for kind, row in (measured or {}).items() if kind in _ROWS and isinstance(row, Mapping)}
+    keys = list(dict.fromkeys(key for row in rows.values() for key in row))
+    known = [key for key in _MEASURES if key in keys]
+    others = [key for key in keys if key not in _MEASURES and not str(key).startswith(GROUP)]
+    main = [_figure(*_MEASURES[key], rows, key) for key in known] + [_figure(str(key), "", rows, key) for key in others]
+    groups = [_figure(key.removeprefix(GROUP), "", rows, key) for key in keys if str(key).startswith(GROUP)]
+    groups.sort(key=lambda figure: figure.value("before") or 0.0)
+    return Measures(tuple(figure for figure in main if figure.bars), tuple(figure for figure in groups if figure.bars))
+
+
+def describe_result(measured: Mapping[str, Any] | None) -> str:
+    """The finding in one sentence; empty if nothing was measured."""
+    for figure in build_measures(measured).main:
+        before, after, control = (figure.value(kind) for kind in ("before", "after", "control"))
+        if "Worst group" in figure.title and before is not None and after is not None:
+            beside = f" (random heads: {control:.0%})" if control is not None else ""
+            held_out = next((f for f in build_measures(measured).main if "held out" in f.title), None)
+            if held_out is not None and held_out is not figure:
+                return f"{describe_change(figure)}; {describe_change(held_out)}."
+            return f"The worst group went from {before:.0%} to {after:.0%}{beside}."
+    return ""
+
+
+def describe_change(figure: Figure) -> str:
+    """`Worst group, listed: 65% to 94% (random heads: 72%)`."""
+    before, after, control = (figure.value(kind) for kind in ("before", "after", "control"))
+    beside = f" (random heads: {control:.0%})" if control is not None else ""
+    return f"{figure.title}: {before:.0%} to {after:.0%}{beside}" if before is not None and after is not None else ""
+
+
+def describe_edit(recipe: Recipe, model: str, concept: Concept | None, scores: Sequence[HeadScore]) -> str:
+    """What was removed and why, in one sentence."""
+    parts = [_describe_step(step) for step in recipe.document.steps]
+    what = "; ".join(part for part in parts if part) or "Nothing was changed"
+    if not concept or not scores or not recipe.heads:
+        return f"{what}."
+    held = sum(row.concept for row in scores if row.component in recipe.heads)
+    return (
+        f"{what}: of all that {model} says about {concept.name} (the variance of its embeddings along the concept's "
+        f"{len(concept.texts)} texts), {'these heads add' if len(recipe.heads) > 1 else 'this head adds'} {held:.0%}."
+    )
+
+
+def _describe_step(step: Step) -> str:
+    strength = f" at strength {step.strength:g}" if step.strength != 1 else ""
+    if step.target == "heads":
+        noun = "head was" if len(step.heads) == 1 else "heads were"
+        return (
+            f"{len(step.heads)} attention {noun} {_VERBS.get(step.operation, f'edited by {step.operation}')}{strength}"
+            if step.heads
+            else ""
+        )
+    where = "the image embedding" if step.target == "output" else "all text embeddings"
+    return f"the texts of {step.concept or 'the concept'} were projected out of {where}{strength}"
+
+
+def _figure(title: str, note: str, rows: Mapping[str, Mapping[str, Any]], key: str) -> Figure:
+    bars = [Bar(kind, label, float(rows[kind][key])) for kind, label in _ROWS.items() if _is_share(rows.get(kind), key)]
+    return Figure(title, note, tuple(bars))
+
+
+def _is_share(row: Mapping[str, Any] | None, key: str) -> bool:
+    value = (row or {}).get(key)
+    return isinstance(value, int | float) and 0 <= value <= 1
