@@ -112,7 +112,7 @@ class Change:
         below = recorded[self.inputs[0]]
         with torch.enable_grad():
             grid = torch.zeros(
-                len(below), 1, *below.shape[2:], dtype=below.dtype, device=below.device, requires_grad=True
+                below.shape[0], 1, *below.shape[2:], dtype=below.dtype, device=below.device, requires_grad=True
             )
             return torch.autograd.grad(self.pool(grid), grid, above)[0]
 

@@ -265,9 +265,9 @@ class StagedTower:
         layer = self.plan.layers[index]
         # [image x window, slot, channel] -> [image, slot, channel], as the module has them
         held = as_tokens(recorded[layer.projection], layer.channels_last)
-        held = held.reshape(len(spread), -1, held.shape[-1])
+        held = held.reshape(spread.shape[0], -1, held.shape[-1])
         tokens = spread.shape[2] * spread.shape[3]
-        mean = spread.new_full((len(spread), 1, tokens), 1 / tokens)
+        mean = spread.new_full((spread.shape[0], 1, tokens), 1 / tokens)
         weights = F.pad(torch.cat([spread.flatten(2), mean], dim=1), (0, 1))
         slots = layer.slots(*spread.shape[2:]).to(weights.device)
         contracted = (weights[:, :, slots] @ held).unflatten(2, (layer.n_heads, -1))
