@@ -576,7 +576,12 @@ def evaluate(
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="A model: a folder, `demo`, or an open_clip name.")],
-    target: Annotated[str, typer.Option(help="`open-clip`, `onnx`, `torch-export` or `patch`.")],
+    target: Annotated[
+        str,
+        typer.Option(
+            help="`open-clip`, `hf`, `sentence-transformers`, `immich`, `fastembed`, `transformers-js`, `triton`, `onnx`, `torch-export` or `patch`."
+        ),
+    ],
     out: OutOption = DEFAULT_OUT,
     pretrained: PretrainedOption = None,
     precision: Annotated[PrecisionChoice, typer.Option(help="Of the weights.")] = "fp32",

@@ -22,7 +22,7 @@ from .towers import Tower
 from .weights import ReadTensor, copy_with_tensors, hash_checkpoint, tensor_reader
 
 _COMPANIONS = frozenset({".json", ".txt", ".model", ".md"})
-_NOT_OF_THE_BASE = ("verification.json",)
+_NOT_OF_THE_BASE = ("verification.json", "README.md")
 
 
 def apply_recipe(recipe: Recipe, model: Model, *, scan: Scan | None = None, force: bool = False) -> Model:

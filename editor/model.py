@@ -103,11 +103,7 @@ class Model:
     @cached_property
     def preprocess(self) -> Callable[[Image.Image], Tensor]:
         """PIL image to pixels `[3, height, width]`: the model's own resize, crop and normalisation."""
-        if "timm_cfg" in self.config:
-            return timm_transform(self.config["preprocess_cfg"])
-        keys = PreprocessCfg.__dataclass_fields__
-        config = PreprocessCfg(**{k: v for k, v in self.config["preprocess_cfg"].items() if k in keys})
-        return image_transform_v2(config, is_train=False)  # pyright: ignore[reportReturnType]
+        return build_preprocess(self.config)
 
     @cached_property
     def tokenizer(self) -> Callable[[list[str]], Tensor]:
@@ -246,6 +242,15 @@ def load_model(name: str, pretrained: str | None = None, *, device: str = "cpu")
         f"cannot load model {name!r}: it is neither `demo`, nor a folder, nor a name of open_clip or timm. "
         f"{nearest_names(name, [*open_clip.list_models(), 'demo'])}"
     )
+
+
+def build_preprocess(config: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
+    """From a `Model.config` to a function from a PIL image to pixels `[3, height, width]`."""
+    if "timm_cfg" in config:
+        return timm_transform(config["preprocess_cfg"])
+    keys = PreprocessCfg.__dataclass_fields__
+    known = PreprocessCfg(**{key: value for key, value in config["preprocess_cfg"].items() if key in keys})
+    return image_transform_v2(known, is_train=False)  # pyright: ignore[reportReturnType]
 
 
 def find_checkpoint(folder: Path) -> Path:

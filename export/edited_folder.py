@@ -10,6 +10,7 @@ from ..editor.images import ImageSource
 from ..editor.model import BASE_FOLDER, Model
 from ..editor.recipe import Recipe
 from ..editor.scan import Scan
+from .model_card import write_model_card
 from .open_clip_folder import write_open_clip_folder
 from .reference import write_reference
 from .timm_folder import write_timm_folder
@@ -47,6 +48,7 @@ def write_edited_model(
             scan.save(folder / "scan.safetensors")
         plain = "timm" if "timm_cfg" in model.config else "open-clip"
         target = "clipedit" if recipe.document.effect == "direct" else plain
+        write_model_card(edited, folder, target=target)
         write_reference(edited, folder, target=target, images=images)
         return verify_in_child(folder)
 

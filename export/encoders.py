@@ -26,21 +26,29 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token ids to embeddings, unnormalised; `padded_to` is the context that shorter inputs are filled up to."""
+    """Token ids to embeddings, unnormalised; `fitted_to` is the context that inputs of other lengths are brought to."""
 
-    def __init__(self, model: Model, *, padded_to: int | None = None):
+    def __init__(self, model: Model, *, fitted_to: int | None = None):
         super().__init__()
         self.module: Any = copy.copy(model.module)
         children = {name: child for name, child in model.module.named_children() if name != "visual"}
         self.module.__dict__["_modules"] = children
-        self.padded_to = padded_to
+        self.fitted_to = fitted_to
+        self.end: int = getattr(model.tokenizer, "eot_token_id", 0)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        if self.padded_to is not None:
-            # Text towers pool at the end-of-text token under a causal mask: padding after it changes nothing.
-            padding = torch.zeros_like(tokens[:, :1]).expand(-1, self.padded_to)
-            tokens = torch.cat([tokens, padding], dim=1)[:, : self.padded_to]
+        if self.fitted_to is not None:
+            tokens = self._fit(tokens, self.fitted_to)
         return self.module.encode_text(tokens.long(), normalize=False)
+
+    def _fit(self, tokens: Tensor, context: int) -> Tensor:
+        """Padded or cut to the context. Towers pool at the end of the text, under a causal mask: what follows changes nothing."""
+        padding = torch.zeros_like(tokens[:, :1]).expand(-1, context)
+        tokens = torch.cat([tokens, padding], dim=1)[:, :context]
+        # transformers.js cuts the end of the text off where it cuts at all.
+        endless = (tokens != self.end).all(dim=1, keepdim=True)
+        last = torch.where(endless, torch.full_like(tokens[:, :1], self.end), tokens[:, -1:])
+        return torch.cat([tokens[:, :-1], last], dim=1)
 
 
 class Normalised(nn.Module):

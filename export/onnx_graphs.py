@@ -33,8 +33,8 @@ def write_graphs(model: Model, folder: Path, profile: Profile) -> None:
         write_graph(encoder, pixels, folder, profile.visual)
         _lower(folder, profile, profile.visual, lambda source, spec: collect_calibration_images(model, source))
     if profile.textual is not None:
-        padded_to = tokens.shape[1] if profile.textual.dynamic_length else None
-        encoder = TextEncoder(model, padded_to=padded_to)
+        fitted_to = tokens.shape[1] if profile.textual.dynamic_length else None
+        encoder = TextEncoder(model, fitted_to=fitted_to)
         write_graph(prune_heads(encoder) if profile.prune else encoder, tokens, folder, profile.textual)
         _lower(folder, profile, profile.textual, lambda source, spec: collect_calibration_texts(model, spec.integer))
 
@@ -50,7 +50,7 @@ def _lower(
 ) -> None:
     """Quantise a graph on disk, if that was asked for."""
     if spec.precision == "int8":
-        quantize_graph(folder / spec.file, collect(profile.calibration, spec) if profile.calibration else None)
+        quantize_graph(folder / spec.path, collect(profile.calibration, spec) if profile.calibration else None)
 
 
 def write_graph(encoder: nn.Module, example: Tensor, folder: Path, spec: GraphSpec) -> None:
@@ -59,7 +59,7 @@ def write_graph(encoder: nn.Module, example: Tensor, folder: Path, spec: GraphSp
     Args:
         example: An input of batch 2; token ids are cast to the spec's integer type.
     """
-    path = folder / spec.file
+    path = folder / spec.path
     path.parent.mkdir(parents=True, exist_ok=True)
     encoder = HalfPrecision(encoder) if spec.precision == "fp16" else encoder
     size = sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())

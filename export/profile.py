@@ -19,7 +19,8 @@ class GraphSpec:
     """One ONNX graph: one input, one output.
 
     Attributes:
-        file: Path inside the export folder; of models over 2 GB the weights lie beside it, in `<file>.data`.
+        file: Path inside the export folder; `{suffix}` is `_fp16` or `_quantized` in these precisions. Of models over 2 GB
+            the weights lie beside it, in `<file>.data`.
         integer: The type of token ids; image graphs take float32.
         batch: A fixed batch size, or None for a dynamic batch axis.
         dynamic_length: Token sequences of any length; they are padded or cut to the context inside the graph.
@@ -37,6 +38,11 @@ class GraphSpec:
     precision: Precision = "fp32"
     opset: int = 18
 
+    @property
+    def path(self) -> str:
+        """`file` at this precision."""
+        return self.file.format(suffix={"fp32": "", "fp16": "_fp16", "int8": "_quantized"}[self.precision])
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -48,6 +54,8 @@ class Profile:
         sidecars: The files beside the graphs or weights.
         precisions: Those the writer can write; `precision` is the one asked for.
         prune: Leave out heads that write a constant.
+        resizing: The least mean cosine between embeddings of images that the consumer resized and that the model's own
+            preprocessing did. Some crop by another rounding, one pixel aside; transformers.js filters differently.
         calibration: Images whose ranges of activations make int8 static; without them it is dynamic.
     """
 
@@ -58,6 +66,7 @@ class Profile:
     sidecars: tuple[str, ...] = ()
     precisions: tuple[Precision, ...] = ("fp32",)
     precision: Precision = "fp32"
+    resizing: float = 0.9999
     prune: bool = False
     calibration: ImageSource | None = None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from ..demo import world
 from ..editor.errors import ImageError, ModelError, VerificationError
 from ..editor.files import save_tensors
 from ..editor.images import ImageSource, list_images, render_source
-from ..editor.model import Model
+from ..editor.model import Model, build_preprocess
 from ..editor.weights import load_tensors
 from .precision import FORCED, LIMITS, Limits
 from .verify import REFERENCE_NAME
@@ -31,9 +32,11 @@ TEXTS = ("a photo of a bird", "a photo of a circle", "a city street", "the ocean
 @dataclass(frozen=True)
 class Reference:
     """Inputs and expected answers. `tensors`: `image_N` uint8 `[height, width, 3]`, `tokens`, and the embeddings
-    `image_embedding` (of a classifier, logits), `text_embedding`, and of the unedited model `base_image_embedding`, `base_text_embedding`."""
+    `image_embedding` (of a classifier, logits), `text_embedding`, and of the unedited model `base_image_embedding`, `base_text_embedding`.
+    `config`: as `Model.config`. `options`: what was asked for, `precision` among it."""
 
     target: str
+    config: dict[str, Any]
     texts: tuple[str, ...]
     tensors: dict[str, Tensor]
     options: dict[str, Any]
@@ -49,6 +52,14 @@ class Reference:
         names.sort(key=lambda name: int(name[6:]))
         return [Image.fromarray(self.tensors[name].numpy()) for name in names]
 
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Pixels `[3, height, width]`, by the model's own preprocessing."""
+        return build_preprocess(self.config)(image)
+
+    def pixels(self) -> Float[Tensor, "image 3 height width"]:
+        """All images, preprocessed."""
+        return torch.stack([self.preprocess(image) for image in self.images()])
+
 
 def write_reference(
     model: Model,
@@ -60,12 +71,16 @@ def write_reference(
 ) -> None:
     """Answer a few images and texts with the model in memory, and with its base if it was edited.
 
+    A model read from a folder has no base in memory: what its own reference says of the base is taken over, with the images.
+
     Args:
         options: What was asked for beyond the target: `precision`, and what the report should say of it.
     """
     asked = {"precision": "fp32", **(options or {})}
     count = IMAGES if asked["precision"] == "fp32" else IMAGES_LOWER
-    opened = _open_some(list_images(images) if images is not None else _rendered(count), count)
+    earlier = _find_earlier(model, count) if images is None and model.base is None else None
+    source = list_images(images) if images is not None else _rendered(count)
+    opened = earlier.images() if earlier else _open_some(source, count)
     pixels = torch.stack([model.preprocess(image) for image in opened])
     tensors = {f"image_{i}": torch.from_numpy(np.array(image)) for i, image in enumerate(opened)}
     if model.has_texts:
@@ -75,7 +90,10 @@ def write_reference(
             tensors[f"{prefix}image_embedding"] = answer_images(which, pixels).cpu()
         if which is not None and model.has_texts:
             tensors[f"{prefix}text_embedding"] = which.encode_text(list(TEXTS)).cpu()
-    save_tensors(folder / REFERENCE_NAME, tensors, KIND, {"target": target, "texts": TEXTS, "options": asked})
+    if earlier is not None:
+        tensors |= {name: tensor for name, tensor in earlier.tensors.items() if name.startswith("base_")}
+    described = {"target": target, "config": model.config, "texts": TEXTS, "options": asked}
+    save_tensors(folder / REFERENCE_NAME, tensors, KIND, described)
 
 
 def answer_images(model: Model, pixels: Tensor) -> Tensor:
@@ -94,11 +112,20 @@ def load_reference(folder: Path) -> Reference:
         tensors, described = load_tensors(folder / REFERENCE_NAME, KIND)
         # References of before there were options are of fp32.
         options = {"precision": "fp32", **described.get("options", {})}
-        return Reference(described["target"], tuple(described["texts"]), tensors, options)
+        return Reference(described["target"], described["config"], tuple(described["texts"]), tensors, options)
     except (ModelError, KeyError, TypeError) as error:
         raise VerificationError(
             f"cannot verify {folder}: {error} Give a folder that `clipedit export` wrote."
         ) from None
+
+
+def _find_earlier(model: Model, count: int) -> Reference | None:
+    """The reference in the model's folder, if it asks the same."""
+    if model.folder is None or not (model.folder / REFERENCE_NAME).is_file():
+        return None
+    found = load_reference(model.folder)
+    usable = found.texts == TEXTS and "base_image_embedding" in found.tensors and len(found.images()) >= count
+    return found if usable else None
 
 
 def _rendered(count: int) -> ImageSource:

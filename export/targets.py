@@ -9,16 +9,28 @@ from ..editor.errors import ExportError, nearest_names
 from ..editor.files import require_free_folder, staged_folder
 from ..editor.images import ImageSource, list_images
 from ..editor.model import Model
-from . import onnx_folder, open_clip_folder, patch, torch_program
+from . import (
+    fastembed_folder,
+    hf_folder,
+    immich_folder,
+    onnx_folder,
+    open_clip_folder,
+    patch,
+    sentence_transformers_folder,
+    torch_program,
+    transformers_js_folder,
+    triton_repository,
+)
+from .model_card import write_model_card
 from .profile import Precision, Profile, require_graphs, require_precision
 from .prune import require_constant_heads
-from .reference import write_reference
+from .reference import Reference, write_reference
 from .reproduce import write_record
 from .verify import Check, verify_in_child
 
-PROFILES: dict[str, Profile] = {
-    module.PROFILE.target: module.PROFILE for module in (open_clip_folder, onnx_folder, torch_program, patch)
-}
+_WRITERS = (open_clip_folder, hf_folder, sentence_transformers_folder, immich_folder, fastembed_folder,
+            transformers_js_folder, triton_repository, onnx_folder, torch_program, patch)  # fmt: skip
+PROFILES: dict[str, Profile] = {writer.PROFILE.target: writer.PROFILE for writer in _WRITERS}
 
 
 def require_target(target: str, precision: Precision = "fp32") -> Profile:
@@ -31,6 +43,12 @@ def require_target(target: str, precision: Precision = "fp32") -> Profile:
         raise ExportError(f"unknown target {target!r}. {nearest_names(target, PROFILES)}")
     require_precision(PROFILES[target], precision)
     return PROFILES[target].at(precision)
+
+
+def find_profile(reference: Reference) -> Profile:
+    """The profile that an export was written by; edited folders of other kinds are plain, as open_clip's are."""
+    profile = PROFILES.get(reference.target, PROFILES["open-clip"])
+    return profile.at(reference.options["precision"])
 
 
 def export_model(
@@ -70,6 +88,7 @@ def export_model(
     with staged_folder(Path(out), overwrite=overwrite) as folder:
         profile.write(model, folder, profile)
         write_record(model, folder, profile, options)
+        write_model_card(model, folder, target=target, precision=precision)
         write_reference(model, folder, target=target, images=images, options=options)
         return verify_in_child(folder)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,175 +15,79 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..editor.errors import ClipeditError
-from ..editor.model import Model
-from .reference import Reference, answer_images, load_reference
+from .consumers import Consumer, load_consumer
+from .reference import Reference, load_reference
+from .targets import find_profile
 from .verify import Check
 
 DISTANCE = 1e-4
 
 
-@dataclass(frozen=True)
-class Consumer:
-    """An export, loaded: each function gives unnormalised embeddings of a batch; of a classifier, logits, and no texts."""
-
-    runtime: str
-    encode_images: Callable[[Tensor], Tensor]
-    encode_texts: Callable[[Tensor], Tensor] | None
-    pixels: Float[Tensor, "image 3 height width"]
-    tokens: Tensor | None
-
-
-def load_open_clip(folder: Path, reference: Reference) -> Consumer:
-    """Load by `open_clip.create_model_and_transforms`, preprocessing and tokenizer included."""
-    import open_clip
-
-    name = f"local-dir:{folder}"
-    created: Any = open_clip.create_model_and_transforms(name)
-    module, _, preprocess = created
-    pixels = torch.stack([preprocess(image) for image in reference.images()])
-    tokens = open_clip.get_tokenizer(name)(list(reference.texts))
-    module.eval()
-    # Named, since CoCa normalises unless it is told not to.
-    encoders = [functools.partial(encode, normalize=False) for encode in (module.encode_image, module.encode_text)]
-    return Consumer(f"open_clip {open_clip.__version__}", encoders[0], encoders[1], pixels, tokens)
-
-
-def load_timm(folder: Path, reference: Reference) -> Consumer:
-    """Load by `timm.create_model`, with the evaluation transform that timm makes from the folder."""
-    import timm
-    from timm.data.config import resolve_data_config
-    from timm.data.transforms_factory import create_transform
-
-    module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    transform: Any = create_transform(**resolve_data_config(model=module), is_training=False)
-    pixels = torch.stack([transform(image) for image in reference.images()])
-    return Consumer(f"timm {timm.__version__}", module, None, pixels, None)
-
-
-def load_clipedit(folder: Path, reference: Reference) -> Consumer:
-    """Load by `clipedit.load_model`: a base with a direct edit."""
-    from .. import __version__
-    from ..editor.model import load_model
-
-    return _wrap(load_model(str(folder)), f"clipedit {__version__}", reference)
-
-
-def _wrap(model: Model, runtime: str, reference: Reference) -> Consumer:
-    pixels = torch.stack([model.preprocess(image) for image in reference.images()])
-    if not model.has_texts:
-        return Consumer(runtime, functools.partial(answer_images, model), None, pixels, None)
-    tokens = model.tokenizer(list(reference.texts))
-    encode_texts = functools.partial(model.module.encode_text, normalize=False)
-    return Consumer(runtime, model.encode_image, encode_texts, pixels, tokens)
-
-
-def load_patch(folder: Path, reference: Reference) -> Consumer:
-    """Apply the patch to the base that it names, as `clipedit apply` does."""
-    from .. import __version__
-    from ..editor.apply import apply_recipe
-    from ..editor.model import load_model
-    from ..editor.recipe import load_recipe
-
-    recipe = load_recipe(folder)
-    base = recipe.document.base
-    return _wrap(apply_recipe(recipe, load_model(base.model, base.pretrained)), f"clipedit {__version__}", reference)
-
-
-def load_onnx(folder: Path, reference: Reference) -> Consumer:
-    """Load both graphs with ONNX Runtime; preprocessing as `clip.json` says."""
-    import onnxruntime
-
-    # TF32 would cost more than the tolerance.
-    options = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
-    providers = [(name, options[name]) for name in options if name in onnxruntime.get_available_providers()]
-    onnxruntime.set_default_logger_severity(4)
-    session_options = build_session_options(reference)
-    visual, textual = (onnxruntime.InferenceSession(folder / name, session_options, providers=providers)
-                       for name in ("visual.onnx", "textual.onnx"))  # fmt: skip
-
-    def runner(session: onnxruntime.InferenceSession) -> Callable[[Tensor], Tensor]:
-        name = session.get_inputs()[0].name
-        return lambda batch: torch.from_numpy(session.run(None, {name: batch.numpy()})[0])
-
-    pixels = _preprocess_by_sidecar(folder, reference)
-    runtime = f"onnxruntime {onnxruntime.__version__} on {visual.get_providers()[0]}"
-    return Consumer(runtime, runner(visual), runner(textual), pixels, reference.tensors["tokens"])
-
-
-def build_session_options(reference: Reference) -> Any:
-    """ONNX Runtime's defaults; for half precision one level of optimisation less, which can crash the CPU provider there."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    if reference.options["precision"] == "fp16":
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    return options
-
-
-def load_torch_program(folder: Path, reference: Reference) -> Consumer:
-    """Load both programs with `torch.export.load`; preprocessing as `clip.json` says."""
-    from .torch_program import TEXTUAL_NAME, VISUAL_NAME
-
-    visual, textual = (torch.export.load(folder / name).module() for name in (VISUAL_NAME, TEXTUAL_NAME))
-    pixels = _preprocess_by_sidecar(folder, reference)
-    return Consumer(f"torch {torch.__version__}", visual, textual, pixels, reference.tensors["tokens"])
-
-
-def _preprocess_by_sidecar(folder: Path, reference: Reference) -> Tensor:
-    from open_clip.transform import PreprocessCfg, image_transform_v2
-
-    from .onnx_folder import SIDECAR_NAME
-
-    sidecar = json.loads((folder / SIDECAR_NAME).read_text(encoding="utf-8"))
-    preprocess: Any = image_transform_v2(PreprocessCfg(**sidecar["preprocess_cfg"]), is_train=False)
-    return torch.stack([preprocess(image) for image in reference.images()])
-
-
-CONSUMERS = {
-    "open-clip": load_open_clip,
-    "timm": load_timm,
-    "clipedit": load_clipedit,
-    "onnx": load_onnx,
-    "torch-export": load_torch_program,
-    "patch": load_patch,
-}
-
-
 @torch.no_grad()
-def compute_checks(consumer: Consumer, reference: Reference) -> list[Check]:
-    """Batches of one and of all, twice; against the edited model, and away from the base."""
-    checks, found = [], {}
-    limits, exact = reference.limits, reference.options["precision"] == "fp32"
-    for kind, encode, batch in (("image", consumer.encode_images, consumer.pixels),
-                                ("text", consumer.encode_texts, consumer.tokens)):  # fmt: skip
-        if encode is None or batch is None:
-            continue
-        expected = reference.tensors[f"{kind}_embedding"]
-        whole, again = encode(batch).float(), encode(batch).float()
-        single = torch.cat([encode(batch[i : i + 1]).float() for i in range(len(batch))])
-        scale = expected.norm(dim=1, keepdim=True)
-        found[kind] = whole
-        for size, answer in ((len(batch), whole), (1, single)):
-            distance = float(((answer - expected) / scale).abs().max())
-            cosine = F.cosine_similarity(answer, expected)
-            if exact:
-                checks.append(Check(f"{kind}, batch {size}, worst difference / norm", distance, "<=", DISTANCE))
-            else:
-                checks.append(Check(f"{kind}, batch {size}, mean cosine", float(cosine.mean()), ">=", limits.cosine))
-            checks.append(Check(f"{kind}, batch {size}, worst cosine", float(cosine.min()), ">=", limits.cosine))
-        checks.append(Check(f"{kind}, second run, worst difference", float((whole - again).abs().max()), "<=", 0.0))
-    agreement = (_classify(found) == _classify({k: reference.tensors[f"{k}_embedding"] for k in found})).float().mean()
-    checks.append(
-        Check(
-            "zero-shot agreement" if "text" in found else "agreement of the classes",
-            float(agreement),
-            ">=",
-            limits.agreement,
-        )
-    )
+def compute_checks(consumer: Consumer, reference: Reference, *, resizing: float) -> list[Check]:
+    """Batches of one and of all, twice; the consumer's own preprocessing; against the edited model, and away from the base.
+
+    Args:
+        resizing: The least mean cosine for images that the consumer resized and cropped itself.
+    """
+    pixels, texts = reference.pixels(), list(reference.texts)
+    asked: dict[str, tuple[Callable[[Any], Tensor], Any]] = {"image": (consumer.encode_images, pixels)}
+    asked |= {"text": (consumer.embed_texts, texts)} if consumer.embed_texts else {}
+    expected = {kind: _expected(reference, kind, consumer) for kind in asked}
+    found, checks = {}, []
+    for kind, (encode, inputs) in asked.items():
+        found[kind], compared = _compare(kind, encode, inputs, expected[kind], reference)
+        checks += compared
+    checks += _compare_preprocessing(consumer, reference, expected["image"], resizing)
+    agreement = (_classify(found) == _classify(expected)).float().mean()
+    name = "zero-shot agreement" if "text" in found else "agreement of the classes"
+    checks.append(Check(name, float(agreement), ">=", reference.limits.agreement))
     if "base_image_embedding" in reference.tensors:
-        checks.append(_distance_to_base(found, reference))
+        checks.append(_distance_to_base(found, expected, reference))
     return checks
+
+
+def _expected(reference: Reference, kind: str, consumer: Consumer) -> Float[Tensor, "input d_embed"]:
+    embeddings = reference.tensors[f"{kind}_embedding"]
+    return F.normalize(embeddings, dim=1) if consumer.normalised else embeddings
+
+
+def _compare(
+    kind: str,
+    encode: Callable[[Any], Tensor],
+    inputs: Sequence[Any] | Tensor,
+    expected: Float[Tensor, "input d_embed"],
+    reference: Reference,
+) -> tuple[Float[Tensor, "input d_embed"], list[Check]]:
+    whole, again = encode(inputs).float(), encode(inputs).float()
+    single = torch.cat([encode(inputs[i : i + 1]).float() for i in range(len(inputs))])
+    scale, limit, checks = expected.norm(dim=1, keepdim=True), reference.limits.cosine, []
+    for size, answer in ((len(inputs), whole), (1, single)):
+        distance = float(((answer - expected) / scale).abs().max())
+        cosine = F.cosine_similarity(answer, expected)
+        if reference.options["precision"] == "fp32":
+            checks.append(Check(f"{kind}, batch {size}, worst difference / norm", distance, "<=", DISTANCE))
+        else:
+            checks.append(Check(f"{kind}, batch {size}, mean cosine", float(cosine.mean()), ">=", limit))
+        checks.append(Check(f"{kind}, batch {size}, worst cosine", float(cosine.min()), ">=", limit))
+    checks.append(Check(f"{kind}, second run, worst difference", float((whole - again).abs().max()), "<=", 0.0))
+    return whole, checks
+
+
+def _compare_preprocessing(
+    consumer: Consumer, reference: Reference, expected: Float[Tensor, "image d_embed"], resizing: float
+) -> list[Check]:
+    """Images of the model's size need no resizing: there every consumer agrees. Larger ones are resized by rules that differ."""
+    images, limit = reference.images(), reference.limits.cosine
+    height, width = reference.pixels().shape[2:]
+    sized = [image.resize((width, height)) for image in images]
+    ours = consumer.encode_images(torch.stack([reference.preprocess(image) for image in sized])).float()
+    worst = float(F.cosine_similarity(consumer.embed_images(sized).float(), ours).min())
+    mean = float(F.cosine_similarity(consumer.embed_images(images).float(), expected).mean())
+    return [
+        Check("image, normalised by the consumer, worst cosine", worst, ">=", limit),
+        Check("image, resized by the consumer, mean cosine", mean, ">=", min(resizing, limit)),
+    ]
 
 
 def _classify(embeddings: dict[str, Tensor]) -> Tensor:
@@ -193,16 +96,15 @@ def _classify(embeddings: dict[str, Tensor]) -> Tensor:
     return (embeddings["image"] @ F.normalize(embeddings["text"], dim=1).T).argmax(1)
 
 
-def _distance_to_base(found: dict[str, Tensor], reference: Reference) -> Check:
+def _distance_to_base(found: dict[str, Tensor], expected: dict[str, Tensor], reference: Reference) -> Check:
     """The export must be as far from the unedited model as the edit is: saving the unedited one is the usual mistake."""
 
     def distance(which: dict[str, Tensor], kind: str) -> float:
-        base = reference.tensors[f"base_{kind}_embedding"]
-        return float((which[kind] - base).norm() / base.norm())
+        base = F.normalize(reference.tensors[f"base_{kind}_embedding"], dim=1)
+        return float((F.normalize(which[kind], dim=1) - base).norm() / base.norm())
 
-    edited = {kind: reference.tensors[f"{kind}_embedding"] for kind in found}
-    kind = max(found, key=lambda kind: distance(edited, kind))
-    return Check(f"{kind}, distance to the unedited model", distance(found, kind), ">=", 0.5 * distance(edited, kind))
+    kind = max(found, key=lambda kind: distance(expected, kind))
+    return Check(f"{kind}, distance to the unedited model", distance(found, kind), ">=", 0.5 * distance(expected, kind))
 
 
 def main() -> None:
@@ -210,8 +112,9 @@ def main() -> None:
     folder = Path(sys.argv[1])
     try:
         reference = load_reference(folder)
-        consumer = CONSUMERS[reference.target](folder, reference)
-        checks = compute_checks(consumer, reference)
+        profile = find_profile(reference)
+        consumer = load_consumer(folder, reference, profile)
+        checks = compute_checks(consumer, reference, resizing=profile.resizing)
     except ClipeditError as error:
         sys.exit(str(error))
     answer = {"target": reference.target, "runtime": consumer.runtime, "options": reference.options,

@@ -86,6 +86,7 @@ def test_the_onnx_sidecar_says_what_a_caller_needs(onnx_folder: Path) -> None:
     assert sidecar["preprocess_cfg"]["mean"] == [0.5, 0.5, 0.5]
     assert {path.name for path in onnx_folder.iterdir()} == {
         "visual.onnx", "textual.onnx", "clip.json", "reproduce", "verification.json", "verification.safetensors",
+        "README.md", "example.png",
     }  # fmt: skip
 
 

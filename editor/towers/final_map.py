@@ -46,7 +46,7 @@ class FinalMap:
 
     def extend(self, final: Float[Tensor, "image width"]) -> Float[Tensor, "image d_model"]:
         """`f`."""
-        return torch.cat([final, final.new_ones(len(final), 1)], 1) if self.has_bias else final
+        return torch.cat([final, final.new_ones(final.shape[0], 1)], 1) if self.has_bias else final
 
     def readout(self) -> Float[Tensor, "d_model d_embed"]:
         """`P`, float64."""

@@ -37,7 +37,7 @@ class MeanPool:
 
     def weights(self, normed: Float[Tensor, "image token width"]) -> Float[Tensor, "image 1 token"]:
         """`1 / N`."""
-        return normed.new_ones(()).expand(len(normed), 1, normed.shape[1]) / normed.shape[1]
+        return normed.new_ones(()).expand(normed.shape[0], 1, normed.shape[1]) / normed.shape[1]
 
     def pool(
         self, normed: Float[Tensor, "image token width"], weights: Float[Tensor, "image copy token"]

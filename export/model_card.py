@@ -1,0 +1,94 @@
+"""The model card: README.md of an export, with code that loads it in its consumer and the answers that it should print."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch.nn.functional as F
+from PIL import Image
+
+from .. import __version__
+from ..demo import world
+from ..editor.images import render_source
+from ..editor.model import Model
+from ..editor.recipe import Base, Recipe
+from .immich_folder import immich_name
+
+CARD_NAME, EXAMPLE_NAME, EXAMPLE_TEXT = "README.md", "example.png", "a photo of a circle"
+
+
+class _Verbatim(str):
+    """Our own text, which is not escaped."""
+
+
+_ROWS = {"before": "unedited", "after": _Verbatim("**edited**"), "control": "random heads, ten draws",
+         "output_projection": "texts projected out, no heads"}  # fmt: skip
+
+
+def write_model_card(model: Model, folder: Path, *, target: str, precision: str = "fp32") -> None:
+    """Write `README.md`, and `example.png` of which it prints the embedding.
+
+    Models without a text tower get none. Whatever comes from the recipe or from file names is escaped: it stays text.
+    """
+    if not model.has_texts:
+        return
+    recipe, name = model.recipe, immich_name(model)
+    height, width = model.image_shape
+    example = render_source(world.draw_balanced_scenes(1, seed=1)).open(0).resize((width, height))
+    example.save(folder / EXAMPLE_NAME)
+    rows = _measured_rows(recipe.document.measured if recipe else None)
+    loader = jinja2.PackageLoader("clipedit.export", "cards")
+    environment = jinja2.Environment(
+        loader=loader, finalize=_escape, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    card = environment.get_template("card.md.j2").render(
+        target=target,
+        precision=precision,
+        dtype={"fp32": "fp32", "fp16": "fp16", "int8": "q8"}[precision],
+        version=__version__,
+        title=name.replace("__", " "),
+        name=_Verbatim(name),
+        load_base=_Verbatim(_base_arguments(recipe)),
+        document=recipe.document if recipe else None,
+        rows=rows,
+        columns=list(dict.fromkeys(column for row in rows.values() for column in row)),
+        expected=_expected_lines(model, example),
+    )
+    (folder / CARD_NAME).write_text(card, encoding="utf-8")
+
+
+def _base_arguments(recipe: Recipe | None) -> str:
+    """What `load_model` is given for the base, as Python."""
+    base = recipe.document.base if recipe else Base(model="")
+    return ", ".join(json.dumps(value) for value in (base.model, base.pretrained) if value is not None)
+
+
+def _expected_lines(model: Model, example: Image.Image) -> list[str]:
+    image = F.normalize(model.encode_image(model.preprocess(example)[None])[0], dim=0)
+    text = F.normalize(model.encode_text([EXAMPLE_TEXT])[0], dim=0)
+    spelled = [" ".join(f"{x:.4f}" for x in embedding[:4].tolist()) for embedding in (image, text)]
+    return [f"image  {spelled[0]}", f"text   {spelled[1]}", f"cosine {float(image @ text):.4f}"]
+
+
+def _measured_rows(measured: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
+    """The table of a recipe's figures: rows of numbers only, under the names people read."""
+    found = {}
+    for name, row in (measured or {}).items():
+        numbers = (
+            {k: float(v) for k, v in row.items() if isinstance(v, int | float)} if isinstance(row, Mapping) else {}
+        )
+        if numbers:
+            found[_ROWS.get(name, name)] = {key.replace("_", " "): value for key, value in numbers.items()}
+    return found
+
+
+def _escape(value: Any) -> Any:
+    """Text without the characters that Markdown, HTML or YAML act on, on one line."""
+    if not isinstance(value, str) or isinstance(value, _Verbatim):
+        return value
+    return re.sub(r"([\\`*_\[\]<>|#{}$&])", r"\\\1", " ".join(value.split()))

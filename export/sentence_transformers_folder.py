@@ -1,0 +1,29 @@
+"""Target `sentence-transformers`: the files of target `hf` in the module that `SentenceTransformer` loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..editor.model import Model
+from .hf_folder import SIDECARS, write_hf
+from .profile import Profile
+
+MODULE = "0_CLIPModel"
+
+
+def write_sentence_transformers(model: Model, folder: Path, profile: Profile) -> None:
+    """Write `modules.json` and the folder of its one module."""
+    (folder / MODULE).mkdir()
+    write_hf(model, folder / MODULE, profile)
+    module = {"idx": 0, "name": "0", "path": MODULE, "type": "sentence_transformers.models.CLIPModel"}
+    (folder / "modules.json").write_text(json.dumps([module], indent=2) + "\n", encoding="utf-8")
+
+
+PROFILE = Profile(
+    target="sentence-transformers",
+    write=write_sentence_transformers,
+    sidecars=("modules.json", *(f"{MODULE}/{name}" for name in SIDECARS)),
+    precisions=("fp32", "fp16"),
+    resizing=0.95,
+)
