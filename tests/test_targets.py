@@ -160,11 +160,12 @@ CROPS = [*PHOTOS, PHOTOS[0].crop((0, 0, 301, 200)), PHOTOS[1].crop((100, 50, 357
 def test_photographs_resized_by_the_consumer_give_nearly_the_same(
     target: str, tolerance: float, edited: clipedit.Model, load
 ) -> None:  # type: ignore[no-untyped-def]
-    """Measured: open_clip and ONNX 1.000; hf, sentence-transformers and fastembed .974 (a margin of an odd number of
-    pixels is cropped one pixel aside, at 64 x 64); transformers.js .905 (another filter)."""
+    """`pytest -s` prints what benchmarks/RESULTS.md says: where a margin is odd, some crop one pixel aside; sharp filters otherwise."""
     expected = edited.encode_image(torch.stack([edited.preprocess(photo) for photo in CROPS]))
     found = load(target).embed_images(CROPS).float()
-    assert F.cosine_similarity(found, expected).mean() > tolerance
+    similarity = F.cosine_similarity(found, expected)
+    print(f"{target}: mean {similarity.mean():.4f}, worst {similarity.min():.4f}")
+    assert similarity.mean() > tolerance
     assert F.cosine_similarity(found, expected.roll(1, 0)).mean() < 0.8
 
 
@@ -183,7 +184,9 @@ def test_immich_crops_photographs_nearly_alike(edited: clipedit.Model, folders: 
         pixels.append(torch.from_numpy((np.asarray(cropped, dtype=np.float32) / 255 - config["mean"]) / config["std"]))
     found = edited.encode_image(torch.stack(pixels).permute(0, 3, 1, 2).float())
     expected = edited.encode_image(torch.stack([edited.preprocess(photo) for photo in CROPS]))
-    assert F.cosine_similarity(found, expected).mean() > 0.95
+    similarity = F.cosine_similarity(found, expected)
+    print(f"immich: mean {similarity.mean():.4f}, worst {similarity.min():.4f}")
+    assert similarity.mean() > 0.95
 
 
 def test_immich_finds_what_it_opens(folders: dict[str, Path]) -> None:
@@ -316,7 +319,7 @@ def test_the_card_has_the_figures_and_what_users_wrote_stays_text(edited: cliped
     hostile = "x | <script>alert(1)</script> [a](http://b)\n# heading `c` {{ 7 * 7 }}"
     document = recipe.document.model_copy(update={"name": hostile, "description": hostile})
     figures = {**recipe.document.measured, hostile: {"worst_group": 0.25}}
-    edited = replace(edited, recipe=replace(recipe, document=document).with_measured(figures))
+    edited = replace(edited, applied=replace(recipe, document=document).with_measured(figures))
     write_model_card(edited, tmp_path, target="hf")
     card = (tmp_path / "README.md").read_text()
     assert (

@@ -1,0 +1,120 @@
+"""What a target cannot hold is refused with the reason, before anything is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import clipedit
+from clipedit.editor.images import demo_calibration_source
+from clipedit.editor.model import demo_folder
+from clipedit.export.edited_folder import write_edited_model
+from clipedit.export.immich_folder import immich_name
+from clipedit.export.model_card import write_model_card
+from clipedit.export.reference import load_reference, write_reference
+from clipedit.export.targets import PROFILES, require_target
+
+
+def write_variant(folder: Path, section: str | None = None, **changes: object) -> Path:
+    """The demo model under another configuration, with the weights that fit both."""
+    shutil.copytree(demo_folder(), folder)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    part = config["preprocess_cfg"] if section == "preprocess_cfg" else config["model_cfg"]
+    (part[section] if section in ("vision_cfg", "text_cfg") else part).update(changes)
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("target", "section", "changes", "message"),
+    [
+        ("hf", "vision_cfg", {"pool_type": "avg"}, "the image tower pools by 'avg'"),
+        ("transformers-js", "text_cfg", {"no_causal_mask": True}, "reads what follows the end of the text"),
+        ("immich", "text_cfg", {"pool_type": "last"}, "the text tower pools by 'last'"),
+        ("fastembed", "preprocess_cfg", {"resize_mode": "longest"}, "images are resized by 'longest'"),
+    ],
+)
+def test_models_that_a_target_cannot_hold(
+    target: str, section: str, changes: dict, message: str, tmp_path: Path
+) -> None:
+    model = clipedit.load_model(str(write_variant(tmp_path / "model", section, **changes)))
+    with pytest.raises(
+        clipedit.ExportError, match=f"cannot export to {target}: .*{message}.*Use --target open-clip or onnx"
+    ):
+        clipedit.export_model(model, tmp_path / "out", target=target)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_tokenizer_that_is_not_clips_is_refused(tmp_path: Path) -> None:
+    model = clipedit.load_model("demo")
+    model.__dict__["tokenizer"] = type(
+        "HFTokenizer", (), {"__call__": lambda self, texts: torch.zeros(len(texts), 32)}
+    )()
+    for target in ("hf", "sentence-transformers", "fastembed", "transformers-js", "immich"):
+        with pytest.raises(clipedit.ExportError, match="the tokenizer is HFTokenizer"):
+            clipedit.export_model(model, tmp_path / "out", target=target)
+
+
+def test_a_direct_edit_is_refused_where_only_a_checkpoint_fits(
+    demo_model: clipedit.Model, demo_scan: clipedit.Scan, tmp_path: Path
+) -> None:
+    recipe = clipedit.make_recipe(demo_scan, demo_model, concept="location", effect="direct")
+    direct = clipedit.apply_recipe(recipe, demo_model)
+    for target in ("hf", "sentence-transformers", "open-clip"):
+        with pytest.raises(clipedit.ExportError, match=f"cannot export to {target}: .*direct edit.*--target onnx"):
+            clipedit.export_model(direct, tmp_path / "out", target=target)
+
+
+@pytest.mark.parametrize(("given", "meant"), [("huggingface", "Known: "), ("imich", "immich"), ("open_clip", "open-clip"),
+                                              ("transformersjs", "transformers-js")])  # fmt: skip
+def test_the_nearest_targets_are_named(given: str, meant: str) -> None:
+    with pytest.raises(clipedit.ExportError, match=f"unknown target '{given}'.*{meant}"):
+        require_target(given)
+
+
+def test_quick_gelu_reaches_transformers(tmp_path: Path) -> None:
+    import transformers
+
+    folder = write_variant(tmp_path / "model", quick_gelu=True)
+    quick, plain = clipedit.load_model(str(folder)), clipedit.load_model("demo")
+    profile = PROFILES["hf"]
+    (tmp_path / "out").mkdir()
+    profile.write(quick, tmp_path / "out", profile)
+    loaded = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
+    assert loaded.config.vision_config.hidden_act == loaded.config.text_config.hidden_act == "quick_gelu"
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        found = loaded.vision_model(pixel_values=pixels).pooler_output @ loaded.visual_projection.weight.T
+    assert (found - quick.encode_image(pixels)).abs().max() < 1e-4
+    assert (found - plain.encode_image(pixels)).abs().max() > 5e-3
+
+
+def test_an_edited_folder_passes_its_base_on_to_what_is_exported_from_it(
+    demo_model: clipedit.Model, demo_scan: clipedit.Scan, tmp_path: Path
+) -> None:
+    recipe = clipedit.make_recipe(demo_scan, demo_model, concept="location")
+    write_edited_model(recipe, demo_model, tmp_path / "edited", images=demo_calibration_source(8))
+    card = (tmp_path / "edited" / "README.md").read_text()
+    assert "local-dir:." in card and f"| recipe | {recipe.document.name} |" in card
+    model = clipedit.load_model(str(tmp_path / "edited"))
+    assert model.base is None and immich_name(model) == "demo"
+    (tmp_path / "out").mkdir()
+    write_reference(model, tmp_path / "out", target="hf")
+    found, earlier = load_reference(tmp_path / "out"), load_reference(tmp_path / "edited")
+    for name in ("base_image_embedding", "base_text_embedding", "image_0"):
+        assert torch.equal(found.tensors[name], earlier.tensors[name])
+    expected = demo_model.encode_image(found.pixels())
+    assert torch.allclose(found.tensors["base_image_embedding"], expected, atol=1e-4)
+
+
+def test_names_that_users_chose_cannot_leave_the_folder(demo_model: clipedit.Model, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    model = replace(demo_model, name="../../a b`$(x)`", pretrained="/etc/weights.safetensors")
+    assert immich_name(model) == "a_b___x____weights"
+    write_model_card(model, tmp_path, target="immich")
+    assert 'folder = "a_b___x____weights"' in (tmp_path / "README.md").read_text()
