@@ -60,7 +60,7 @@ class AlignedTower:
     ) -> Features:
         """The own tower's features of these groups; `final` is `[f, z^a]`, `embedding` is `z^a`."""
         features = self.own.collect_features(pixels, self._all_groups)
-        aligned = self.bias.to(features.final).expand(len(pixels), -1)
+        aligned = self.bias.to(features.final).expand(pixels.shape[0], -1)
         for name, readouts in self._aligned_readouts.items():
             aligned = aligned + torch.einsum("cek,ick->ie", readouts.to(features.final), features.groups[name])
         wanted = {group.name for group in groups}
