@@ -143,7 +143,6 @@ def compute_distilled_readout(
         name, index = place(part)
         target += statistics.groups[name].ug[index][:, fitted].T @ readout.T - gram[:, -1:] * offset
     ridge = 1e-6 * gram.trace() / len(gram) * torch.eye(len(gram)).double()
-    # Not `torch.linalg.solve`: its LU was seen to give wrong answers with several threads.
     change = -torch.cholesky_solve(target, torch.linalg.cholesky(gram + ridge)) if edits or parts else target
     return tower.readout() + change[:-1], change[-1]
 

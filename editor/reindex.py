@@ -81,7 +81,6 @@ def compute_embedding_map(recipe: Recipe, scan: Scan, model: Model) -> Embedding
     seen = read.T @ statistics.gg @ read
     cross = _cross_moments(recipe, scan, model) @ read
     eye = torch.eye(len(seen)).double()
-    # Not `torch.linalg.solve`: its LU was seen to give wrong answers with several threads.
     factor = torch.linalg.cholesky(seen + RIDGE * seen.trace() / len(seen) * eye)
     change = torch.cholesky_solve((cross - seen).T, factor).T
     return EmbeddingMap(eye + change, statistics.gg[-1] @ read / statistics.n)
