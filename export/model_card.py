@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..demo import world
 from ..editor.images import render_source
 from ..editor.model import Model
 from ..editor.recipe import Base, Recipe
+from ..editor.thresholds import ThresholdShift, format_threshold_shift
 from .immich_folder import immich_name
 
 CARD_NAME, EXAMPLE_NAME, EXAMPLE_TEXT = "README.md", "example.png", "a photo of a circle"
@@ -30,10 +31,13 @@ _ROWS = {"before": "unedited", "after": _Verbatim("**edited**"), "control": "ran
          "output_projection": "texts projected out, no heads"}  # fmt: skip
 
 
-def write_model_card(model: Model, folder: Path, *, target: str, precision: str = "fp32") -> None:
+def write_model_card(
+    model: Model, folder: Path, *, target: str, precision: str = "fp32", shift: Sequence[ThresholdShift] = ()
+) -> None:
     """Write `README.md`, and `example.png` of which it prints the embedding.
 
-    Models without a text tower get none. Whatever comes from the recipe or from file names is escaped: it stays text.
+    Models without a text tower get none. `shift` is how thresholds on cosines move. Whatever comes from the recipe or from file
+    names is escaped: it stays text.
     """
     if not model.has_texts:
         return
@@ -58,6 +62,7 @@ def write_model_card(model: Model, folder: Path, *, target: str, precision: str 
         rows=rows,
         columns=list(dict.fromkeys(column for row in rows.values() for column in row)),
         expected=_expected_lines(model, example),
+        shift=_Verbatim(format_threshold_shift(shift)) if shift else "",
     )
     (folder / CARD_NAME).write_text(card, encoding="utf-8")
 

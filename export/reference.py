@@ -19,12 +19,13 @@ from ..editor.errors import ImageError, ModelError, VerificationError
 from ..editor.files import save_tensors
 from ..editor.images import ImageSource, list_images, render_source
 from ..editor.model import Model, build_preprocess
+from ..editor.thresholds import ThresholdShift, compute_threshold_shift
 from ..editor.weights import load_tensors
 from .precision import FORCED, LIMITS, Limits
 from .verify import REFERENCE_NAME
 
 KIND = "clipedit-reference-1"
-IMAGES, IMAGES_LOWER = 8, 32
+IMAGES, IMAGES_LOWER, IMAGES_SHIFT = 8, 32, 32
 TEXTS = ("a photo of a bird", "a photo of a circle", "a city street", "the ocean", "something red", "written text",
          "a person", "a forest in winter")  # fmt: skip
 
@@ -32,7 +33,8 @@ TEXTS = ("a photo of a bird", "a photo of a circle", "a city street", "the ocean
 @dataclass(frozen=True)
 class Reference:
     """Inputs and expected answers. `tensors`: `image_N` uint8 `[height, width, 3]`, `tokens`, and the embeddings
-    `image_embedding` (of a classifier, logits), `text_embedding`, and of the unedited model `base_image_embedding`, `base_text_embedding`.
+    `image_embedding` (of a classifier, logits), `text_embedding`, and of the unedited model `base_image_embedding`, `base_text_embedding`;
+    `shift_before`, `shift_after` are those of more images, by both models.
     `config`: as `Model.config`. `options`: what was asked for, `precision` among it."""
 
     target: str
@@ -60,6 +62,14 @@ class Reference:
         """All images, preprocessed."""
         return torch.stack([self.preprocess(image) for image in self.images()])
 
+    def threshold_shift(self) -> list[ThresholdShift]:
+        """How cosines moved from the unedited to the edited model; nothing where the unedited one was not at hand."""
+        if "shift_before" not in self.tensors or "base_text_embedding" not in self.tensors:
+            return []
+        images = self.tensors["shift_before"], self.tensors["shift_after"]
+        texts = self.tensors["base_text_embedding"], self.tensors["text_embedding"]
+        return compute_threshold_shift(*images, *texts, quantiles=(0.5, 0.9, 0.95))
+
 
 def write_reference(
     model: Model,
@@ -79,7 +89,7 @@ def write_reference(
     asked = {"precision": "fp32", **(options or {})}
     count = IMAGES if asked["precision"] == "fp32" else IMAGES_LOWER
     earlier = _find_earlier(model, count) if images is None and model.base is None else None
-    source = list_images(images) if images is not None else _rendered(count)
+    source = list_images(images) if images is not None else _rendered(IMAGES_SHIFT)
     opened = earlier.images() if earlier else _open_some(source, count)
     pixels = torch.stack([model.preprocess(image) for image in opened])
     tensors = {f"image_{i}": torch.from_numpy(np.array(image)) for i, image in enumerate(opened)}
@@ -90,8 +100,11 @@ def write_reference(
             tensors[f"{prefix}image_embedding"] = answer_images(which, pixels).cpu()
         if which is not None and model.has_texts:
             tensors[f"{prefix}text_embedding"] = which.encode_text(list(TEXTS)).cpu()
+    if model.base is not None and model.has_texts:
+        more = torch.stack([model.preprocess(image) for image in _open_some(source, IMAGES_SHIFT)])
+        tensors |= {"shift_before": model.base.encode_image(more).cpu(), "shift_after": model.encode_image(more).cpu()}
     if earlier is not None:
-        tensors |= {name: tensor for name, tensor in earlier.tensors.items() if name.startswith("base_")}
+        tensors |= {name: tensor for name, tensor in earlier.tensors.items() if name.startswith(("base_", "shift_"))}
     described = {"target": target, "config": model.config, "texts": TEXTS, "options": asked}
     save_tensors(folder / REFERENCE_NAME, tensors, KIND, described)
 

@@ -24,7 +24,7 @@ from . import (
 from .model_card import write_model_card
 from .profile import Precision, Profile, require_graphs, require_precision
 from .prune import require_constant_heads
-from .reference import Reference, write_reference
+from .reference import Reference, load_reference, write_reference
 from .reproduce import write_record
 from .verify import Check, verify_in_child
 
@@ -88,8 +88,9 @@ def export_model(
     with staged_folder(Path(out), overwrite=overwrite) as folder:
         profile.write(model, folder, profile)
         write_record(model, folder, profile, options)
-        write_model_card(model, folder, target=target, precision=precision)
         write_reference(model, folder, target=target, images=images, options=options)
+        shift = load_reference(folder).threshold_shift()
+        write_model_card(model, folder, target=target, precision=precision, shift=shift)
         return verify_in_child(folder)
 
 
