@@ -1,7 +1,7 @@
 """Align a shape classifier of the embedded world to the demo CLIP, and remove its location heads.
 
     python -m clipedit.demo.train_classifier --seed 0 --out classifier
-    python benchmarks/beyond_clip.py classifier [--images 2048] [--seed 0]
+    python benchmarks/beyond_clip.py classifier [--images 1024] [--seed 0]
 
 The number of heads is chosen on the validation split, by the places that the concept lists; what is printed is of the test
 split. The control is ten draws of as many random heads from the same layers.
@@ -71,7 +71,7 @@ def choose_heads(model: Model, aligned: Model, scanned: Scan) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("classifier", type=Path)
-    parser.add_argument("--images", type=int, default=2048)
+    parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -119,10 +119,10 @@ def main() -> None:
         "--trunk", default="demo", help="an open_clip folder of the demo's architecture, `demo` or `none`"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--usual-rate", type=float, default=0.9)
+    parser.add_argument("--learning-rate", type=float, default=7e-4)
+    parser.add_argument("--usual-rate", type=float, default=0.6)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     model = create_classifier(None if options.trunk == "none" else load_model(options.trunk))
