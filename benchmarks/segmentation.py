@@ -32,7 +32,7 @@ def attentions(model: Model, pixels: torch.Tensor) -> list[torch.Tensor]:
     tower = model.tower
     found, stream = [], model.module.visual._embeds(pixels)
     for block in model.module.visual.transformer.resblocks:
-        query, key, _ = tower._project(block, stream, last=False)
+        query, key, _ = tower._project(block, stream, None)
         found.append((query @ key.mT * tower.d_head**-0.5).softmax(-1)[0])
         stream = block(stream)
     return found
