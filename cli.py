@@ -434,7 +434,7 @@ def remove_heads(
     loaded = _load_model(model, pretrained, aligner or _aligner_of(scan))
     # Read before the images are: a misspelt name or a missing tokenizer must not cost a scan.
     loaded.tokenizer(["a photo"])
-    check_effect(effect, loaded)
+    check_effect(effect, loaded, output_strength=output_strength)
     spurious, kept = (load_concept(name, loaded.folder) if name else None for name in (concept, keep))
     chosen = {"heads": heads, "output_strength": output_strength}
     dataset = dataset or ("demo" if model == "demo" else None)

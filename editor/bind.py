@@ -53,7 +53,7 @@ def make_recipe(
     Raises:
         ConceptError, StatisticsError, RecipeError: As `select_by_text_difference` and `bind_recipe`.
     """
-    check_effect(effect, model)
+    check_effect(effect, model, output_strength=output_strength)
     plan = EditPlan(
         concept=concept if isinstance(concept, Concept) else load_concept(concept, model.folder),
         heads=heads,
@@ -147,8 +147,8 @@ def compute_distilled_readout(
     return tower.readout() + change[:-1], change[-1]
 
 
-def check_effect(effect: str, model: Model) -> None:
-    """Refuse an effect that the architecture cannot hold.
+def check_effect(effect: str, model: Model, *, output_strength: float | None = None) -> None:
+    """Refuse an effect that the architecture cannot hold, or a projection of the output that the effect cannot.
 
     Raises:
         RecipeError: Naming the effects that it can.
@@ -157,6 +157,8 @@ def check_effect(effect: str, model: Model) -> None:
     if reason is not None:
         others = " or ".join(f"--effect {other}" for other in EFFECTS if model.tower.why_not(other) is None)
         raise RecipeError(f"cannot make a {effect} edit of {model.name}: {reason}. Use {others}.")
+    if output_strength and not _holds_output(effect, model):
+        raise _output_error("output", model)
 
 
 def default_output_strength(effect: str, model: Model) -> float:
@@ -206,9 +208,7 @@ def _compose_projections(
         steps = [step for step in document.steps if step.target == target]
         if steps:
             if not (_holds_output(document.effect, model) if target == "output" else _has_projection(target, model)):
-                raise RecipeError(
-                    f"cannot edit the {target} of {model.name}: it has no final linear map there. Leave the step out."
-                )
+                raise _output_error(target, model)
             found[f"{target}.map"], offset = _compose_output_map(steps, model, labelled)
             if document.effect == "direct" and offset.any():
                 found[f"{target}.offset"] = offset
@@ -251,6 +251,13 @@ def _used_names(tensors: Mapping[str, Tensor], model: Model) -> dict[str, str]:
     outputs = {target for target in ("output", "texts") if f"{target}.map" in tensors}
     names = model.tower.tensor_names()
     return {key: name for key, name in names.items() if key.split(".")[0] in layers | outputs}
+
+
+def _output_error(target: str, model: Model) -> RecipeError:
+    return RecipeError(
+        f"cannot edit the {target} of {model.name}: it has no final linear map there. Leave the step out, or set "
+        "--output-strength 0."
+    )
 
 
 def _has_projection(target: str, model: Model) -> bool:

@@ -52,6 +52,7 @@ class Profile:
         write: Writes a model into an empty folder, as this profile says.
         visual, textual: The two graphs, or None where the consumer reads a checkpoint.
         sidecars: The files beside the graphs or weights.
+        needs_texts: Whether the consumer asks for a text tower, which bare vision transformers lack.
         precisions: Those the writer can write; `precision` is the one asked for.
         prune: Leave out heads that write a constant.
         resizing: The least mean cosine between embeddings of images that the consumer resized and that the model's own
@@ -64,6 +65,7 @@ class Profile:
     visual: GraphSpec | None = None
     textual: GraphSpec | None = None
     sidecars: tuple[str, ...] = ()
+    needs_texts: bool = True
     precisions: tuple[Precision, ...] = ("fp32",)
     precision: Precision = "fp32"
     resizing: float = 0.9999
@@ -104,6 +106,19 @@ def require_graphs(profile: Profile, option: str) -> None:
     if profile.visual is None:
         raise ExportError(
             f"cannot use {option} with {profile.target}: it holds a plain checkpoint, not a graph. Use --target onnx."
+        )
+
+
+def require_texts(profile: Profile, model: Model) -> None:
+    """Refuse a model without a text tower where the consumer asks for one.
+
+    Raises:
+        ExportError: Naming the target for such a model.
+    """
+    if profile.needs_texts and not model.has_texts:
+        raise ExportError(
+            f"cannot export {model.name} to {profile.target}: it has no text tower, which {profile.target} asks for. "
+            "Use --target timm."
         )
 
 

@@ -17,19 +17,20 @@ from . import (
     open_clip_folder,
     patch,
     sentence_transformers_folder,
+    timm_folder,
     torch_program,
     transformers_js_folder,
     triton_repository,
 )
 from .model_card import write_model_card
-from .profile import Precision, Profile, require_graphs, require_precision
+from .profile import Precision, Profile, require_graphs, require_precision, require_texts
 from .prune import require_constant_heads
 from .reference import Reference, load_reference, write_reference
 from .reproduce import write_record
 from .verify import Check, verify_in_child
 
 _WRITERS = (open_clip_folder, hf_folder, sentence_transformers_folder, immich_folder, fastembed_folder,
-            transformers_js_folder, triton_repository, onnx_folder, torch_program, patch)  # fmt: skip
+            transformers_js_folder, triton_repository, onnx_folder, torch_program, patch, timm_folder)  # fmt: skip
 PROFILES: dict[str, Profile] = {writer.PROFILE.target: writer.PROFILE for writer in _WRITERS}
 
 
@@ -79,6 +80,7 @@ def export_model(
         VerificationError: If a check fails; nothing is left under `out`.
     """
     profile = require_target(target, precision)
+    require_texts(profile, model)
     if prune:
         require_graphs(profile, "--prune")
     pruned = {"pruned": require_constant_heads(model)} if prune else {}

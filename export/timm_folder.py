@@ -10,8 +10,11 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..editor.errors import ExportError
 from ..editor.files import write_text
+from ..editor.model import Model
 from ..editor.timm_models import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME
+from .profile import Profile, require_plain
 
 
 def write_timm_folder(state: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> None:
@@ -19,3 +22,13 @@ def write_timm_folder(state: Mapping[str, Tensor], config: Mapping[str, Any], fo
     tensors = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
     save_file(tensors, folder / TIMM_WEIGHTS_NAME, metadata={"format": "pt"})
     write_text(folder / TIMM_CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+
+
+def _write(model: Model, folder: Path, _: Profile) -> None:
+    require_plain(model, "timm")
+    if "timm_cfg" not in model.config:
+        raise ExportError(f"cannot export {model.name} to timm: it is not a timm model. Use --target open-clip.")
+    write_timm_folder(model.stored_state(), model.config["timm_cfg"], folder)
+
+
+PROFILE = Profile(target="timm", write=_write, sidecars=(TIMM_CONFIG_NAME,), needs_texts=False)
