@@ -28,7 +28,6 @@ from .timm_models import (
     create_timm,
     create_timm_from_folder,
     describe_timm,
-    has_linear_classifier,
     is_timm_folder,
     is_timm_name,
     require_linear_classifier,
@@ -145,11 +144,6 @@ class Model:
     def has_texts(self) -> bool:
         """Whether there is a text tower, its own or that of the CLIP it is aligned to."""
         return self.alignment is not None or hasattr(self.module, "encode_text")
-
-    @property
-    def has_classifier(self) -> bool:
-        """Whether `classify` works: timm models with one linear layer after the representation."""
-        return "timm_cfg" in self.config and has_linear_classifier(self.module)
 
     @property
     def device(self) -> torch.device:

@@ -85,17 +85,13 @@ def timm_transform(preprocess: Mapping[str, Any]) -> Callable[..., torch.Tensor]
     return made
 
 
-def has_linear_classifier(module: Any) -> bool:
-    """Whether the checkpoint's classifier is one linear layer."""
-    return hasattr(module, "get_classifier") and isinstance(module.get_classifier(), nn.Linear)
-
-
 def require_linear_classifier(module: Any, name: str) -> nn.Linear:
     """The checkpoint's classifier.
 
     Raises:
         ModelError: If it has none that is one linear layer.
     """
-    if not has_linear_classifier(module):
+    found = module.get_classifier() if hasattr(module, "get_classifier") else None
+    if not isinstance(found, nn.Linear):
         raise ModelError(f"cannot classify with {name}: its checkpoint has no linear classifier.")
-    return module.get_classifier()
+    return found

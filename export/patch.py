@@ -24,4 +24,4 @@ def write_patch(model: Model, folder: Path) -> None:
     model.recipe.save(folder / RECIPE_NAME)
 
 
-PROFILE = Profile(target="patch", write=lambda model, folder, profile: write_patch(model, folder))
+PROFILE = Profile(target="patch", write=lambda model, folder, profile: write_patch(model, folder), needs_texts=False)

@@ -129,7 +129,10 @@ def test_a_checkpoint_file_says_how_many_classes_there_are(tmp_path: Path) -> No
     assert model.classify(torch.randn(1, 3, 160, 160)).shape == (1, 3)
     headless = {key: value for key, value in state.items() if not key.startswith("head.")}
     save_file(headless, tmp_path / "f.safetensors")
-    assert not clipedit.load_model("test_vit", pretrained=str(tmp_path / "f.safetensors")).has_classifier
+    with pytest.raises(clipedit.ModelError, match="no linear classifier"):
+        clipedit.load_model("test_vit", pretrained=str(tmp_path / "f.safetensors")).classify(
+            torch.randn(1, 3, 160, 160)
+        )
 
 
 @pytest.mark.parametrize(
