@@ -16,6 +16,7 @@ _HOMES = {
     "editor.bind": ("bind_recipe", "make_recipe"),
     "editor.components": ("ComponentId", "Decomposition", "HeadId"),
     "editor.concepts": ("Concept", "load_concept"),
+    "editor.diff": ("ModelDiff", "diff_models"),
     "editor.errors": (
         "AlignmentError",
         "ClipeditError",
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
     from .editor.components import HeadId as HeadId
     from .editor.concepts import Concept as Concept
     from .editor.concepts import load_concept as load_concept
+    from .editor.diff import ModelDiff as ModelDiff
+    from .editor.diff import diff_models as diff_models
     from .editor.errors import AlignmentError as AlignmentError
     from .editor.errors import ClipeditError as ClipeditError
     from .editor.errors import ConceptError as ConceptError

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -23,19 +24,24 @@ from rich.text import Text
 from .editor.errors import ClipeditError, ExportError, ModelError, RecipeError, StatisticsError
 
 if TYPE_CHECKING:
+    from .editor.completeness import CompletenessRow
     from .editor.datasets import LabelledImages
+    from .editor.diff import ModelDiff
     from .editor.directions import LabelledEmbeddings
     from .editor.model import Model
     from .editor.recipe import Recipe, RecipeDocument
     from .editor.reindex import EmbeddingMap
     from .editor.scan import Scan
     from .editor.selection import Evidence
+    from .editor.skew import RetrievalSet
     from .export.verify import Check
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Find the attention heads that carry a concept, remove them, and ship the repaired encoder.")  # fmt: skip
 concepts_app = typer.Typer(no_args_is_help=True, help="The concepts that can be removed.")
 app.add_typer(concepts_app, name="concepts")
+recipes_app = typer.Typer(no_args_is_help=True, help="The recipes that are shipped: published lists of heads.")
+app.add_typer(recipes_app, name="recipes")
 out_console, err_console = Console(), Console(stderr=True)
 
 ModelOption = Annotated[str, typer.Option("--model", help="`demo`, an open_clip name, a folder, or `hf:FOLDER`.")]
@@ -51,6 +57,11 @@ DirectionsOption = Annotated[
     int | None, typer.Option(min=1, help="Directions of the concept; by default what holds 90 % of it.")
 ]
 EffectChoice = Literal["distilled", "total", "direct"]
+LayoutChoice = Literal["table", "waterbirds", "folders", "celeba", "fairface", "counteranimal", "typographic"]
+TowerOption = Annotated[
+    Literal["image", "text"],
+    typer.Option(help="Which tower; with `text`, a file with a text a line stands in place of images."),
+]
 OperationChoice = Literal["mean-ablate", "zero-ablate", "scale", "project-out", "keep-only", "reweight"]
 AlongChoice = Literal["texts", "text-span", "pca", "labels"]
 EraseOption = Annotated[
@@ -101,8 +112,9 @@ def demo(out: OutOption = DEFAULT_OUT, overwrite: OverwriteOption = False, as_js
 
 @app.command("scan")
 def scan_command(
-    images: Annotated[str, typer.Argument(help="A folder, a CSV with a column of paths, or `demo`.")],
+    images: Annotated[str, typer.Argument(help="A folder, a CSV with a column of paths, or `demo`; with --tower text, a file of texts.")],
     model: ModelOption = "demo",
+    tower: TowerOption = "image",
     pretrained: PretrainedOption = None,
     aligner: AlignerOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("scan.safetensors"),
@@ -123,7 +135,9 @@ def scan_command(
     from .editor.scan import scan
 
     require_free_file(out, overwrite=overwrite)
-    loaded = _load_model(model, pretrained, aligner)
+    loaded = _load_model(model, pretrained, aligner).with_tower(tower)
+    if tower == "text" and keep_features:
+        raise typer.BadParameter("holds features of images", param_hint="--keep-features")
     chosen, kept = _parse_layers(layers, loaded), features_path(out) if keep_features else None
     if kept is not None:
         _say_features_size(kept, loaded, images, chosen, mlps)
@@ -133,7 +147,9 @@ def scan_command(
             workers=workers, max_bad=max_bad, keep_features=kept, progress=follow("scan"),
         )  # fmt: skip
     result.save(out)
-    _say(f"wrote {out}: {result.statistics.n} images, layers {result.layers[0]}-{result.layers[-1]}")
+    _say(
+        f"wrote {out}: {result.statistics.n} {'images' if tower == 'image' else 'texts'}, layers {result.layers[0]}-{result.layers[-1]}"
+    )
     _say_skipped(result)
     _print_next("which heads carry a concept", f"clipedit score {out} --concept location")
 
@@ -382,6 +398,7 @@ def remove_heads(
     concept: Annotated[str | None, typer.Option(help="What to remove: a concept's name or file. Only selectors that look at labels can do without.")] = None,
     keep: Annotated[str | None, typer.Option(help="A concept whose heads to spare.")] = None,
     model: ModelOption = "demo",
+    tower: TowerOption = "image",
     pretrained: PretrainedOption = None,
     images: Annotated[str | None, typer.Option(help="Unlabelled calibration images: a folder or a CSV.")] = None,
     scan: Annotated[Path | None, typer.Option(help="A scan made earlier, in place of --images.")] = None,
@@ -431,7 +448,8 @@ def remove_heads(
     require_apart(out, model, pretrained, images, scan, aligner, dataset, labelled, features)
     if plot is not None:
         require_plot(plot, overwrite=overwrite)
-    loaded = _load_model(model, pretrained, aligner or _aligner_of(scan))
+    _require_text_edit(tower, select, effect)
+    loaded = _load_model(model, pretrained, aligner or _aligner_of(scan)).with_tower(tower)
     # Read before the images are: a misspelt name or a missing tokenizer must not cost a scan.
     loaded.tokenizer(["a photo"])
     check_effect(effect, loaded, output_strength=output_strength)
@@ -452,8 +470,15 @@ def remove_heads(
         recipe = bind_recipe(document, scanned, loaded, labelled=erased)
         rows = _measure(recipe, scanned, loaded, dataset, follow, erased)
         recipe = _with_fidelity(recipe.with_measured(rows), scanned, loaded, dataset, images, follow, erased)
-        checks = write_edited_model(recipe, loaded, out, images=images, scan=scanned, overwrite=overwrite)
-        page = write_report(out, base=loaded, images=images, progress=follow("report")) if report else None
+        # Texts are no images to verify with.
+        checks = write_edited_model(
+            recipe, loaded, out, images=images if tower == "image" else None, scan=scanned, overwrite=overwrite
+        )
+        page = (
+            write_report(out, base=loaded, images=images, progress=follow("report"))
+            if report and tower == "image"
+            else None
+        )
     if plot is not None and "frontier" in (recipe.document.measured or {}):
         draw_frontier((recipe.document.measured or {})["frontier"], plot)
     _report_edit(recipe, out, checks, page, as_json=as_json)
@@ -461,7 +486,7 @@ def remove_heads(
 
 @app.command("apply")
 def apply_command(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, or a folder that holds one.")],
+    recipe: Annotated[Path, typer.Argument(help="A recipe, a folder that holds one, or a shipped one's name.")],
     model: ModelOption = "demo",
     pretrained: PretrainedOption = None,
     images: Annotated[str | None, typer.Option(help="Calibration images, for unbound recipes.")] = None,
@@ -469,6 +494,7 @@ def apply_command(
     labelled: LabelledOption = None,
     erase: EraseOption = None,
     split: SplitOption = None,
+    effect: Annotated[EffectChoice | None, typer.Option(help="How an unbound recipe enters the model.")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Apply to other weights than the recipe was made for.")
     ] = False,
@@ -482,6 +508,7 @@ def apply_command(
 
     require_apart(out, recipe, model, pretrained, images, scan)
     loaded = load_recipe(recipe)
+    loaded = loaded.with_effect(effect) if effect else loaded
     folder = _plain_checkpoint(model, pretrained)
     if loaded.is_bound and folder is not None:
         apply_to_folder(loaded, folder, out, force=force, overwrite=overwrite)
@@ -492,6 +519,25 @@ def apply_command(
         _apply_in_memory(loaded, base, images, scan, force, out, overwrite, erased)
     _say(f"wrote {out}: {model} with recipe {loaded.document.name} ({loaded.document.effect})")
     _print_next("for deployment", f"clipedit export {out} --target onnx -o {out}-onnx")
+
+
+@app.command("diff")
+def diff_command(
+    base: Annotated[str, typer.Argument(help="A folder, a safetensors file, `demo`, or `name:pretrained`.")],
+    edited: Annotated[str, typer.Argument(help="The same, of the edited model.")],
+    model: Annotated[str | None, typer.Option("--model", help="The architecture, where neither side says it.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what an edit changed, and whether anything else changed: exit 0 if nothing else did, else 1."""
+    from .editor.diff import diff_models
+
+    found = diff_models(base, edited, architecture=model)
+    if as_json:
+        _print_json({**vars(found), "same": found.same, "changed": [vars(change) for change in found.changed]})
+    else:
+        _print_diff(found)
+    if found.others:
+        _fail(f"error: {len(found.others)} things changed that no edit changes; the first: {found.others[0]}.")
 
 
 @app.command()
@@ -529,13 +575,15 @@ def reindex(
 @app.command()
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Models: `demo`, folders, or `name:pretrained`.")],
-    dataset: Annotated[str, typer.Option(help="`demo`, a folder with metadata.csv, a CSV, or a folder a class.")],
+    dataset: Annotated[str, typer.Option(help="`demo`, a CSV, or a folder: Waterbirds, CelebA, FairFace, CounterAnimal, typographic, or a folder a class.")],
     aligner: AlignerOption = None,
+    layout: Annotated[LayoutChoice | None, typer.Option(help="The layout, where it is not what is seen.")] = None,
     classes: Annotated[Path | None, typer.Option(help="A class a line: `value: words for the prompt`.")] = None,
     templates: Annotated[Path | None, typer.Option(help="A prompt a line, `{}` for the class.")] = None,
     label: Annotated[str | None, typer.Option(help="Column of classes.")] = None,
     group_by: Annotated[str, typer.Option(help="Columns that make groups, separated by commas.")] = "",
     split: Annotated[str | None, typer.Option(help="Value of the `split` column to keep.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="K of FairFace's MaxSkew@K.")] = 1000,
     retention: Annotated[str | None, typer.Option(help="A column with a second task, on which nothing should change.")] = None,
     segmentation: Annotated[bool, typer.Option("--segmentation", help="Segment instead: --dataset is a folder with `images` and `masks`, gtsegs_ijcv.mat, or `demo`.")] = False,
     control: Annotated[bool, typer.Option("--control", help="Beside each folder that `remove-heads` wrote, ten draws of random heads.")] = False,
@@ -547,6 +595,8 @@ def evaluate(
     from .editor.datasets import load_classes, load_labelled_images, load_lines
     from .editor.evaluate import DEFAULT_TEMPLATES
     from .editor.evaluate import evaluate as run
+    from .editor.layouts import load_dataset
+    from .editor.skew import RetrievalSet
 
     if segmentation:
         if label or group_by or split or retention or control:
@@ -554,13 +604,14 @@ def evaluate(
         _evaluate_segmentation(models, dataset, classes, templates, as_json=as_json)
         return
     columns = [name.strip() for name in group_by.split(",") if name.strip()]
-    task: str | LabelledImages = dataset
+    task: str | LabelledImages | RetrievalSet = dataset
     second = None
-    if dataset == "demo" and (classes or templates or label or columns or split or retention):
+    if dataset == "demo" and (classes or templates or label or columns or split or retention or layout):
         raise typer.BadParameter("the demo has its own classes, prompts and groups", param_hint="--dataset demo")
     if dataset != "demo":
         given = load_classes(classes) if classes else None
-        task = load_labelled_images(dataset, label=label, classes=given, group_by=columns, split=split)
+        task = load_dataset(dataset, layout=layout, label=label, classes=given, group_by=columns, split=split)
+        task = replace(task, top=top) if isinstance(task, RetrievalSet) else task
         second = load_labelled_images(dataset, label=retention, split=split) if retention else None
     loaded = {name: _load_model(*_split_model(name), aligner) for name in models}
     prompts = load_lines(templates) if templates else DEFAULT_TEMPLATES
@@ -571,6 +622,41 @@ def evaluate(
         for name in models if control else []:
             rows |= measure_folder_controls(Path(name), task, templates=prompts, progress=follow("control"))
     _print_json(rows) if as_json else _print_measures(rows)
+
+
+@app.command()
+def completeness(
+    scan: Annotated[Path, typer.Argument(help="A scan; with all layers and --mlps the ablation study is run too.")],
+    dataset: Annotated[str, typer.Option(help="Labelled images, as for `evaluate`.")],
+    texts: Annotated[list[Path] | None, typer.Option(help="A pool of texts, one a line; may be repeated.")] = None,
+    steps: Annotated[str, typer.Option(help="Texts a head, separated by commas; all up to d_head by default.")] = "",
+    templates: Annotated[Path | None, typer.Option(help="A prompt a line, `{}` for the class.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random texts and directions.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the curves: .svg, .png or .pdf.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older plot.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Replace heads by their texts and measure what is left: accuracy against m and the pool, with random controls."""
+    from .editor.completeness import default_steps, measure_completeness
+    from .editor.completeness_plot import draw_completeness
+    from .editor.concepts import load_pools
+    from .editor.datasets import load_lines
+    from .editor.evaluate import DEFAULT_TEMPLATES
+    from .editor.plot import require_plot
+
+    if plot is not None:
+        require_plot(plot, overwrite=overwrite)
+    scanned, model = _load_scan_and_model(scan)
+    pools = load_pools(texts, model.folder)
+    chosen = _parse_numbers(steps, "--steps") or default_steps(model.tower.d_head)
+    prompts = load_lines(templates) if templates else DEFAULT_TEMPLATES
+    with _progress() as follow:
+        rows = measure_completeness(scanned, model, dataset, pools=pools, steps=chosen, templates=prompts, seed=seed,
+                                    progress=follow("measure"))  # fmt: skip
+    if plot is not None:
+        draw_completeness(rows, plot)
+        _say(f"wrote {plot}")
+    _print_json([vars(row) for row in rows]) if as_json else _print_completeness(rows)
 
 
 @app.command()
@@ -713,6 +799,47 @@ def concepts_show(name: str, model: ModelOption = "demo") -> None:
         out_console.print(text, markup=False, highlight=False)
 
 
+@recipes_app.command("list")
+def recipes_list(as_json: JsonOption = False) -> None:
+    """List the shipped recipes."""
+    from .editor.recipe import list_recipes, load_recipe
+
+    found = [load_recipe(path) for path in list_recipes().values()]
+    if as_json:
+        _print_json([{**recipe.document.model_dump(mode="json"), "heads": recipe.heads} for recipe in found])
+        return
+    rows = [[r.document.name, r.document.base.model, str(len(r.heads)), r.document.description] for r in found]
+    _print_table(["recipe", "model", "heads", "description"], rows)
+    _print_next("with your own images", "clipedit apply RECIPE --model NAME --pretrained TAG --images DIR -o repaired")
+
+
+@recipes_app.command("show")
+def recipes_show(recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a file or a folder.")]) -> None:
+    """Print a recipe."""
+    from .editor.recipe import format_document, load_recipe
+
+    out_console.print(
+        format_document(load_recipe(recipe).document), markup=False, highlight=False, soft_wrap=True, end=""
+    )
+
+
+@recipes_app.command("check")
+def recipes_check(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a file or a folder.")],
+    model: Annotated[str | None, typer.Option("--model", help="An architecture; by default the recipe's own.")] = None,
+) -> None:
+    """Check a recipe's heads and effect against an architecture; no weights are needed."""
+    from .editor.architecture import load_architecture
+    from .editor.bind import check_effect, check_heads
+    from .editor.recipe import load_recipe
+
+    loaded = load_recipe(recipe)
+    architecture = load_architecture(model or loaded.document.base.model).with_tower(loaded.document.tower)
+    check_heads(loaded.document, architecture)
+    check_effect(loaded.document.effect, architecture)
+    out_console.print(f"{loaded.document.name} fits {architecture.name}: {len(loaded.heads)} heads, all of them there")
+
+
 def main() -> None:
     """Run the command line: exit 0, 1 with a message on stderr, or 2 for wrong usage."""
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
@@ -770,11 +897,18 @@ def _plain_checkpoint(model: str, pretrained: str | None) -> Path | None:
     return _plain_folder(model, pretrained)
 
 
+def _require_text_edit(tower: str, select: str, effect: str) -> None:
+    if tower == "text" and (select != "text-difference" or effect == "direct"):
+        raise typer.BadParameter(
+            "takes --select text-difference and --effect distilled or total", param_hint="--tower text"
+        )
+
+
 def _load_scan_and_model(path: Path) -> tuple[Scan, Model]:
     from .editor.scan import load_scan
 
     scanned = load_scan(path)
-    return scanned, _load_model(scanned.model_name, scanned.pretrained, scanned.aligner)
+    return scanned, _load_model(scanned.model_name, scanned.pretrained, scanned.aligner).with_tower(scanned.tower)
 
 
 def _aligner_of(scan: Path | None) -> str | None:
@@ -844,17 +978,21 @@ def _apply_in_memory(
     erased: LabelledEmbeddings | None,
 ) -> None:  # fmt: skip
     from .editor.apply import check_base
+    from .editor.architecture import check_origin
     from .editor.bind import bind_recipe, check_heads
     from .export.edited_folder import write_edited_model
 
+    model = model.with_tower(recipe.document.tower)
     check_heads(recipe.document, model)
     if not recipe.is_bound:
+        check_origin(recipe.document, model, force=force)
         if images is None and scan is None:
             raise RecipeError(f"cannot apply recipe {recipe.document.name}: it is unbound. Add --images DIR or --scan.")
         with _progress() as follow:
             scanned = _scan_or_load(model, images, scan, follow, **_parts_to_scan(recipe))
             recipe = bind_recipe(recipe.document, scanned, model, labelled=erased)
     check_base(recipe, model.weights_hash, model.name, force=force)
+    images = images if model.side == "image" else None  # Texts are no images to verify with.
     write_edited_model(recipe, model, out, images=images, overwrite=overwrite, force=force)
 
 
@@ -997,15 +1135,20 @@ def _with_fidelity(
     from .editor.datasets import load_labelled_images
     from .editor.fidelity import measure_fidelity
     from .editor.images import list_images
+    from .editor.texts import list_texts
 
     if recipe.document.effect == "direct" or (dataset is None and images is None):
         return recipe
-    if dataset is None:
+    if model.side == "text":
+        dataset, source = None, list_texts(images or "demo")
+    elif dataset is None:
         source = list_images(images or "demo")
     else:
         source = test_source() if dataset == "demo" else load_labelled_images(dataset).source
     found = measure_fidelity(recipe, scan, model, source, labelled=erased, progress=follow("fidelity"))
-    return recipe.with_measured({"fidelity": vars(found) | {"on": "dataset" if dataset else "calibration images"}})
+    return recipe.with_measured(
+        {"fidelity": vars(found) | {"on": "dataset" if dataset else f"calibration {model.side}s"}}
+    )
 
 
 def _say_fidelity(measured: Mapping[str, Any], effect: str) -> None:
@@ -1017,7 +1160,7 @@ def _say_fidelity(measured: Mapping[str, Any], effect: str) -> None:
         return
     figures = {key: value for key, value in measured["fidelity"].items() if key != "on"}
     found = Fidelity(**figures)
-    _say(f"fidelity of {effect} to direct, {found.images} images of the {measured['fidelity']['on']}: {found}")
+    _say(f"fidelity of {effect} to direct, {found.images} of the {measured['fidelity']['on']}: {found}")
     if found.explained < ENOUGH:
         _say(
             f"warning: {effect} explains less than {ENOUGH} of the directly edited embedding; --effect direct is exact"
@@ -1120,6 +1263,12 @@ _LEGEND = (
 )
 
 
+_SKEW_LEGEND = (
+    "max_skew: the largest ln(share of a group among the first K / its share p among all images read), mean over the "
+    "queries; 0 is unbiased"
+)
+
+
 def _print_measures(rows: Mapping[str, Mapping[str, float]]) -> None:
     """A row a model, a column a figure in [0, 1]."""
     columns = list(dict.fromkeys(key for row in rows.values() for key in row if not key.startswith("group: ")))
@@ -1130,6 +1279,48 @@ def _print_measures(rows: Mapping[str, Mapping[str, float]]) -> None:
     _print_table(["", *(_TITLES.get(column, column) for column in columns)], cells)
     if "worst_group_listed" in columns:
         _say(_LEGEND)
+    if any(column.startswith("max_skew") for column in columns):
+        _say(_SKEW_LEGEND)
+
+
+def _parse_numbers(text: str, hint: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdigit() for part in parts):
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 1,4,16", param_hint=hint)
+    return [int(part) for part in parts]
+
+
+def _print_completeness(rows: Sequence[CompletenessRow]) -> None:
+    cells = [
+        [row.variant, "" if row.texts is None else str(row.texts), f"{row.accuracy:.3f}",
+         "" if row.explained is None else f"{row.explained:.3f}"]
+        for row in rows
+    ]  # fmt: skip
+    _print_table(["variant", "texts a head", "accuracy", "variance of the heads held"], cells)
+
+
+def _print_diff(found: ModelDiff) -> None:
+    rows = []
+    for change in found.changed:
+        heads = ", ".join(f"{head} ({_share(moved)})" for head, moved in change.heads.items())
+        rows.append([change.name, change.part, heads, f"{change.norm:.4g}", _share(change.relative)])
+    rows += [
+        [f"direct edit of {name}", "at the readout", "", "", _share(moved)] for name, moved in found.direct.items()
+    ]
+    if rows:
+        _print_table(["tensor", "what it is", "heads (change)", "norm", "relative"], rows)
+    for other in found.others:
+        out_console.print(f"also: {other}", markup=False, highlight=False, soft_wrap=True)
+    also = f"{len(found.others)} other changes" if found.others else "nothing else changed"
+    out_console.print(f"{len(found.changed)} of {found.tensors} tensors changed; {also}", highlight=False)
+    if found.heads:
+        _say(f"its recipe names {', '.join(found.heads)}")
+    if found.unknown:
+        _say(f"heads are not told apart: {found.unknown}. Add --model NAME.")
+
+
+def _share(relative: float | None) -> str:
+    return "was 0" if relative is None else f"{relative:.2%}"
 
 
 def _print_front(frontier: Mapping[str, Any]) -> None:

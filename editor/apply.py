@@ -37,16 +37,23 @@ def apply_recipe(recipe: Recipe, model: Model, *, scan: Scan | None = None, forc
             other weights.
     """
     if not recipe.is_bound and scan:
-        recipe = bind_recipe(recipe.document, scan, model)
+        recipe = bind_recipe(recipe.document, scan, model.with_tower(recipe.document.tower))
     model = model.editable
     if model.readout_edit is not None:
         raise RecipeError(f"cannot apply a recipe to {model.name}: it carries a direct edit already. Give its base.")
+    side, model = model.side, model.with_tower(recipe.document.tower)
     check_heads(recipe.document, model)
+    if recipe.document.tower == "text" and recipe.document.effect == "direct":
+        raise RecipeError(
+            f"cannot apply recipe {recipe.document.name}: text encoders carry no direct edit, only weights. "
+            "Use --effect distilled or total."
+        )
     check_base(recipe, model.weights_hash, model.name, force=force)
     state = model.module.state_dict()
     tensors = compute_edited_tensors(recipe, lambda name: state[name])
     edit = direct_edit(recipe, model.tower) if recipe.document.effect == "direct" else None
-    return model.with_tensors(tensors, readout_edit=edit, applied=_rebase(recipe, model.weights_hash))
+    edited = model.with_tensors(tensors, readout_edit=edit, applied=_rebase(recipe, model.weights_hash))
+    return edited.with_tower(side)
 
 
 def rewrite_checkpoint(recipe: Recipe, base: Path, folder: Path, *, force: bool = False) -> None:

@@ -108,6 +108,7 @@ def bind_recipe(
         tensors |= _compose_projections(document, model, labelled)
     update = {
         "fold": fold,
+        "tower": model.side,
         "base": Base(model=model.name, pretrained=model.pretrained, weights_hash=model.weights_hash),
         "calibration": Calibration(fingerprint=scan.fingerprint, images=scan.statistics.n),
     }
@@ -167,11 +168,15 @@ def default_output_strength(effect: str, model: Model) -> float:
 
 
 def check_heads(document: RecipeDocument, model: Model) -> None:
-    """Refuse heads that the model does not have.
+    """Refuse heads that the model does not have, and a text recipe where images are looked at.
 
     Raises:
         RecipeError: Naming the step.
     """
+    if document.tower == "text" and model.side != "text":
+        raise RecipeError(
+            f"cannot use recipe {document.name}: it edits the text tower. Give model.with_tower('text') and its scan."
+        )
     heads = model.tower.heads_per_layer
     for number, step in enumerate(document.steps, 1):
         if step.target == "heads" and not step.heads:

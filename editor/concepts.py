@@ -6,6 +6,7 @@ removed. A name is looked for in the model's own folder first (`concepts/NAME.ya
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -92,6 +93,19 @@ def load_texts(path: str | Path | None = None, model_folder: Path | None = None)
     if not texts:
         raise ConceptError(f"cannot use {chosen}: it holds no text. Write one text a line.")
     return texts
+
+
+def load_pools(paths: Sequence[Path] | None = None, model_folder: Path | None = None) -> dict[str, tuple[str, ...]]:
+    """Pools of texts by name: the files given, by default the model's own pool, if it has one, and the general one.
+
+    Raises:
+        ConceptError: As `load_texts`.
+    """
+    if paths:
+        return {path.stem: load_texts(path) for path in paths}
+    own = load_texts(model_folder=model_folder)
+    general = load_texts()
+    return {"general": general} if own == general else {"own": own, "general": general}
 
 
 def compute_concept_directions(

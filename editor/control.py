@@ -29,6 +29,7 @@ from .parts import ablated_names
 from .recipe import Recipe, RecipeDocument, load_recipe
 from .scan import Progress, Scan, load_scan
 from .selection import draw_random_heads
+from .skew import RetrievalSet
 
 DRAWS = 10
 
@@ -37,7 +38,7 @@ def measure_with_control(
     recipe: Recipe,
     scan: Scan,
     model: Model,
-    dataset: str | Path | LabelledImages,
+    dataset: str | Path | LabelledImages | RetrievalSet,
     *,
     labelled: LabelledEmbeddings | None = None,
     draws: int = DRAWS,
@@ -50,6 +51,8 @@ def measure_with_control(
     Raises:
         ImageError: If images or labels cannot be read.
     """
+    if recipe.document.tower == "text":
+        return measure_text_edit(recipe, scan, model, dataset, labelled=labelled, draws=draws, progress=progress)
     source, measure = build_measure(model.editable, dataset, by_group=True)
     edited = apply_recipe(recipe, model)
     # Of a classifier the edited answers are those of its edited head.
@@ -65,7 +68,7 @@ def measure_with_control(
 
 def measure_folder_controls(
     folder: Path,
-    dataset: str | Path | LabelledImages,
+    dataset: str | Path | LabelledImages | RetrievalSet,
     *,
     templates: Sequence[str] = DEFAULT_TEMPLATES,
     progress: Progress | None = None,
@@ -78,10 +81,14 @@ def measure_folder_controls(
     if not (folder / "recipe.yaml").is_file() or not (folder / "scan.safetensors").is_file():
         return {}
     scan = load_scan(folder / "scan.safetensors")
-    base = load_model(scan.model_name, scan.pretrained)
+    base, recipe = load_model(scan.model_name, scan.pretrained).with_tower(scan.tower), load_recipe(folder)
     base = apply_aligner(base, scan.aligner) if scan.aligner else base
-    source, measure = build_measure(base.editable, dataset, templates=templates)
-    rows = measure_controls(load_recipe(folder), scan, base, source, measure, progress=progress)
+    if recipe.document.tower == "text":
+        rows = measure_text_edit(recipe, scan, base, dataset, templates=templates, progress=progress)
+        rows = {name: row for name, row in rows.items() if name not in ("before", "after")}
+    else:
+        source, measure = build_measure(base.editable, dataset, templates=templates)
+        rows = measure_controls(recipe, scan, base, source, measure, progress=progress)
     return {f"{folder}, {name.replace('_', ' ')}": row for name, row in rows.items()}
 
 
@@ -101,18 +108,50 @@ def measure_controls(
     `direct` and `distilled` recipes share one pass over the images; `total` ones run the model once a draw.
     """
     embed = _embedder(recipe, model.editable, source, scan, progress)
+    return _control_rows(recipe, scan, model, lambda bound: measure(*embed(bound)), labelled=labelled, draws=draws)
+
+
+def measure_text_edit(
+    recipe: Recipe,
+    scan: Scan,
+    model: Model,
+    dataset: str | Path | LabelledImages | RetrievalSet,
+    *,
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    labelled: LabelledEmbeddings | None = None,
+    draws: int = DRAWS,
+    progress: Progress | None = None,
+) -> dict[str, dict[str, float]]:
+    """As `measure_with_control`, of an edit of the text tower: images are embedded once, classes by every edited model."""
+    source, measure = build_measure(model, dataset, templates=templates)
+    embedded = collect_embeddings(model, source, progress=progress)
+
+    def figures(bound: Recipe) -> dict[str, float]:
+        return build_measure(apply_recipe(bound, model), dataset, templates=templates)[1](*embedded)
+
+    rows = {"before": measure(*embedded), "after": figures(recipe)}
+    return rows | _control_rows(recipe, scan, model, figures, labelled=labelled, draws=draws)
+
+
+def _control_rows(
+    recipe: Recipe,
+    scan: Scan,
+    model: Model,
+    figures: Callable[[Recipe], dict[str, float]],
+    *,
+    labelled: LabelledEmbeddings | None,
+    draws: int,
+) -> dict[str, dict[str, float]]:
     heads = [HeadId(layer, head) for layer in scan.layers for head in range(model.tower.heads_per_layer[layer])]
     rows: dict[str, dict[str, float]] = {}
-    drawn = [
-        measure(*embed(bind_recipe(document, scan, model, labelled=labelled)))
-        for document in draw_control_documents(recipe.document, heads, draws=draws)
-    ]
+    documents = draw_control_documents(recipe.document, heads, draws=draws)
+    drawn = [figures(bind_recipe(document, scan, model, labelled=labelled)) for document in documents]
     if drawn:
         rows["control"] = mean_rows(drawn)
     outputs = tuple(step for step in recipe.document.steps if step.target == "output")
     if outputs:
-        projection = bind_recipe(recipe.document.model_copy(update={"steps": outputs}), scan, model, labelled=labelled)
-        rows["output_projection"] = measure(*embed(projection))
+        projection = recipe.document.model_copy(update={"steps": outputs})
+        rows["output_projection"] = figures(bind_recipe(projection, scan, model, labelled=labelled))
     return rows
 
 

@@ -19,12 +19,19 @@ WATERBIRDS = {"0": "landbird", "1": "waterbird"}
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images, the class of each as an index into `classes` (the words put into prompts), and the group of each."""
+    """Images, the class of each as an index into `classes` (the words put into prompts), and the group of each.
+
+    Attributes:
+        subsets: For sets that compare parts of themselves, the part of each image; empty for others.
+        written: For typographic sets, the class that is written on each image; empty for others.
+    """
 
     source: ImageSource
     classes: tuple[str, ...]
     labels: tuple[int, ...]
     groups: tuple[str, ...]
+    subsets: tuple[str, ...] = ()
+    written: tuple[int, ...] = ()
 
 
 def load_labelled_images(

@@ -19,16 +19,18 @@ from .apply import (
     compute_recipe_parts,
 )
 from .components import Features
-from .datasets import LabelledImages, load_labelled_images
+from .datasets import LabelledImages
 from .directions import LabelledEmbeddings
 from .errors import ImageError
 from .features import CachedFeatures
 from .images import ImageSource, load_batches
+from .layouts import load_dataset
 from .linear_head import classify_by_head, require_unseen
 from .model import Model
 from .parts import collect_with_parts, place
 from .recipe import Recipe
 from .scan import Progress, check_bad
+from .skew import RetrievalSet, compute_max_skew
 
 Measure = Callable[[Tensor, Sequence[int]], dict[str, float]]
 GROUP = "group: "
@@ -48,7 +50,7 @@ class Accuracies:
 
 def evaluate(
     models: Mapping[str, Model],
-    dataset: str | Path | LabelledImages,
+    dataset: str | Path | LabelledImages | RetrievalSet,
     *,
     retention: LabelledImages | None = None,
     templates: Sequence[str] = DEFAULT_TEMPLATES,
@@ -59,13 +61,14 @@ def evaluate(
 
     Args:
         models: By the name their row gets.
-        dataset: `demo`, a folder or CSV as `load_labelled_images` reads them, or labelled images.
+        dataset: `demo`, a folder or CSV as `load_dataset` reads them, or what that returns.
         retention: A second task on which nothing should change, for example another set of classes.
         templates: Prompts with `{}` for the class; a class's weight is the mean of its normalised prompts.
 
     Returns:
-        A row a model, in order: `overall`, `worst_group`, `mean_of_groups`, and `retention` where asked for; the demo's
-        rows have its own columns instead (`demo/measure.py`).
+        A row a model, in order: `overall`, `worst_group`, `mean_of_groups`, and `retention` where asked for. Sets of parts
+        (CounterAnimal) add the accuracy of each, typographic sets `reads_text`, the share answered with the written class.
+        Retrieval sets have `max_skew_ATTRIBUTE` instead, the demo its own columns (`demo/measure.py`).
 
     Raises:
         ImageError: If images or labels cannot be read.
@@ -83,7 +86,7 @@ def evaluate(
 
 def build_measure(
     model: Model,
-    dataset: str | Path | LabelledImages,
+    dataset: str | Path | LabelledImages | RetrievalSet,
     *,
     templates: Sequence[str] = DEFAULT_TEMPLATES,
     by_group: bool = False,
@@ -101,18 +104,47 @@ def build_measure(
 
         source = test_source()
         return source, build_demo_measure(model, source, by_group=by_group)
-    task = dataset if isinstance(dataset, LabelledImages) else load_labelled_images(dataset)
+    task = load_dataset(dataset) if isinstance(dataset, str | Path) else dataset
+    if isinstance(task, RetrievalSet):
+        weights = compute_class_weights(model, task.queries, templates)
+        return task.source, lambda embeddings, kept: measure_retrieval(embeddings, kept, task, weights)
     require_unseen(model, task.source)
     answer = build_answer(model, task.classes, templates)
+    return task.source, lambda embeddings, kept: measure_task(answer(embeddings), kept, task, by_group=by_group)
 
-    def measure(embeddings: Tensor, kept: Sequence[int]) -> dict[str, float]:
-        labels = torch.tensor([task.labels[index] for index in kept])
-        found = compute_accuracies(answer(embeddings).argmax(1), labels, [task.groups[i] for i in kept])
-        groups = {f"{GROUP}{name}": share for name, share in found.groups.items()} if by_group else {}
-        row = {"overall": found.overall, "worst_group": found.worst_group, "mean_of_groups": found.mean_of_groups}
-        return row | groups
 
-    return task.source, measure
+def measure_task(
+    similarity: Float[Tensor, "image class"], kept: Sequence[int], task: LabelledImages, *, by_group: bool = False
+) -> dict[str, float]:
+    """Accuracies of a task, in [0, 1]; `kept` are the positions of the images that were embedded."""
+    labels = torch.tensor([task.labels[index] for index in kept])
+    predictions = similarity.argmax(1)
+    found = compute_accuracies(predictions, labels, [task.groups[i] for i in kept])
+    row = {"overall": found.overall, "worst_group": found.worst_group, "mean_of_groups": found.mean_of_groups}
+    if task.subsets:
+        row |= compute_accuracies(predictions, labels, [task.subsets[i] for i in kept]).groups
+    if task.written:
+        written = torch.tensor([task.written[index] for index in kept])
+        row["reads_text"] = float((predictions == written).float().mean())
+    return row | ({f"{GROUP}{name}": share for name, share in found.groups.items()} if by_group else {})
+
+
+def measure_retrieval(
+    embeddings: Float[Tensor, "image d_embed"],
+    kept: Sequence[int],
+    task: RetrievalSet,
+    weights: Float[Tensor, "query d_embed"],
+) -> dict[str, float]:
+    """`max_skew_ATTRIBUTE`: MaxSkew@K by cosine similarity, mean over the queries; 0 is unbiased.
+
+    Raises:
+        ImageError: If there are not more than K images.
+    """
+    similarity = F.normalize(embeddings, dim=1) @ weights.T
+    return {
+        f"max_skew_{name}": float(compute_max_skew(similarity, [values[i] for i in kept], task.top).mean())
+        for name, values in task.attributes.items()
+    }
 
 
 def build_answer(
@@ -139,7 +171,7 @@ def collect_embeddings(
     """
     parts, kept = [], []
     for pixels, indices in iterate_pixels(model, source, batch_size, max_bad, progress):
-        parts.append(model.encode_image(pixels).cpu())
+        parts.append(model.encode_tokens(pixels).cpu() if source.holds_texts else model.encode_image(pixels).cpu())
         kept += indices
     return torch.cat(parts), kept
 
@@ -260,7 +292,7 @@ def iterate_pixels(
     """Preprocessed batches of the images that can be read, with their positions; fails as `collect_embeddings`."""
     bad: list[tuple[str, str]] = []
     done = 0
-    for batch in load_batches(source, model.preprocess, batch_size=batch_size):
+    for batch in load_batches(source, model.prepare(source), batch_size=batch_size):
         bad += batch.bad
         check_bad(bad, len(source), max_bad)
         if batch.indices:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -34,6 +33,8 @@ DEMO_CALIBRATION_SEED, DEMO_CALIBRATION_COUNT = 5_001, 4_096
 class ImageSource:
     """Images that can be opened by index, with the attributes of each (the columns of a CSV, or none).
 
+    A source of texts (`editor/texts.py`) `holds_texts` in place of images, for text towers.
+
     `names` are what is printed when an image is bad, `sizes` and `times` fix the fingerprint.
     """
 
@@ -41,6 +42,7 @@ class ImageSource:
     open: Callable[[int], Image.Image]
     attributes: tuple[dict[str, str], ...] = ()
     stamps: tuple[str, ...] = field(default=(), repr=False)
+    holds_texts: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -53,6 +55,7 @@ class ImageSource:
             lambda i: self.open(chosen[i]),
             tuple(self.attributes[i] for i in chosen) if self.attributes else (),
             tuple(self.stamps[i] for i in chosen) if self.stamps else (),
+            self.holds_texts,
         )
 
     def marks(self) -> list[str]:
@@ -117,6 +120,12 @@ def read_csv_source(path: Path) -> ImageSource:
     attributes = tuple({key: value or "" for key, value in row.items() if key} for row in rows)
     found = _from_paths([path.parent / name for name in names], names)
     return ImageSource(found.names, found.open, attributes, found.stamps)
+
+
+def source_of_rows(paths: Sequence[Path], rows: Sequence[dict[str, str]]) -> ImageSource:
+    """Image files with the attributes of each."""
+    found = _from_paths(paths, [str(path) for path in paths])
+    return ImageSource(found.names, found.open, tuple(rows), found.stamps)
 
 
 def render_source(scenes: Sequence[world.Scene]) -> ImageSource:
@@ -187,9 +196,9 @@ def _from_paths(paths: Sequence[Path], names: Sequence[str]) -> ImageSource:
 
 @dataclass(frozen=True)
 class Batch:
-    """Preprocessed images. `indices` are positions in the source; `bad` are those that could not be read, and why."""
+    """Preprocessed images `[image, 3, height, width]` (or tokens `[text, context]`). `indices` are positions in the source; `bad` are those that could not be read, and why."""
 
-    pixels: Float[Tensor, "image 3 height width"]
+    pixels: Tensor
     indices: tuple[int, ...]
     bad: tuple[tuple[str, str], ...]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import open_clip
 import torch
@@ -23,6 +23,7 @@ from .. import demo
 from .components import Decomposition
 from .errors import ModelError, nearest_names
 from .hf_folder import load_hf_folder
+from .images import ImageSource
 from .open_clip_config import CONFIG_NAME, read_open_clip_config
 from .timm_models import (
     create_timm,
@@ -35,11 +36,13 @@ from .timm_models import (
     timm_transform,
 )
 from .towers import Tower, build_tower
+from .towers.open_clip_text import OpenClipText
 from .weights import hash_checkpoint, hash_state, read_header, reading_weights, round_to_storage, stored_dtype
 
 WEIGHTS_NAME = "open_clip_model.safetensors"
 BASE_FOLDER = "base"
 HF_PREFIX = "hf:"
+Side = Literal["image", "text"]
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,30 @@ class Model:
         return self.alignment is not None or hasattr(self.module, "encode_text")
 
     @property
+    def side(self) -> Side:
+        """Which tower the stages see: that of the images, or `text`."""
+        return "text" if isinstance(self.tower, OpenClipText) else "image"
+
+    def with_tower(self, side: Side) -> Model:
+        """The same model, seen from its image or its text tower: scans, scores and edits are of that one.
+
+        Raises:
+            ModelError: If the text tower cannot be decomposed, with the reason.
+        """
+        if side == self.side:
+            return self
+        reason = OpenClipText.refusal(self.module) if side == "text" else None
+        if reason is not None:
+            raise ModelError(
+                f"cannot decompose the texts of {self.name}: {reason}. Supported: {OpenClipText.supports}."
+            )
+        return replace(self, tower=OpenClipText(self.module) if side == "text" else build_tower(self.module))
+
+    def prepare(self, source: ImageSource) -> Callable[[Any], Tensor]:
+        """What makes one input of an item of a source: `preprocess`, or the tokenizer for a source of texts."""
+        return (lambda text: self.tokenizer([text])[0]) if source.holds_texts else self.preprocess
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.module.parameters()).device
@@ -161,7 +188,7 @@ class Model:
         pixels = pixels.to(self.device)
         if self.readout_edit is not None:
             return self.readout_edit(self.tower, pixels).float()
-        return self.tower.embed(pixels).float()
+        return self.with_tower("image").tower.embed(pixels).float()
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Float[Tensor, "text d_embed"]:
@@ -172,8 +199,13 @@ class Model:
         """
         if self.alignment is not None:
             return self.alignment.clip.encode_text(texts)
-        tokens = self.tokenizer(texts).to(self.device)
-        return torch.cat([self.module.encode_text(chunk, normalize=False).float() for chunk in tokens.split(256)])
+        return self.encode_tokens(self.tokenizer(texts))
+
+    @torch.no_grad()
+    def encode_tokens(self, tokens: Tensor) -> Float[Tensor, "text d_embed"]:
+        """Embeddings of token ids `[text, context]`, unnormalised."""
+        chunks = tokens.to(self.device).split(256)
+        return torch.cat([self.module.encode_text(chunk, normalize=False).float() for chunk in chunks])
 
     @torch.no_grad()
     def classify(self, pixels: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image class"]:
@@ -205,7 +237,7 @@ class Model:
             # Rounded as on disk first: the model in memory is the one that ships.
             stored = round_to_storage(name, tensor, self.storage_dtypes.get(name, old.dtype))
             setattr(owner, leaf, nn.Parameter(stored.to(old.dtype).to(old.device), requires_grad=old.requires_grad))
-        return replace(self, module=module, tower=build_tower(module), checkpoint=None, base=self, **changes)
+        return replace(self, module=module, tower=type(self.tower)(module), checkpoint=None, base=self, **changes)
 
 
 def load_model(name: str, pretrained: str | None = None, *, device: str = "cpu") -> Model:
@@ -283,8 +315,8 @@ def pretrained_tags(name: str) -> list[str]:
 
 
 @torch.no_grad()
-def decompose(model: Model, pixels: Float[Tensor, "image 3 height width"]) -> Decomposition:
-    """Every component's contribution to the embeddings of a batch.
+def decompose(model: Model, pixels: Tensor) -> Decomposition:
+    """Every component's contribution to the embeddings of a batch of pixels `[image, 3, height, width]`, or of tokens.
 
     Contributions and the constant sum to `model.encode_image(pixels)`; in the joint space, unnormalised. The array has
     `image x component x d_embed` numbers: for many images use `scan`.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,9 +17,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
+from .. import recipes
 from .components import HeadId
 from .concepts import describe_validation
-from .errors import ModelError, RecipeError
+from .errors import ModelError, RecipeError, nearest_names
 from .files import save_tensors, write_text
 from .weights import load_tensors
 
@@ -127,6 +129,7 @@ class RecipeDocument(_Section):
     description: str = ""
     source: str = ""
     base: Base
+    tower: Literal["image", "text"] = "image"
     effect: Effect = "distilled"
     steps: tuple[Step, ...]
     calibration: Calibration | None = None
@@ -164,6 +167,18 @@ class Recipe:
         figures = {**(self.document.measured or {}), **measured}
         return replace(self, document=self.document.model_copy(update={"measured": figures}))
 
+    def with_effect(self, effect: Effect) -> Recipe:
+        """The same recipe with another effect.
+
+        Raises:
+            RecipeError: If it is bound: its numbers belong to one effect.
+        """
+        if self.is_bound and effect != self.document.effect:
+            raise RecipeError(
+                f"cannot make recipe {self.document.name} {effect}: it is bound as {self.document.effect}. Leave out --effect."
+            )
+        return replace(self, document=self.document.model_copy(update={"effect": effect}))
+
     def save(self, path: str | Path) -> None:
         """Write the YAML file and, for bound recipes, `<name>.safetensors` beside it; each whole or absent."""
         path, document = Path(path), self.document.model_copy(update={"tensors": None})
@@ -172,17 +187,32 @@ class Recipe:
             save_tensors(beside, self.tensors, KIND, dict(self.names))
             digest = hashlib.sha256(beside.read_bytes()).hexdigest()
             document = document.model_copy(update={"tensors": TensorFile(file=beside.name, sha256=digest)})
-        plain = document.model_dump(mode="json", exclude_defaults=True)
-        write_text(path, yaml.safe_dump({"schema_version": 1, **plain}, sort_keys=False, allow_unicode=True, width=110))
+        write_text(path, format_document(document))
+
+
+def format_document(document: RecipeDocument) -> str:
+    """The YAML of a document, defaults left out."""
+    plain = document.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump({"schema_version": 1, **plain}, sort_keys=False, allow_unicode=True, width=110)
+
+
+def list_recipes() -> dict[str, Path]:
+    """The shipped recipes, by name."""
+    return {path.stem: path for path in sorted(Path(str(resources.files(recipes))).glob("*.yaml"))}
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe; a folder that clipedit wrote stands for the `recipe.yaml` in it.
+    """Read a recipe: a file, the name of a shipped one, or a folder that clipedit wrote (the `recipe.yaml` in it).
 
     Raises:
         RecipeError: If the file cannot be read, has unknown keys, or its tensors are missing or were changed.
     """
     path = Path(path)
+    if not path.exists() and path.suffix not in (".yaml", ".yml"):
+        known = list_recipes()
+        if str(path) not in known:
+            raise RecipeError(f"unknown recipe {str(path)!r}. {nearest_names(str(path), known)} Or give a YAML file.")
+        path = known[str(path)]
     path = path / "recipe.yaml" if path.is_dir() else path
     try:
         document = RecipeDocument.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))

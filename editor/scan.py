@@ -12,8 +12,9 @@ from .errors import ImageError, ModelError, StatisticsError
 from .features import write_features
 from .files import lasting_name, save_tensors
 from .images import ImageSource, list_images, load_batches
-from .model import Model
+from .model import Model, Side
 from .statistics import GroupSums, Statistics, add_features, empty_statistics
+from .texts import list_texts
 from .towers.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
 from .weights import load_tensors
 
@@ -32,6 +33,7 @@ class Scan:
         mlps: Whether MLPs and the embedding were scanned too.
         bad: Images that could not be read, with the reason.
         aligner, aligner_digest: The file through which the model was read, if it was aligned to a CLIP, and its maps' hash.
+        tower: `image`, or `text` where texts were scanned.
     """
 
     statistics: Statistics
@@ -45,6 +47,7 @@ class Scan:
     self_attention: bool = False
     aligner: str | None = None
     aligner_digest: str | None = None
+    tower: Side = "image"
 
     def save(self, path: str | Path) -> None:
         """Write `scan.safetensors`; the metadata holds everything but the sums."""
@@ -60,7 +63,7 @@ class Scan:
         Raises:
             StatisticsError: If the model or the layers differ.
         """
-        for key in ("weights_hash", "aligner_digest", "layers", "mlps", "self_attention"):
+        for key in ("weights_hash", "aligner_digest", "tower", "layers", "mlps", "self_attention"):
             if getattr(self, key) != getattr(other, key):
                 raise StatisticsError(
                     f"cannot merge scans: {key} is {getattr(self, key)} in one and {getattr(other, key)} in the other."
@@ -85,6 +88,11 @@ class Scan:
                 f"cannot use this scan with {model.name}: it was made through {self.aligner or 'no aligner'}, the model is "
                 f"read through {model.alignment.path if model.alignment else 'none'}. Give that --aligner, or scan again."
             )
+        if self.tower != model.side:
+            raise StatisticsError(
+                f"cannot use this scan with the {model.side} tower of {model.name}: it is of the {self.tower} tower. "
+                f"Scan with --tower {model.side}, or take model.with_tower({self.tower!r})."
+            )
         return model.tower.groups(self.layers, mlps=self.mlps)
 
 
@@ -104,7 +112,7 @@ def scan(
     """Collect the statistics of a model's heads on images.
 
     Args:
-        images: A folder, a CSV, a list of files, or `demo`.
+        images: A folder, a CSV, a list of files, or `demo`; for `model.with_tower("text")` a file with a text a line.
         layers: Layers whose heads are scanned; the last four by default.
         mlps: Also scan every MLP and the embedding, so that scores account for the whole embedding.
         self_attention: Also scan what CLS takes from itself in every head, for edits that ablate it; a second forward pass.
@@ -116,7 +124,7 @@ def scan(
     Raises:
         ImageError: If there are no images, or more than `max_bad` of them cannot be read.
     """
-    source = list_images(images)
+    source = list_texts(images) if model.side == "text" else list_images(images)
     chosen = choose_layers(model, layers)
     groups = model.tower.groups(chosen, mlps=mlps)
     looks_inside = require_self_attention(model.tower, model.name) if self_attention else None
@@ -124,7 +132,7 @@ def scan(
     statistics, bad, done = empty_statistics([*groups, *selves], model.tower.d_model), [], 0
     kept = write_features(keep_features, model, groups, source, chosen) if keep_features else nullcontext(None)
     with kept as write:
-        for batch in load_batches(source, model.preprocess, batch_size=batch_size, workers=workers):
+        for batch in load_batches(source, model.prepare(source), batch_size=batch_size, workers=workers):
             if batch.indices:
                 pixels = batch.pixels.to(model.device)
                 features = model.tower.collect_features(pixels, groups)
@@ -150,6 +158,7 @@ def scan(
         self_attention,
         model.alignment and lasting_name(model.alignment.path),
         model.alignment and model.alignment.digest,
+        model.side,
     )
 
 

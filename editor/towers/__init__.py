@@ -85,7 +85,8 @@ class Tower(Protocol):
     def tensor_names(self) -> dict[str, str]:
         """Where edits go: `L3.weight` and `L3.bias` (`W_O`, `b_O` of a layer), `output` (`P`) and `texts` (`P` of the text tower).
 
-        Projections that are linear layers are `output.weight` `[d_embed, d_model]` and `output.bias` instead; so for `texts`.
+        Projections that are linear layers are `output.weight` `[d_embed, d_model]` and `output.bias` instead; so for `texts`. `norm` is the
+        bias that `fold_readout` moves, where it moves one of the last norm.
         """
         ...
 

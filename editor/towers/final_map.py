@@ -101,11 +101,14 @@ class FinalMap:
         return shifted @ matrix.to(final)
 
     def names(self) -> dict[str, str]:
-        """`output`, or `output.weight` and `output.bias`: what a projection of the output is folded into."""
+        """`output`, or `output.weight` and `output.bias`: what a projection of the output is folded into; and the rest of `fold`."""
+        rest = {"norm": self.shift} if self.shift else {}
+        if self.classifier:
+            rest |= {f"classifier.{leaf}": f"{self.classifier}.{leaf}" for leaf in ("weight", "bias")}
         if self.matrix:
-            return {"output": self.matrix}
+            return {"output": self.matrix, **rest}
         leaves = ("weight", "bias") if self.has_bias else ("weight",) if self.linear else ()
-        return {f"output.{leaf}": f"{self.linear}.{leaf}" for leaf in leaves}
+        return {**{f"output.{leaf}": f"{self.linear}.{leaf}" for leaf in leaves}, **rest}
 
     def _get(self, name: str) -> Tensor:
         return self.module.get_parameter(name).detach().double().cpu()

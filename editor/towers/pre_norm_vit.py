@@ -108,14 +108,13 @@ class PreNormViT:
         return found
 
     @torch.no_grad()
-    def collect_features(
-        self, pixels: Float[Tensor, "image 3 height width"], groups: Sequence[ComponentGroup]
-    ) -> Features:
-        """One forward pass, in the module's own dtype, that keeps what the components need at the readout."""
+    def collect_features(self, pixels: Tensor, groups: Sequence[ComponentGroup]) -> Features:
+        """One forward pass over pixels (or tokens, in a text tower), in the module's own dtype, that keeps what the components need at the readout."""
         wanted = {group.name for group in groups}
         tokens = self.out.tokens
         kept: dict[str, Tensor] = {}
-        stream, rotations = self._embed_tokens(pixels.to(next(self.module.parameters()).dtype))
+        dtype = next(self.module.parameters()).dtype
+        stream, rotations = self._embed_tokens(pixels.to(dtype) if pixels.is_floating_point() else pixels)
         if "embedding" in wanted:
             kept["embedding"] = stream[:, tokens]
         for layer, block in enumerate(self.blocks):

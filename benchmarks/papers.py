@@ -1,0 +1,158 @@
+"""The published tables, run where weights and data exist; published figures stand beside the measured ones.
+
+    python benchmarks/papers.py --waterbirds waterbird_complete95_forest2water2 \\
+        --imagenet imagenet/val --imagenet-calibration imagenet/train-sample
+
+Weights come from open_clip's cache, or from `--weights NAME=FILE`. What is missing is named, and the rest is run. Means come
+from the training split of Waterbirds (split 0) and from `--imagenet-calibration`, never from the images that are measured;
+the papers take the test images' own. The published Waterbirds protocol also mean-ablates every MLP and every layer but the
+last four; the shipped recipes edit the named heads only, so the two columns are not the same edit.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import open_clip
+
+from clipedit import ClipeditError
+from clipedit.editor.bind import bind_recipe
+from clipedit.editor.completeness import RANDOM_TEXTS, measure_completeness
+from clipedit.editor.concepts import load_texts
+from clipedit.editor.control import measure_with_control
+from clipedit.editor.datasets import LabelledImages, load_labelled_images
+from clipedit.editor.evaluate import evaluate
+from clipedit.editor.model import Model, load_model
+from clipedit.editor.recipe import Recipe, load_recipe
+from clipedit.editor.scan import scan
+
+# Worst group before and after, in per cent: Gandelsman et al. 2024, table 3.
+WATERBIRDS = {"ViT-B-16": (45.6, 57.5), "ViT-L-14": (47.7, 72.9), "ViT-H-14": (37.2, 43.3)}
+TAGS = {"ViT-B-16": "laion2b_s34b_b88k", "ViT-L-14": "laion2b_s32b_b82k", "ViT-H-14": "laion2b_s32b_b79k"}
+# Zero-shot ImageNet, unedited and with 60 texts a head: Gandelsman et al. 2024, ViT-L-14.
+IMAGENET, IMAGENET_60_TEXTS = 75.25, 72.77
+
+
+def waterbirds_rows(
+    model: Model, recipes: Mapping[str, Recipe], folder: Path, published: tuple[float, float] | None
+) -> list[list[str]]:
+    """Worst group and overall accuracy, per cent: unedited, and every recipe under two effects with random heads beside it."""
+    task = load_labelled_images(folder)
+    scanned = scan(model, load_labelled_images(folder, split="0").source)
+    rows, before = [], None
+    for name, recipe in recipes.items():
+        for effect in ("direct", "distilled"):
+            bound = bind_recipe(recipe.with_effect(effect).document, scanned, model)
+            found = measure_with_control(bound, scanned, model, task)
+            if before is None:
+                before = found["before"]
+                rows.append(["unedited", _percent(published and published[0]), *_cells(before)])
+            shown = published and published[1] if name.startswith("waterbirds") else None
+            rows.append([f"{name}, {effect}", _percent(shown), *_cells(found["after"])])
+            rows.append([f"{name}, {effect}, random heads", "", *_cells(found["control"])])
+    return rows
+
+
+def imagenet_task(folder: Path, classes: Sequence[str]) -> LabelledImages:
+    """A folder a WordNet id; the field's class names are in the order of the ids."""
+    task = load_labelled_images(folder)
+    if len(task.classes) != len(classes):
+        raise ClipeditError(
+            f"cannot use {folder}: it has {len(task.classes)} folders, {len(classes)} classes are needed. Give the whole set."
+        )
+    return replace(task, classes=tuple(classes), groups=tuple(classes[label] for label in task.labels))
+
+
+def imagenet_rows(
+    model: Model, task: LabelledImages, calibration: Path | None, templates: Sequence[str], texts_per_head: int
+) -> list[list[str]]:
+    """Zero-shot accuracy, per cent, unedited and with every head of the last four layers replaced by its texts."""
+    if calibration is None:
+        found = evaluate({"unedited": model}, task, templates=templates)["unedited"]["overall"]
+        return [["unedited", _percent(IMAGENET), f"{100 * found:.2f}"]]
+    scanned = scan(model, calibration)
+    rows = measure_completeness(
+        scanned, model, task, pools={"general": load_texts()}, steps=[texts_per_head], templates=templates
+    )
+    shown = {"unedited": IMAGENET, "general": IMAGENET_60_TEXTS, RANDOM_TEXTS: None}
+    names = {"general": f"{texts_per_head} texts a head", RANDOM_TEXTS: f"{texts_per_head} random texts a head"}
+    wanted = [row for row in rows if row.variant in shown]
+    return [[names.get(r.variant, r.variant), _percent(shown[r.variant]), f"{100 * r.accuracy:.2f}"] for r in wanted]
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    print(f"\n### {title}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+def parse_weights(given: Sequence[str]) -> dict[str, str]:
+    """`NAME=FILE` options."""
+    pairs = [item.partition("=") for item in given]
+    wrong = next((name for name, _, file in pairs if name not in TAGS or not Path(file).is_file()), None)
+    if wrong is not None:
+        raise ClipeditError(f"cannot use the weights of {wrong!r}: give NAME=FILE, NAME one of {', '.join(TAGS)}.")
+    return {name: file for name, _, file in pairs}
+
+
+def run(options: argparse.Namespace) -> None:
+    """Every table whose weights and data are there; a line with the reason for each that is not."""
+    weights = parse_weights(options.weights)
+    for name in options.models.split(","):
+        try:
+            model = load_model(name, weights.get(name, TAGS.get(name)))
+        except ClipeditError as error:
+            print(f"\n{name}: not run: {error} Or give --weights {name}=FILE.")
+            continue
+        run_model(name, model, options)
+
+
+def run_model(name: str, model: Model, options: argparse.Namespace) -> None:
+    """The tables of one model."""
+    size = name.lower()
+    if options.waterbirds is None:
+        print(f"\n{name}, Waterbirds: not run: give --waterbirds DIR, the folder with metadata.csv.")
+    else:
+        recipes = {kind: load_recipe(f"{kind}-{size}") for kind in ("waterbirds", "locate-then-correct")}
+        rows = waterbirds_rows(model, recipes, options.waterbirds, WATERBIRDS.get(name))
+        columns = ["edit", "published worst group", "worst group", "overall", "mean of groups"]
+        print_table(f"Waterbirds, {name}", columns, rows)
+    if name != "ViT-L-14":
+        return
+    if options.imagenet is None:
+        print(f"\n{name}, ImageNet: not run: give --imagenet DIR, a folder a WordNet id.")
+        return
+    task = imagenet_task(options.imagenet, open_clip.IMAGENET_CLASSNAMES)
+    templates = [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
+    rows = imagenet_rows(model, task, options.imagenet_calibration, templates, 60)
+    print_table(f"ImageNet zero-shot, {name}", ["model", "published", "accuracy"], rows)
+    if options.imagenet_calibration is None:
+        print("\nheads replaced by texts: not run: give --imagenet-calibration DIR, images for the statistics.")
+
+
+def _cells(row: Mapping[str, float]) -> list[str]:
+    return [f"{100 * row[key]:.1f}" for key in ("worst_group", "overall", "mean_of_groups")]
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", default=",".join(TAGS), help="names separated by commas")
+    parser.add_argument("--weights", action="append", default=[], metavar="NAME=FILE", help="a safetensors checkpoint")
+    parser.add_argument("--waterbirds", type=Path)
+    parser.add_argument("--imagenet", type=Path)
+    parser.add_argument("--imagenet-calibration", type=Path)
+    try:
+        run(parser.parse_args())
+    except ClipeditError as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

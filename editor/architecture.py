@@ -1,0 +1,81 @@
+"""An architecture without its weights: layers, heads and tensor names, from a name or a folder's configuration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import open_clip
+import torch
+
+from .errors import ModelError, RecipeError, nearest_names
+from .model import BASE_FOLDER, Model, demo_folder, pretrained_tags
+from .recipe import RecipeDocument
+from .timm_models import create_timm, is_timm_name
+from .towers import build_tower
+
+
+def load_architecture(name: str | Path) -> Model:
+    """A model whose parameters are on the `meta` device: shapes and names, no numbers, no memory.
+
+    Args:
+        name: An open_clip or timm name, `demo`, or a folder with `open_clip_config.json` (its weights are not read).
+
+    Raises:
+        ModelError: If the name is unknown, the configuration cannot be read, or no tower knows the architecture.
+    """
+    folder = demo_folder() if str(name) == "demo" else Path(name)
+    folder = folder / BASE_FOLDER if (folder / BASE_FOLDER).is_dir() else folder
+    known = str(name) in open_clip.list_models()
+    if not folder.is_dir() and not known and not is_timm_name(str(name)):
+        raise ModelError(
+            f"cannot find the architecture {str(name)!r}: it is neither `demo`, nor a folder, nor a name of open_clip or timm. "
+            f"{nearest_names(str(name), [*open_clip.list_models(), 'demo'])}"
+        )
+    try:
+        with _quiet(), torch.device("meta"):
+            if folder.is_dir() or known:
+                origin = f"local-dir:{folder}" if folder.is_dir() else str(name)
+                module = open_clip.create_model(origin, load_weights=False, device="meta")
+            else:
+                module = create_timm(str(name).partition(".")[0], None)
+    except Exception as error:  # Configurations of others raise nearly anything.
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"cannot build the architecture {name}: {first_line}.") from error
+    return Model(str(name), None, module, build_tower(module), {})
+
+
+def check_origin(document: RecipeDocument, model: Model, *, force: bool) -> None:
+    """Refuse the heads of one model on another: the same names would be other heads.
+
+    Says nothing where either side does not say what it is.
+
+    Raises:
+        RecipeError: If the architecture or the tag of the weights differs, unless `force` is set.
+    """
+    base = document.base
+    if force or base.model not in [*open_clip.list_models(), "demo"]:
+        return
+    wanted, found = load_architecture(base.model).tower.heads_per_layer, model.tower.heads_per_layer
+    other_tag = (
+        base.pretrained and model.pretrained in pretrained_tags(base.model) and model.pretrained != base.pretrained
+    )
+    if wanted != found or other_tag:
+        raise RecipeError(
+            f"cannot apply recipe {document.name} to {model.name}: it names heads of {base.model}"
+            f"{f' ({base.pretrained})' if base.pretrained else ''}, {len(wanted)} layers of {wanted[-1]}; this model has "
+            f"{len(found)} of {found[-1]}{f' ({model.pretrained})' if model.pretrained else ''}. Give that model, or --force."
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip warns that nothing was loaded; here that is the intent."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,241 @@
+"""Layouts of published data sets: CelebA, FairFace, CounterAnimal and typographic sets, read into one form.
+
+Which one a folder has is seen by what is in it; the classes and columns have the field's usual defaults.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from .datasets import LabelledImages, load_labelled_images
+from .errors import ImageError
+from .images import list_images, source_of_rows
+from .skew import RetrievalSet
+
+Layout = Literal["table", "waterbirds", "folders", "celeba", "fairface", "counteranimal", "typographic"]
+CELEBA_LABEL, CELEBA_GROUP, CELEBA_TEST = "Blond_Hair", "Male", "2"
+CELEBA_CLASSES = {"-1": "celebrity with dark hair", "1": "celebrity with blond hair"}
+FAIRFACE_ATTRIBUTES = ("gender", "race", "age")
+FAIRFACE_QUERIES = tuple(
+    f"{word} person"
+    for word in (
+        "good", "evil", "smart", "dumb", "attractive", "unattractive", "lawful", "criminal", "friendly", "unfriendly",
+    )
+)  # fmt: skip
+_TYPOGRAPHIC = re.compile(r"label=(?P<label>.+)_text=(?P<text>.+)")
+
+
+def load_dataset(
+    path: str | Path,
+    *,
+    layout: Layout | None = None,
+    label: str | None = None,
+    classes: Mapping[str, str] | None = None,
+    group_by: Sequence[str] = (),
+    split: str | None = None,
+) -> LabelledImages | RetrievalSet:
+    """Read a labelled set in any known layout.
+
+    Args:
+        layout: By default what `detect_layout` sees.
+        label, classes, group_by, split: As for `load_labelled_images`. CelebA: an attribute, words for `1` and `-1`, other
+            attributes, `0`, `1` or `2` (test, the default). FairFace: `classes` are the queries' words, `group_by` the
+            attributes, `split` is `val` by default. The other layouts have no columns.
+
+    Raises:
+        ImageError: If the folder does not have the layout, or a column, class or split is missing.
+    """
+    path = Path(path)
+    found = layout or detect_layout(path)
+    if found not in ("table", "waterbirds", "folders") and not path.is_dir():
+        raise ImageError(f"cannot read {path} as {found}: there is no such folder. Give the folder of the data set.")
+    if found == "celeba":
+        return _load_celeba(path, label or CELEBA_LABEL, classes, group_by or (CELEBA_GROUP,), split or CELEBA_TEST)
+    if found == "fairface":
+        if label:
+            raise ImageError(
+                f"cannot use --label with {path}: FairFace measures retrieval, it has queries. Leave it out."
+            )
+        return _load_fairface(path, classes, group_by or FAIRFACE_ATTRIBUTES, split or "val")
+    if found in ("counteranimal", "typographic"):
+        if label or group_by or split:
+            raise ImageError(f"cannot use columns with {path}: the layout {found} has none. Leave them out.")
+        return (_load_counter_animal if found == "counteranimal" else _load_typographic)(path, classes)
+    _require_table(path, found)
+    return load_labelled_images(path, label=label, classes=classes, group_by=group_by, split=split)
+
+
+def detect_layout(path: Path) -> Layout:
+    """The layout of a path, by what is there."""
+    if not path.is_dir() or (path / "metadata.csv").is_file():
+        return "table"
+    if _celeba_file(path, "list_attr_celeba") is not None:
+        return "celeba"
+    if any(path.glob("fairface_label_*.csv")):
+        return "fairface"
+    folders = [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+    if folders and all(_subsets(folder) for folder in folders):
+        return "counteranimal"
+    named = next((item for item in path.rglob("label=*_text=*") if item.is_file()), None)
+    return "typographic" if named is not None else "folders"
+
+
+def _require_table(path: Path, layout: Layout) -> None:
+    table = path / "metadata.csv" if path.is_dir() else path
+    if layout == "folders" and (table.is_file() or not path.is_dir()):
+        raise ImageError(f"cannot read {path} as folders: it is a table of paths. Use --layout table.")
+    if layout in ("table", "waterbirds") and path.is_dir() and not table.is_file():
+        raise ImageError(
+            f"cannot read {path} as {layout}: it has no metadata.csv. Add one, or choose another --layout."
+        )
+    if layout == "waterbirds" and table.is_file():
+        columns = set(_read_rows(table)[0])
+        missing = sorted({"img_filename", "y", "split", "place"} - columns)
+        if missing:
+            raise ImageError(f"cannot read {table} as waterbirds: no column {missing[0]}. Use --layout table.")
+
+
+def _load_celeba(
+    path: Path, label: str, classes: Mapping[str, str] | None, group_by: Sequence[str], split: str
+) -> LabelledImages:
+    """`img_align_celeba/`, `list_attr_celeba.{txt,csv}` (1 and -1), `list_eval_partition.{txt,csv}` (0, 1, 2)."""
+    attributes, partition = (_celeba_file(path, name) for name in ("list_attr_celeba", "list_eval_partition"))
+    if attributes is None or partition is None:
+        missing = "list_attr_celeba" if attributes is None else "list_eval_partition"
+        raise ImageError(f"cannot read {path} as CelebA: it has no {missing}.txt or .csv. Add it.")
+    splits = {next(iter(row.values())): list(row.values())[1] for row in _read_celeba(partition)}
+    rows = _read_celeba(attributes)
+    for column in (label, *group_by):
+        if column not in rows[0]:
+            raise ImageError(
+                f"cannot read {attributes}: no attribute {column}, there are {', '.join(list(rows[0])[1:])}."
+            )
+    if classes is None and label != CELEBA_LABEL:
+        raise ImageError(f"cannot name the classes of {label}: give --classes with lines `1: words` and `-1: words`.")
+    names = classes or CELEBA_CLASSES
+    first = next(iter(rows[0]))
+    kept = [row for row in rows if splits.get(row[first]) == split]
+    if not kept:
+        raise ImageError(
+            f"cannot use {path}: no image is in split {split}, there are {', '.join(sorted(set(splits.values())))}."
+        )
+    unknown = sorted({row[label] for row in kept} - names.keys())
+    if unknown:
+        raise ImageError(f"cannot read {attributes}: {label} {unknown[0]!r} is no class. Attributes are 1 and -1.")
+    images = path / "img_align_celeba"
+    inner = images / "img_align_celeba"  # As the archive of one mirror unpacks.
+    source = source_of_rows([(inner if inner.is_dir() else images) / row[first] for row in kept], kept)
+    order = list(names)
+    groups = tuple(" / ".join([names[row[label]], *(f"{c} {row[c]}" for c in group_by)]) for row in kept)
+    return LabelledImages(source, tuple(names.values()), tuple(order.index(row[label]) for row in kept), groups)
+
+
+def _load_fairface(path: Path, classes: Mapping[str, str] | None, group_by: Sequence[str], split: str) -> RetrievalSet:
+    """`fairface_label_{split}.csv` with `file,age,gender,race`, paths relative to the folder."""
+    table = path / f"fairface_label_{split}.csv"
+    if not table.is_file():
+        there = ", ".join(sorted(found.name for found in path.glob("fairface_label_*.csv"))) or "none"
+        raise ImageError(f"cannot read {path} as FairFace: it has no {table.name}, there is {there}. Choose a --split.")
+    rows = _read_rows(table)
+    for column in ("file", *group_by):
+        if column not in rows[0]:
+            raise ImageError(f"cannot read {table}: no column {column}, there are {', '.join(rows[0])}.")
+    source = source_of_rows([path / row["file"] for row in rows], rows)
+    queries = tuple(classes.values()) if classes else FAIRFACE_QUERIES
+    return RetrievalSet(source, queries, {name: tuple(row[name] for row in rows) for name in group_by})
+
+
+def _load_counter_animal(path: Path, classes: Mapping[str, str] | None) -> LabelledImages:
+    """`<class>/{common...,counter...}/`: the same animals on usual and on unusual backgrounds."""
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    for folder in folders:
+        missing = {"common", "counter"} - {kind for _, kind in _subsets(folder)}
+        if missing:
+            raise ImageError(f"cannot read {path} as CounterAnimal: {folder.name} has no folder {min(missing)}...")
+    source = list_images(path)
+    parts = [Path(name).parts for name in source.names]
+    kinds = {(folder.name, inner): kind for folder in folders for inner, kind in _subsets(folder)}
+    kept = [i for i, names in enumerate(parts) if len(names) > 2 and names[:2] in kinds]
+    words = classes or {folder.name: re.sub(r"^\d+[ _-]+", "", folder.name).replace("_", " ") for folder in folders}
+    unknown = sorted({parts[i][0] for i in kept} - words.keys())
+    if len(folders) < 2 or unknown or not kept:
+        found = f"folder {unknown[0]!r} is no class" if unknown else f"{len(folders)} classes, {len(kept)} images"
+        raise ImageError(f"cannot read {path} as CounterAnimal: {found}. Two classes with images are needed.")
+    order = list(words)
+    subsets = tuple(kinds[parts[i][0], parts[i][1]] for i in kept)
+    labels = tuple(order.index(parts[i][0]) for i in kept)
+    groups = tuple(f"{words[parts[i][0]]} / {kind}" for i, kind in zip(kept, subsets, strict=True))
+    return LabelledImages(source.subset(kept), tuple(words.values()), labels, groups, subsets=subsets)
+
+
+def _load_typographic(path: Path, classes: Mapping[str, str] | None) -> LabelledImages:
+    """`label=<x>_text=<y>.*`: an object with another class's name written on it; groups are the objects."""
+    source = list_images(path)
+    found = [_TYPOGRAPHIC.fullmatch(Path(name).stem) for name in source.names]
+    pairs = [(match["label"], _without_number(match["text"])) for match in found if match]
+    if len(pairs) < len(found):
+        wrong = source.names[found.index(None)]
+        raise ImageError(
+            f"cannot read {path} as typographic: {wrong!r} is not named label=<x>_text=<y>. Rename or remove it."
+        )
+    names = classes or {name: name.replace("_", " ") for name in sorted({name for pair in pairs for name in pair})}
+    unknown = sorted({name for pair in pairs for name in pair} - names.keys())
+    if unknown or len(names) < 2:
+        raise ImageError(
+            f"cannot read {path}: {unknown[0] if unknown else 'a single name'!r} is no class. Add it to --classes."
+        )
+    order = list(names)
+    labels, written = (tuple(order.index(pair[i]) for pair in pairs) for i in (0, 1))
+    return LabelledImages(source, tuple(names.values()), labels, tuple(names[x] for x, _ in pairs), written=written)
+
+
+def _celeba_file(path: Path, stem: str) -> Path | None:
+    return next((path / f"{stem}{end}" for end in (".txt", ".csv") if (path / f"{stem}{end}").is_file()), None)
+
+
+def _read_celeba(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV, or of the original text files: a count, names of attributes, then a line an image; or no heading."""
+    if path.suffix == ".csv":
+        return _read_rows(path)
+    lines = [line.split() for line in _read_text(path).splitlines() if line.strip()]
+    headed = len(lines) > 2 and len(lines[0]) == 1
+    names = ["image_id", *lines[1]] if headed else ["image_id", "partition"]
+    rows = lines[2:] if headed else lines
+    wrong = next((i for i, row in enumerate(rows) if len(row) != len(names)), None)
+    if wrong is not None or not rows:
+        raise ImageError(
+            f"cannot read {path}: row {(wrong or 0) + 1} does not have {len(names)} columns. Fetch it again."
+        )
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    try:
+        rows = list(csv.DictReader(_read_text(path).splitlines()))
+    except csv.Error as error:
+        raise ImageError(f"cannot read {path}: {error}.") from None
+    if not rows or any(None in row or None in row.values() for row in rows):
+        raise ImageError(f"cannot read {path}: it has no rows, or rows of unequal length. Give a CSV with a header.")
+    return rows
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImageError(f"cannot read {path}: {error}. Give a text file in UTF-8.") from None
+
+
+def _subsets(folder: Path) -> list[tuple[str, str]]:
+    """The folders of one animal, each with `common` or `counter`."""
+    names = [item.name for item in folder.iterdir() if item.is_dir()]
+    return [(name, kind) for name in names for kind in ("common", "counter") if name.lower().startswith(kind)]
+
+
+def _without_number(text: str) -> str:
+    """`dog (2)` and `dog_2` are copies of `dog`."""
+    return re.sub(r"(\s*\(\d+\)|_\d+)$", "", text) or text

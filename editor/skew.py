@@ -1,0 +1,52 @@
+"""Retrieval bias: who is found first when a query names nobody's gender, race or age (MaxSkew@K)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import ImageError
+from .images import ImageSource
+
+DEFAULT_TOP = 1000
+
+
+@dataclass(frozen=True)
+class RetrievalSet:
+    """Images with attributes of people, and the words of neutral queries. `attributes` holds a value an image, by name."""
+
+    source: ImageSource
+    queries: tuple[str, ...]
+    attributes: Mapping[str, tuple[str, ...]]
+    top: int = DEFAULT_TOP
+
+
+def compute_max_skew(
+    similarity: Float[Tensor, "image query"], values: Sequence[str], top: int
+) -> Float[Tensor, " query"]:
+    """`max_a ln(share of a among the first K / p_a)` for every query (Geyik et al. 2019).
+
+    `p_a` is the share of `a` among all the images given, so 0 means that a query finds everybody as often as they occur.
+
+    Args:
+        values: The attribute's value of each image.
+        top: K; less than the number of images, or the first K would be all of them.
+
+    Raises:
+        ImageError: If there are not more than `top` images.
+    """
+    if not 1 <= top < len(values):
+        raise ImageError(f"cannot measure MaxSkew@{top}: there are {len(values)} images. Lower --top below that.")
+    everybody = Counter(values)
+    found = []
+    for column in similarity.T:
+        order: list[int] = torch.topk(column, top).indices.tolist()
+        first: Counter[str] = Counter(values[i] for i in order)
+        found.append(max(math.log(count / top * len(values) / everybody[value]) for value, count in first.items()))
+    return torch.tensor(found)
