@@ -79,9 +79,7 @@ def place(name: str) -> tuple[str, int]:
     return (f"L{HeadId.parse(head).layer}.self", HeadId.parse(head).head) if head != name else (name, 0)
 
 
-def collect_with_parts(
-    tower: Tower, pixels: Float[Tensor, "image 3 height width"], groups: list[ComponentGroup], names: list[str]
-) -> Features:
+def collect_with_parts(tower: Tower, pixels: Tensor, groups: list[ComponentGroup], names: list[str]) -> Features:
     """One batch's features, with those of the named parts."""
     layers = sorted({HeadId.parse(name.removesuffix(".self")).layer for name in names if name.endswith(".self")})
     features = tower.collect_features(pixels, groups)
