@@ -241,7 +241,7 @@ def test_selectors_read_cached_features(
     cached = load_features(tmp_path / "f")
     evidence = Evidence(*tasks, budget=3.0)
     expected = clipedit.select_recipe(demo_scan, demo_model, select="frontier", evidence=evidence, heads=2)
-    monkeypatch.setattr(type(demo_model.tower), "collect_features", None)
+    monkeypatch.setattr(type(demo_model.tower), "collect_features", lambda *given: pytest.fail("the model ran"))
     found = clipedit.select_recipe(
         demo_scan, demo_model, select="frontier", evidence=replace(evidence, cached=cached), heads=2
     )
