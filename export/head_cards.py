@@ -22,6 +22,7 @@ from ..editor.scan import Progress, Scan
 from ..editor.scores import HeadScore
 from ..editor.spatial import compute_seen, compute_token_shares
 from ..editor.textspan import HeadLabel
+from ..editor.towers import SpatialTower
 from ..editor.view import View, find_view
 
 SEARCHED, SHOWN, PICTURED = 256, 4, 32
@@ -103,9 +104,12 @@ def collect_pictures(
 ) -> Pictures:
     """The images that excite some heads most, with the heads' heatmaps towards their first texts, before and after.
 
-    At most `SEARCHED` images, spread over the source, are looked at; none without a source.
+    At most `SEARCHED` images, spread over the source, are looked at; none without a source, or where the architecture's
+    tower keeps no shares of tokens.
     """
     base, source = edit.base, edit.source
+    if not (isinstance(base.tower, SpatialTower) and isinstance(edit.edited.tower, SpatialTower)):
+        return Pictures()
     texts = {head: encode_queries(base, [labels[str(head)][0].text]) for head in heads if labels[str(head)]}
     if source is None or edit.scan is None or not texts:
         return Pictures()

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from ..editor.aligned_model import apply_aligner
 from ..editor.components import HeadId
 from ..editor.concepts import Concept, list_concepts, load_concept, load_texts
 from ..editor.errors import ExportError
@@ -61,7 +62,10 @@ def write_report(
 
 def _load_base(recipe: Recipe, scan: Scan | None) -> Model:
     named = recipe.document.base
-    return load_model(scan.model_name, scan.pretrained) if scan else load_model(named.model, named.pretrained)
+    if scan is None:
+        return load_model(named.model, named.pretrained)
+    loaded = load_model(scan.model_name, scan.pretrained)
+    return apply_aligner(loaded, scan.aligner) if scan.aligner else loaded
 
 
 def render_report(edit: Edit, checks: Mapping[str, Any], out: Path, *, progress: Progress | None = None) -> Path:
@@ -102,7 +106,7 @@ def find_concept(recipe: Recipe, base: Model) -> Concept | None:
 
 
 def _score(edit: Edit, concept: Concept | None) -> list[HeadScore]:
-    if edit.scan is None or concept is None:
+    if edit.scan is None or concept is None or not edit.base.has_texts:
         return []
     return [row for row in score_heads(edit.scan, edit.base, concept=concept) if "H" in row.component]
 
@@ -110,8 +114,8 @@ def _score(edit: Edit, concept: Concept | None) -> list[HeadScore]:
 def _collect_cards(
     edit: Edit, scores: Sequence[HeadScore], progress: Progress | None
 ) -> tuple[list[HeadCard], Pictures]:
-    """Cards of all scanned heads; those edited, and the next by score, with pictures."""
-    if edit.scan is None:
+    """Cards of all scanned heads; those edited, and the next by score, with pictures. None of a model without texts."""
+    if edit.scan is None or not edit.base.has_texts:
         return [], Pictures()
     pool = load_texts(model_folder=edit.base.folder)
     labels = text_span(edit.scan, edit.base, texts=pool, texts_per_head=min(TEXTS, edit.base.tower.d_head))
