@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -211,7 +212,7 @@ def _from_matlab(path: Path) -> MaskedImages:
     except ImportError:
         raise ImageError(f"cannot read {path}: h5py is missing. pip install h5py.") from None
     try:
-        file = h5py.File(path, "r")
+        file: Any = h5py.File(path, "r")
         images, masks = file["value/img"], file["value/gt"]
         count = images.shape[0]
     except (OSError, KeyError, AttributeError) as error:
