@@ -11,7 +11,8 @@ const [folder, dtype] = process.argv.slice(2)
 env.allowRemoteModels = false
 env.localModelPath = '' // The folder is an absolute path.
 
-const options = { dtype, device: 'cpu' }
+// The default level can crash the CPU provider in half precision.
+const options = { dtype, device: 'cpu', session_options: { graphOptimizationLevel: dtype === 'fp16' ? 'extended' : 'all' } }
 const tokenizer = await AutoTokenizer.from_pretrained(folder)
 const processor = await AutoProcessor.from_pretrained(folder)
 const visual = await CLIPVisionModelWithProjection.from_pretrained(folder, options)

@@ -63,10 +63,7 @@ def verify_in_child(folder: Path) -> list[Check]:
     except subprocess.TimeoutExpired:
         raise VerificationError(f"cannot verify {folder}: no answer within {TIMEOUT_SECONDS} s.") from None
     if child.returncode != 0:
-        lines = [line for line in child.stderr.strip().splitlines() if line.strip()]
-        raise VerificationError(
-            f"cannot verify {folder}: {lines[-1] if lines else f'the process ended with {child.returncode}'}"
-        )
+        raise VerificationError(f"cannot verify {folder}: {_last_words(child)}")
     answer = json.loads(child.stdout.strip().splitlines()[-1])
     checks = [Check(**check) for check in answer["checks"]]
     failed = next((check for check in checks if not check.holds), None)
@@ -84,3 +81,12 @@ def verify_in_child(folder: Path) -> list[Check]:
     report["checks"] = [asdict(check) for check in checks]
     write_text(folder / REPORT_NAME, json.dumps(report, indent=2) + "\n")
     return checks
+
+
+def _last_words(child: subprocess.CompletedProcess[str]) -> str:
+    """Why a child failed: what it said last, or the signal that ended it."""
+    if child.returncode < 0:
+        return f"the consumer crashed (signal {-child.returncode}). Try another --precision."
+    lines = [line for line in child.stderr.strip().splitlines() if line.strip()]
+    last = lines[-1] if lines else f"the process ended with {child.returncode}"
+    return last.partition(": ")[2] if last.startswith("cannot verify ") else last

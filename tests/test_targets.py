@@ -24,6 +24,7 @@ from clipedit.editor.images import demo_calibration_source
 from clipedit.export.consumers import Consumer, load_consumer
 from clipedit.export.model_card import write_model_card
 from clipedit.export.onnx_graphs import write_graphs
+from clipedit.export.profile import Precision
 from clipedit.export.reference import load_reference, write_reference
 from clipedit.export.targets import PROFILES
 from clipedit.export.verify_child import compute_checks
@@ -314,36 +315,6 @@ def serve(repository: Path):  # type: ignore[no-untyped-def]
             thread.join()
 
 
-def test_the_card_has_the_figures_and_what_users_wrote_stays_text(edited: clipedit.Model, tmp_path: Path) -> None:
-    recipe = edited.recipe
-    hostile = "x | <script>alert(1)</script> [a](http://b)\n# heading `c` {{ 7 * 7 }}"
-    document = recipe.document.model_copy(update={"name": hostile, "description": hostile})
-    figures = {**recipe.document.measured, hostile: {"worst_group": 0.25}}
-    edited = replace(edited, applied=replace(recipe, document=document).with_measured(figures))
-    write_model_card(edited, tmp_path, target="hf")
-    card = (tmp_path / "README.md").read_text()
-    assert (
-        "| unedited | 0.500 |" in card
-        and "| **edited** | 0.750 |" in card
-        and "| random heads, ten draws | 0.510 |" in card
-    )
-    assert (
-        "<script>" not in card
-        and "\n# heading" not in card
-        and not re.search(r"(?<!\\)\]\(http", card)
-        and "49" not in card.split("## How")[0][:900]
-    )
-    row = next(line for line in card.splitlines() if line.endswith("0.250 |"))
-    assert len(re.findall(r"(?<!\\)\|", row)) == 3
-    assert re.search(r"^license:\s+#", card, re.MULTILINE)
-    assert f"1. mean-ablate on {len(recipe.heads)} heads ({', '.join(recipe.heads)})" in card
-
-
-def test_a_base_gets_a_card_that_says_so(demo_model: clipedit.Model, tmp_path: Path) -> None:
-    write_model_card(demo_model, tmp_path, target="onnx")
-    assert "without an edit" in (tmp_path / "README.md").read_text()
-
-
 @pytest.mark.parametrize("target", ["hf", "fastembed"])
 def test_the_whole_export_is_verified_in_a_child_by_its_consumer(
     target: str, edited: clipedit.Model, tmp_path: Path
@@ -355,3 +326,19 @@ def test_the_whole_export_is_verified_in_a_child_by_its_consumer(
     report = json.loads((tmp_path / "out" / "verification.json").read_text())
     assert report["runtime"].startswith("transformers " if target == "hf" else "fastembed ")
     assert len(checks) == len(report["checks"]) == 14
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "precision"), [("hf", "fp16"), ("sentence-transformers", "fp16"), ("transformers-js", "fp16"),
+                                                   ("transformers-js", "int8"), ("fastembed", "int8"), ("immich", "int8"),
+                                                   ("triton", "fp16")])  # fmt: skip
+def test_lower_precision_is_read_by_the_consumer_too(
+    target: str, precision: Precision, edited: clipedit.Model, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if target == "transformers-js":
+            patch.setenv("NODE_PATH", str(request.getfixturevalue("node_modules")))
+        checks = clipedit.export_model(edited, tmp_path / "out", target=target, precision=precision)
+    assert min(check.figure for check in checks if check.name.endswith("worst cosine")) > 0.99
+    runtime = json.loads((tmp_path / "out" / "verification.json").read_text())["runtime"]
+    assert ("standing in" in runtime) == (target in ("immich", "triton"))

@@ -1,0 +1,49 @@
+"""What a model card says, and that what users wrote in it stays text. Its code is run in test_targets.py."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import clipedit
+from clipedit.export.model_card import write_model_card
+
+
+@pytest.fixture(scope="module")
+def edited(demo_model: clipedit.Model, demo_scan: clipedit.Scan) -> clipedit.Model:
+    recipe = clipedit.make_recipe(demo_scan, demo_model, concept="location")
+    figures = {"before": {"worst_group": 0.5}, "after": {"worst_group": 0.75}, "control": {"worst_group": 0.51}}
+    return clipedit.apply_recipe(recipe.with_measured(figures), demo_model)
+
+
+def test_the_card_has_the_figures_and_what_users_wrote_stays_text(edited: clipedit.Model, tmp_path: Path) -> None:
+    recipe = edited.recipe
+    hostile = "x | <script>alert(1)</script> [a](http://b)\n# heading `c` {{ 7 * 7 }}"
+    document = recipe.document.model_copy(update={"name": hostile, "description": hostile})
+    figures = {**recipe.document.measured, hostile: {"worst_group": 0.25}}
+    edited = replace(edited, applied=replace(recipe, document=document).with_measured(figures))
+    write_model_card(edited, tmp_path, target="hf")
+    card = (tmp_path / "README.md").read_text()
+    assert (
+        "| unedited | 0.500 |" in card
+        and "| **edited** | 0.750 |" in card
+        and "| random heads, ten draws | 0.510 |" in card
+    )
+    assert (
+        "<script>" not in card
+        and "\n# heading" not in card
+        and not re.search(r"(?<!\\)\]\(http", card)
+        and "49" not in card.split("## How")[0][:900]
+    )
+    row = next(line for line in card.splitlines() if line.endswith("0.250 |"))
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3
+    assert re.search(r"^license:\s+#", card, re.MULTILINE)
+    assert f"1. mean-ablate on {len(recipe.heads)} heads ({', '.join(recipe.heads)})" in card
+
+
+def test_a_base_gets_a_card_that_says_so(demo_model: clipedit.Model, tmp_path: Path) -> None:
+    write_model_card(demo_model, tmp_path, target="onnx")
+    assert "without an edit" in (tmp_path / "README.md").read_text()
