@@ -1062,8 +1062,6 @@ def _report_edit(recipe: Recipe, out: Path, checks: Sequence[Check], page: Path 
     _print_checks(checks)
     layout = "an open_clip folder" if (out / "open_clip_config.json").is_file() else "a timm folder"
     _say(f"wrote {out}: {layout}" if effect != "direct" else f"wrote {out}: base and direct edit")
-
-    _say(f"wrote {out}: an open_clip folder" if effect != "direct" else f"wrote {out}: base and direct edit")
     if page is not None:
         _say(f"wrote {page}: open it in a browser")
     _print_next("for deployment", f"clipedit export {out} --target onnx -o {out}-onnx")
