@@ -5,8 +5,8 @@
 
 Weights come from open_clip's cache, or from `--weights NAME=FILE`. What is missing is named, and the rest is run. Means come
 from the training split of Waterbirds (split 0) and from `--imagenet-calibration`, never from the images that are measured;
-the papers take the test images' own. The published Waterbirds protocol also mean-ablates every MLP and every layer but the
-last four; the shipped recipes edit the named heads only, so the two columns are not the same edit.
+the papers take the test images' own. The published Waterbirds figures stand beside the `waterbirds-protocol` recipes, which
+mean-ablate what the paper does, at the readout; the recipes that edit the named heads only are measured as other edits.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from clipedit.editor.scan import scan
 # Worst group before and after, in per cent: Gandelsman et al. 2024, table 3.
 WATERBIRDS = {"ViT-B-16": (45.6, 57.5), "ViT-L-14": (47.7, 72.9), "ViT-H-14": (37.2, 43.3)}
 TAGS = {"ViT-B-16": "laion2b_s34b_b88k", "ViT-L-14": "laion2b_s32b_b82k", "ViT-H-14": "laion2b_s32b_b79k"}
+KINDS = ("waterbirds-protocol", "waterbirds", "locate-then-correct")
 # Zero-shot ImageNet, unedited and with 60 texts a head: Gandelsman et al. 2024, ViT-L-14.
 IMAGENET, IMAGENET_60_TEXTS = 75.25, 72.77
 
@@ -39,18 +40,24 @@ IMAGENET, IMAGENET_60_TEXTS = 75.25, 72.77
 def waterbirds_rows(
     model: Model, recipes: Mapping[str, Recipe], folder: Path, published: tuple[float, float] | None
 ) -> list[list[str]]:
-    """Worst group and overall accuracy, per cent: unedited, and every recipe under two effects with random heads beside it."""
+    """Worst group and overall accuracy, per cent: unedited, and every recipe with random heads beside it.
+
+    Recipes that ablate whole parts are `direct`, which weights cannot carry; the others are measured distilled too.
+    """
     task = load_labelled_images(folder)
-    scanned = scan(model, load_labelled_images(folder, split="0").source)
+    whole = any(step.layers for recipe in recipes.values() for step in recipe.document.steps)
+    layers = range(model.tower.n_layers) if whole else None
+    scanned = scan(model, load_labelled_images(folder, split="0").source, layers=layers, mlps=whole)
     rows, before = [], None
     for name, recipe in recipes.items():
-        for effect in ("direct", "distilled"):
+        protocol = any(step.layers for step in recipe.document.steps)
+        for effect in ("direct",) if protocol else ("direct", "distilled"):
             bound = bind_recipe(recipe.with_effect(effect).document, scanned, model)
             found = measure_with_control(bound, scanned, model, task)
             if before is None:
                 before = found["before"]
                 rows.append(["unedited", _percent(published and published[0]), *_cells(before)])
-            shown = published and published[1] if name.startswith("waterbirds") else None
+            shown = published and published[1] if protocol else None
             rows.append([f"{name}, {effect}", _percent(shown), *_cells(found["after"])])
             rows.append([f"{name}, {effect}, random heads", "", *_cells(found["control"])])
     return rows
@@ -116,7 +123,7 @@ def run_model(name: str, model: Model, options: argparse.Namespace) -> None:
     if options.waterbirds is None:
         print(f"\n{name}, Waterbirds: not run: give --waterbirds DIR, the folder with metadata.csv.")
     else:
-        recipes = {kind: load_recipe(f"{kind}-{size}") for kind in ("waterbirds", "locate-then-correct")}
+        recipes = {kind: load_recipe(f"{kind}-{size}") for kind in KINDS}
         rows = waterbirds_rows(model, recipes, options.waterbirds, WATERBIRDS.get(name))
         columns = ["edit", "published worst group", "worst group", "overall", "mean of groups"]
         print_table(f"Waterbirds, {name}", columns, rows)

@@ -236,7 +236,7 @@ def hammer(session: onnxruntime.InferenceSession, batches: list[np.ndarray], sec
     return sum(runs), sum(wrong), memory.memory_info().rss - before
 
 
-@pytest.mark.parametrize("seconds", [2.5, pytest.param(30.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [2.5, pytest.param(60.0, marks=pytest.mark.slow)])
 def test_four_threads_share_a_session_and_every_answer_is_the_single_thread_one(
     pruned_folder: Path, seconds: float
 ) -> None:

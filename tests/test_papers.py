@@ -50,14 +50,23 @@ def test_waterbirds_gives_published_beside_measured_with_random_heads(
         source.open(index).save(tmp_path / f"{index}.png")
         lines.append(f"{index},{index}.png,{index % 2},{2 if index < 16 else 0},{index // 2 % 2},x")
     (tmp_path / "metadata.csv").write_text("\n".join(lines) + "\n")
-    step = Step(operation="mean-ablate", heads=("L2H1", "L1H0"))
-    document = RecipeDocument(schema_version=1, name="waterbirds-random", base=Base(model="random"), steps=(step,))
-    rows = papers.waterbirds_rows(model, {"waterbirds-random": Recipe(document)}, tmp_path, (47.7, 72.9))
+    heads = Step(operation="mean-ablate", heads=("L2H1", "L1H0"))
+    parts = [
+        Step(operation="mean-ablate", target="mlps", layers=(1, 2)),
+        Step(operation="mean-ablate", target="layers", layers=(0,)),
+    ]
+    recipes = {
+        name: Recipe(RecipeDocument(schema_version=1, name=name, base=Base(model="random"), steps=tuple(steps)))
+        for name, steps in (("protocol", [heads, *parts]), ("heads", [heads]))
+    }
+    rows = papers.waterbirds_rows(model, recipes, tmp_path, (47.7, 72.9))
     assert [row[0] for row in rows] == [
         "unedited",
-        *(f"waterbirds-random, {effect}{end}" for effect in ("direct", "distilled") for end in ("", ", random heads")),
+        *(f"protocol, direct{end}" for end in ("", ", random heads")),
+        *(f"heads, {effect}{end}" for effect in ("direct", "distilled") for end in ("", ", random heads")),
     ]
-    assert [row[1] for row in rows] == ["47.7", "72.9", "", "72.9", ""]
+    # The published figure belongs to the edit that the paper made.
+    assert [row[1] for row in rows] == ["47.7", "72.9", "", "", "", "", ""]
     assert all(0 <= float(cell) <= 100 for row in rows for cell in row[2:])
 
 

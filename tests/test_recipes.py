@@ -33,9 +33,11 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # 
     return call
 
 
-def test_three_architectures_have_both_kinds_of_recipe() -> None:
+def test_three_architectures_have_every_kind_of_recipe() -> None:
     names = {
-        f"{kind}-vit-{size}" for kind in ("waterbirds", "locate-then-correct") for size in ("b-16", "l-14", "h-14")
+        f"{kind}-vit-{size}"
+        for kind in ("waterbirds", "waterbirds-protocol", "locate-then-correct")
+        for size in ("b-16", "l-14", "h-14")
     }
     assert set(list_recipes()) == names
 
@@ -51,8 +53,15 @@ def test_a_shipped_recipe_fits_its_architecture(name: str) -> None:
     check_effect(document.effect, model)
     assert document.name == name and not recipe.is_bound and document.source
     assert document.base.pretrained in open_clip.list_pretrained_tags_by_model(document.base.model)
-    # What `scan` reads by default is enough for all of them.
+    # What `scan` reads by default is enough for the heads of all of them.
     assert all(layers - 4 <= head.layer < layers for step in document.steps for head in step.head_ids())
+    parts = {step.target: step.layers for step in document.steps if step.layers}
+    if name.startswith("waterbirds-protocol"):
+        # Every MLP, and whole layers below the last four.
+        assert parts == {"mlps": tuple(range(layers - 4, layers)), "layers": tuple(range(layers - 4))}
+        assert document.effect == "direct"
+    else:
+        assert not parts
 
 
 def test_an_architecture_costs_no_memory() -> None:
@@ -75,7 +84,7 @@ def test_heads_of_one_model_are_refused_on_another(demo_model: clipedit.Model) -
 def test_recipes_are_listed_shown_and_checked(run) -> None:  # type: ignore[no-untyped-def]
     code, out, _ = run("recipes", "list", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
-    assert code == 0 and len(rows) == 6 and rows["waterbirds-vit-b-16"]["heads"][0] == "L9H6"
+    assert code == 0 and len(rows) == 9 and rows["waterbirds-vit-b-16"]["heads"][0] == "L9H6"
     code, out, _ = run("recipes", "show", "waterbirds-vit-l-14")
     assert code == 0 and "ICLR 2024" in out and "- L22H12" in out
     code, out, _ = run("recipes", "check", "waterbirds-vit-l-14")
