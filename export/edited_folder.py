@@ -48,8 +48,8 @@ def write_edited_model(
             scan.save(folder / "scan.safetensors")
         plain = "timm" if "timm_cfg" in model.config else "open-clip"
         target = "clipedit" if recipe.document.effect == "direct" else plain
-        write_model_card(edited, folder, target=target)
-        write_reference(edited, folder, target=target, images=images)
+        reference = write_reference(edited, folder, target=target, images=images)
+        write_model_card(edited, folder, target=target, images=len(reference.images()))
         return verify_in_child(folder)
 
 

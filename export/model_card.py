@@ -32,11 +32,17 @@ _ROWS = {"before": "unedited", "after": _Verbatim("**edited**"), "control": "ran
 
 
 def write_model_card(
-    model: Model, folder: Path, *, target: str, precision: str = "fp32", shift: Sequence[ThresholdShift] = ()
+    model: Model,
+    folder: Path,
+    *,
+    target: str,
+    images: int = 0,
+    precision: str = "fp32",
+    shift: Sequence[ThresholdShift] = (),
 ) -> None:
     """Write `README.md`, and `example.png` of which it prints the embedding.
 
-    Models without a text tower get none. `shift` is how thresholds on cosines move. Whatever comes from the recipe or from file
+    Models without a text tower get none. `images` is how many `verification.safetensors` holds, `shift` is how thresholds on cosines move. Whatever comes from the recipe or from file
     names is escaped: it stays text.
     """
     if not model.has_texts:
@@ -53,6 +59,7 @@ def write_model_card(
     card = environment.get_template("card.md.j2").render(
         target=target,
         precision=precision,
+        images=images,
         dtype={"fp32": "fp32", "fp16": "fp16", "int8": "q8"}[precision],
         version=__version__,
         title=name.replace("__", " "),

@@ -33,7 +33,7 @@ TEXTS = ("a photo of a bird", "a photo of a circle", "a city street", "the ocean
 @dataclass(frozen=True)
 class Reference:
     """Inputs and expected answers. `tensors`: `image_N` uint8 `[height, width, 3]`, `tokens`, and the embeddings
-    `image_embedding` (of a classifier, logits), `text_embedding`, and of the unedited model `base_image_embedding`, `base_text_embedding`;
+    `image_embedding` (of a classifier, logits), `text_embedding`, and of the unedited model `base_image_embedding` (of the first images), `base_text_embedding`;
     `shift_before`, `shift_after` are those of more images, by both models.
     `config`: as `Model.config`. `options`: what was asked for, `precision` among it."""
 
@@ -78,19 +78,22 @@ def write_reference(
     target: str,
     images: ImageSource | str | Path | None = None,
     options: Mapping[str, Any] | None = None,
-) -> None:
+) -> Reference:
     """Answer a few images and texts with the model in memory, and with its base if it was edited.
 
-    A model read from a folder has no base in memory: what its own reference says of the base is taken over, with the images.
+    A model read from a folder has no base in memory: what its own reference says of the base is taken over, with the
+    images that it says it of; they stand before the others.
 
     Args:
         options: What was asked for beyond the target: `precision`, and what the report should say of it.
     """
     asked = {"precision": "fp32", **(options or {})}
     count = IMAGES if asked["precision"] == "fp32" else IMAGES_LOWER
-    earlier = _find_earlier(model, count) if images is None and model.base is None else None
+    earlier = _find_earlier(model) if model.base is None else None
     source = list_images(images) if images is not None else _rendered(IMAGES_SHIFT)
-    opened = earlier.images() if earlier else _open_some(source, count)
+    opened = earlier.images() if earlier else []
+    # The base answered the earlier images only: they come first, and those asked for now after them.
+    opened += _open_some(source, count)[len(opened) if images is None else 0 :]
     pixels = torch.stack([model.preprocess(image) for image in opened])
     tensors = {f"image_{i}": torch.from_numpy(np.array(image)) for i, image in enumerate(opened)}
     if model.has_texts:
@@ -107,6 +110,7 @@ def write_reference(
         tensors |= {name: tensor for name, tensor in earlier.tensors.items() if name.startswith(("base_", "shift_"))}
     described = {"target": target, "config": model.config, "texts": TEXTS, "options": asked}
     save_tensors(folder / REFERENCE_NAME, tensors, KIND, described)
+    return Reference(target, model.config, TEXTS, tensors, asked)
 
 
 def answer_images(model: Model, pixels: Tensor) -> Tensor:
@@ -132,13 +136,12 @@ def load_reference(folder: Path) -> Reference:
         ) from None
 
 
-def _find_earlier(model: Model, count: int) -> Reference | None:
-    """The reference in the model's folder, if it asks the same."""
+def _find_earlier(model: Model) -> Reference | None:
+    """The reference in the model's folder, if it knows the base and asks the same."""
     if model.folder is None or not (model.folder / REFERENCE_NAME).is_file():
         return None
     found = load_reference(model.folder)
-    usable = found.texts == TEXTS and "base_image_embedding" in found.tensors and len(found.images()) >= count
-    return found if usable else None
+    return found if found.texts == TEXTS and "base_image_embedding" in found.tensors else None
 
 
 def _rendered(count: int) -> ImageSource:

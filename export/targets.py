@@ -25,7 +25,7 @@ from . import (
 from .model_card import write_model_card
 from .profile import Precision, Profile, require_graphs, require_precision, require_texts
 from .prune import require_constant_heads
-from .reference import Reference, load_reference, write_reference
+from .reference import Reference, write_reference
 from .reproduce import write_record
 from .verify import Check, verify_in_child
 
@@ -69,7 +69,8 @@ def export_model(
     Args:
         prune: Leave heads that write a constant, as `total` ablation makes them, out of the graphs.
         calibration: Images for static int8, other than those it is verified with; without them int8 is dynamic.
-        images: Up to eight of them (32 in lower precision) are used to verify; by default images of the demo world.
+        images: Up to eight of them (32 in lower precision) are used to verify, beside those that an edited folder was verified
+            with; by default images of the demo world.
         force: Keep an export of lower precision although it answers too differently.
 
     Returns:
@@ -90,9 +91,9 @@ def export_model(
     with staged_folder(Path(out), overwrite=overwrite) as folder:
         profile.write(model, folder, profile)
         write_record(model, folder, profile, options)
-        write_reference(model, folder, target=target, images=images, options=options)
-        shift = load_reference(folder).threshold_shift()
-        write_model_card(model, folder, target=target, precision=precision, shift=shift)
+        reference = write_reference(model, folder, target=target, images=images, options=options)
+        shift, count = reference.threshold_shift(), len(reference.images())
+        write_model_card(model, folder, target=target, images=count, precision=precision, shift=shift)
         return verify_in_child(folder)
 
 
