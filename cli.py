@@ -1074,6 +1074,7 @@ def _load_evidence(
     """What selectors other than text-difference look at; refused before images are scanned if it does not suffice."""
     from .editor.datasets import load_labelled_images
     from .editor.features import load_features
+    from .editor.layouts import load_selection_set
     from .editor.selection import Evidence, require_labelled
 
     if select == "text-difference":
@@ -1086,7 +1087,7 @@ def _load_evidence(
         task, second = labelled_tasks()
     elif labelled is not None:
         columns = [name.strip() for name in group_by.split(",") if name.strip()]
-        task = load_labelled_images(labelled, label=label, group_by=columns, split=split)
+        task = load_selection_set(labelled, label=label, group_by=columns, split=split)
         second = load_labelled_images(labelled, label=retention, split=split) if retention else None
     evidence = Evidence(task, second, regions, budget, cached)
     require_labelled(evidence, select)

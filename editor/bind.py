@@ -22,7 +22,8 @@ from .recipe import EFFECTS, Base, Calibration, Effect, Fold, HeadOperation, Rec
 from .scan import Scan
 from .selection import EditPlan, Evidence, select_by_text_difference, warn_of_overlap
 
-DEFAULT_HEADS = 8
+# The fewest that repaired every demo model; of small towers no more than a quarter.
+DEFAULT_HEADS, DEFAULT_SHARE = 8, 4
 DEFAULT_OUTPUT_STRENGTH = 0.9
 
 
@@ -34,7 +35,7 @@ def make_recipe(
     keep: str | Concept | None = None,
     operation: HeadOperation = "mean-ablate",
     effect: Effect = "distilled",
-    heads: int = DEFAULT_HEADS,
+    heads: int | None = None,
     strength: float = 1.0,
     output_strength: float | None = None,
     directions: int | None = None,
@@ -44,7 +45,7 @@ def make_recipe(
     Args:
         keep: A concept whose heads are spared; by default the one that the concept's file names.
         operation: What happens to the chosen heads: `mean-ablate`, `zero-ablate` or `project-out`.
-        heads: How many heads, those of highest score.
+        heads: How many heads, those of highest score; by default as `default_heads`.
         strength: Of the operation on heads, in [0, 1].
         output_strength: Of the projection on the output, in [0, 1]; 0 leaves that step out. By default 0.9, or 0 where the
             effect cannot hold it.
@@ -56,7 +57,7 @@ def make_recipe(
     check_effect(effect, model, output_strength=output_strength)
     plan = EditPlan(
         concept=concept if isinstance(concept, Concept) else load_concept(concept, model.folder),
-        heads=heads,
+        heads=default_heads(scan, model) if heads is None else heads,
         output_strength=default_output_strength(effect, model) if output_strength is None else output_strength,
         keep=keep,
         operation=operation,
@@ -160,6 +161,12 @@ def check_effect(effect: str, model: Model, *, output_strength: float | None = N
         raise RecipeError(f"cannot make a {effect} edit of {model.name}: {reason}. Use {others}.")
     if output_strength and not _holds_output(effect, model):
         raise _output_error("output", model)
+
+
+def default_heads(scan: Scan, model: Model) -> int:
+    """How many heads are edited unless told: eight, but at most a quarter of those that were scanned, and at least one."""
+    scanned = sum(model.tower.heads_per_layer[layer] for layer in scan.layers)
+    return min(DEFAULT_HEADS, max(1, scanned // DEFAULT_SHARE))
 
 
 def default_output_strength(effect: str, model: Model) -> float:

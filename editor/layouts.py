@@ -9,7 +9,7 @@ import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .datasets import LabelledImages, load_labelled_images
 from .errors import ImageError
@@ -17,7 +17,7 @@ from .images import list_images, source_of_rows
 from .skew import RetrievalSet
 
 Layout = Literal["table", "waterbirds", "folders", "celeba", "fairface", "counteranimal", "typographic"]
-CELEBA_LABEL, CELEBA_GROUP, CELEBA_TEST = "Blond_Hair", "Male", "2"
+CELEBA_LABEL, CELEBA_GROUP, CELEBA_VALIDATION, CELEBA_TEST = "Blond_Hair", "Male", "1", "2"
 CELEBA_CLASSES = {"-1": "celebrity with dark hair", "1": "celebrity with blond hair"}
 FAIRFACE_ATTRIBUTES = ("gender", "race", "age")
 FAIRFACE_QUERIES = tuple(
@@ -67,6 +67,20 @@ def load_dataset(
         return (_load_counter_animal if found == "counteranimal" else _load_typographic)(path, classes)
     _require_table(path, found)
     return load_labelled_images(path, label=label, classes=classes, group_by=group_by, split=split)
+
+
+def load_selection_set(path: str | Path, *, split: str | None = None, **options: Any) -> LabelledImages:
+    """As `load_dataset`, for choosing heads: of CelebA the validation split, since the test split is what is reported.
+
+    Raises:
+        ImageError: Also if the set measures retrieval, as FairFace does.
+    """
+    if split is None and detect_layout(Path(path)) == "celeba":
+        split = CELEBA_VALIDATION
+    found = load_dataset(path, split=split, **options)
+    if isinstance(found, RetrievalSet):
+        raise ImageError(f"cannot choose heads on {path}: it has queries, no classes. Give images with classes.")
+    return found
 
 
 def detect_layout(path: Path) -> Layout:

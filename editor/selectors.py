@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .attention_region import select_by_attention_region
-from .bind import DEFAULT_HEADS, check_effect, default_output_strength
+from .bind import check_effect, default_heads, default_output_strength
 from .concepts import Concept, load_concept
 from .errors import RecipeError, nearest_names
 from .frontier import select_by_frontier
@@ -31,7 +31,7 @@ def select_recipe(
     keep: str | Concept | None = None,
     operation: HeadOperation = "mean-ablate",
     effect: Effect = "distilled",
-    heads: int = DEFAULT_HEADS,
+    heads: int | None = None,
     strength: float = 1.0,
     output_strength: float | None = None,
     directions: int | None = None,
@@ -46,6 +46,7 @@ def select_recipe(
         select: `text-difference`, `labelled-contrast`, `attention-region` or `frontier`.
         evidence: Labelled images and the like, for selectors that need them.
         concept: Needed by `text-difference`, and by operations that work along its texts.
+        heads: How many; by default as `default_heads`.
         output_strength: Of the projection of the concept's texts out of the output; 0.9 by default, none for
             `attention-region`, whose attack no list of texts names.
 
@@ -59,7 +60,7 @@ def select_recipe(
     default = 0.0 if select == "attention-region" else default_output_strength(effect, model)
     plan = EditPlan(
         concept=load_concept(concept, model.folder) if isinstance(concept, str) else concept,
-        heads=heads,
+        heads=default_heads(scan, model) if heads is None else heads,
         output_strength=default if output_strength is None else output_strength,
         keep=keep,
         operation=operation,

@@ -5,7 +5,7 @@ Random weights at reduced width; parameters that start at zero or one (norms, La
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -134,26 +134,16 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def table() -> Iterator[dict[str, tuple[str, int, float]]]:
-    """Printed at the end (`pytest -s`): components and relative error, a row a family."""
-    rows: dict[str, tuple[str, int, float]] = {}
-    yield rows
-    print(f"\n{'family':32} {'tower':14} components  relative error")
-    for name, (tower, count, error) in rows.items():
-        print(f"{name:32} {tower:14} {count:10d}  {error:.1e}")
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_contributions_and_the_constant_sum_to_the_representation(
-    name: str, table: dict[str, tuple[str, int, float]]
+    name: str, family_table: dict[str, tuple[str, int, float]]
 ) -> None:
     model = random_model(name)
     pixels = torch.randn(3, 3, SIZE, SIZE)
     expected = model.encode_image(pixels)
     parts = decompose(model, pixels)
     error = relative_error(parts.contributions.sum(1) + parts.constant, expected)
-    table[name] = (model.tower.title, len(parts.components), error)
+    family_table[name] = (model.tower.title, len(parts.components), error)
     assert relative_error(parts.embedding, expected) < 1e-5
     assert error < 1e-5
     # Nothing passes by being zero: every component but the constants of bias-free models says something.

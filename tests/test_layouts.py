@@ -15,7 +15,7 @@ import clipedit
 from clipedit import cli
 from clipedit.editor.datasets import LabelledImages
 from clipedit.editor.evaluate import measure_retrieval, measure_task
-from clipedit.editor.layouts import detect_layout, load_dataset
+from clipedit.editor.layouts import detect_layout, load_dataset, load_selection_set
 from clipedit.editor.skew import RetrievalSet, compute_max_skew
 
 
@@ -87,6 +87,18 @@ def test_celeba_is_blond_hair_by_gender_on_the_test_split(celeba: Path) -> None:
         celeba, label="Eyeglasses", classes={"-1": "face", "1": "face with glasses"}, group_by=["Male"]
     )
     assert isinstance(other, LabelledImages) and set(other.labels) == {0}
+
+
+def test_heads_are_chosen_on_the_validation_split_of_celeba_and_never_on_queries(celeba: Path, fairface: Path) -> None:
+    partition = celeba / "list_eval_partition.txt"
+    lines = partition.read_text().splitlines()
+    partition.write_text("\n".join(line.removesuffix("2") + "1" if i == 1 else line for i, line in enumerate(lines)))
+    chosen = load_selection_set(celeba)
+    expected = load_dataset(celeba, split="1")
+    assert len(chosen.source) and chosen.source.names == expected.source.names
+    assert not set(chosen.source.names) & set(load_dataset(celeba).source.names)
+    with pytest.raises(clipedit.ImageError, match="it has queries, no classes"):
+        load_selection_set(fairface)
 
 
 def test_celeba_tables_may_be_csv_files(celeba: Path) -> None:

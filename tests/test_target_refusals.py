@@ -115,7 +115,7 @@ def test_an_edited_folder_passes_its_base_on_to_what_is_exported_from_it(
         found = write_reference(model, tmp_path / "out", target="onnx", **asked)  # type: ignore[arg-type]
         assert len(found.images()) == count == len(found.tensors["image_embedding"])
         assert torch.allclose(found.tensors["base_image_embedding"], expected, atol=1e-4)
-        assert len(found.threshold_shift()) == 3
+        assert len(found.threshold_shift()) == 6
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

@@ -16,7 +16,7 @@ from open_clip.transform import PreprocessCfg
 import clipedit
 from clipedit import cli
 from clipedit.editor.architecture import load_architecture
-from clipedit.editor.bind import bind_recipe
+from clipedit.editor.bind import bind_recipe, default_heads
 from clipedit.editor.concepts import concept_directions, load_concept
 from clipedit.editor.fidelity import measure_fidelity
 from clipedit.editor.model import Model, decompose
@@ -123,6 +123,13 @@ def test_a_scan_remembers_its_tower(text_scan: clipedit.Scan, demo_model: Model,
     assert clipedit.load_scan(tmp_path / "s.safetensors").tower == "text"
     with pytest.raises(clipedit.StatisticsError, match="it is of the text tower. Scan with --tower image"):
         clipedit.score_heads(text_scan, demo_model, concept="location")
+
+
+def test_no_more_than_a_quarter_of_the_heads_is_removed_unless_told(
+    text_scan: clipedit.Scan, text_model: Model, demo_scan: clipedit.Scan, demo_model: Model
+) -> None:
+    assert default_heads(demo_scan, demo_model) == 8 and default_heads(text_scan, text_model) == 3
+    assert len(clipedit.make_recipe(text_scan, text_model, concept="location").heads) == 3
 
 
 def test_scores_of_all_text_components_and_the_constant_sum_to_one(text_model: Model, text_scan: clipedit.Scan) -> None:
