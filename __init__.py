@@ -32,9 +32,11 @@ _HOMES = {
     "editor.evaluate": ("evaluate",),
     "editor.features": ("load_features",),
     "editor.model": ("Model", "decompose", "load_model"),
+    "editor.partials": ("merge_partials",),
     "editor.recipe": ("Recipe", "load_recipe"),
     "editor.reindex": ("compute_embedding_map", "reindex_vectors"),
     "editor.scan": ("Scan", "load_scan", "scan"),
+    "editor.scan_units": ("scan_units",),
     "editor.selection": ("EditPlan", "Evidence"),
     "editor.selectors": ("select_recipe",),
     "editor.scores": ("HeadScore", "score_heads"),
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
     from .editor.model import Model as Model
     from .editor.model import decompose as decompose
     from .editor.model import load_model as load_model
+    from .editor.partials import merge_partials as merge_partials
     from .editor.recipe import Recipe as Recipe
     from .editor.recipe import load_recipe as load_recipe
     from .editor.reindex import compute_embedding_map as compute_embedding_map
@@ -86,6 +89,7 @@ if TYPE_CHECKING:
     from .editor.scan import Scan as Scan
     from .editor.scan import load_scan as load_scan
     from .editor.scan import scan as scan
+    from .editor.scan_units import scan_units as scan_units
     from .editor.scores import HeadScore as HeadScore
     from .editor.scores import score_heads as score_heads
     from .editor.selection import EditPlan as EditPlan

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from .editor.errors import ClipeditError, ExportError, ModelError, RecipeError, StatisticsError
+from .editor.errors import ClipeditError, ExportError, ImageError, ModelError, RecipeError, StatisticsError
 
 if TYPE_CHECKING:
     from .editor.completeness import CompletenessRow
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .editor.scan import Scan
     from .editor.selection import Evidence
     from .editor.skew import RetrievalSet
+    from .editor.units import WorkUnit
     from .export.verify import Check
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -127,13 +128,20 @@ def scan_command(
     workers: WorkersOption = None,
     max_bad: MaxBadOption = 0.01,
     keep_features: Annotated[bool, typer.Option("--keep-features", help="Also write every image's features, beside the scan.")] = False,
+    unit_size: Annotated[int | None, typer.Option(min=0, help="Images a work unit, each kept as a partial scan until all are done; 0 for one pass. By default 8192 where there are more than 16384.")] = None,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Scan only the units of worker I of N (from 0, as $SLURM_ARRAY_TASK_ID/8 gives); `clipedit merge` sums them.")] = None,
+    resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with the units that an interrupted scan left.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older scan.")] = False,
 ) -> None:  # fmt: skip
     """Collect the statistics of a model's heads on images."""
     from .editor.features import features_path
     from .editor.files import require_free_file
     from .editor.scan import scan
+    from .editor.units import list_units
 
+    if keep_features and (unit_size or shard):
+        raise typer.BadParameter("needs one pass: leave out --unit-size and --shard", param_hint="--keep-features")
+    parts = _parse_shard(shard)
     require_free_file(out, overwrite=overwrite)
     loaded = _load_model(model, pretrained, aligner).with_tower(tower)
     if tower == "text" and keep_features:
@@ -141,15 +149,38 @@ def scan_command(
     chosen, kept = _parse_layers(layers, loaded), features_path(out) if keep_features else None
     if kept is not None:
         _say_features_size(kept, loaded, images, chosen, mlps)
+    units = list_units(images, 0 if keep_features else unit_size, texts=tower == "text")
+    options: dict[str, Any] = {"batch_size": batch_size, "layers": chosen, "mlps": mlps,
+                               "self_attention": self_attention, "workers": workers, "max_bad": max_bad}  # fmt: skip
+    if len(units) > 1 or parts:
+        _scan_in_units(loaded, units, out, shard=parts, resume=resume, **options)
+        return
     with _progress() as follow:
-        result = scan(
-            loaded, images, batch_size=batch_size, layers=chosen, mlps=mlps, self_attention=self_attention,
-            workers=workers, max_bad=max_bad, keep_features=kept, progress=follow("scan"),
-        )  # fmt: skip
+        result = scan(loaded, units[0].open(), keep_features=kept, progress=follow("scan"), **options)
     result.save(out)
     _say(
         f"wrote {out}: {result.statistics.n} {'images' if tower == 'image' else 'texts'}, layers {result.layers[0]}-{result.layers[-1]}"
     )
+    _say_skipped(result)
+    _print_next("which heads carry a concept", f"clipedit score {out} --concept location")
+
+
+@app.command()
+def merge(
+    partials: Annotated[list[Path], typer.Argument(help="Partial scans of `scan --shard` or folders of them, in any order; or scans of one model.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("scan.safetensors"),
+    max_bad: MaxBadOption = 0.01,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Merge although units are missing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older scan.")] = False,
+) -> None:  # fmt: skip
+    """Sum partial scans to the scan of all their images; the same bytes for any order."""
+    from .editor.files import require_free_file
+    from .editor.partials import merge_partials
+
+    require_free_file(out, overwrite=overwrite)
+    result = merge_partials(partials, max_bad=max_bad, allow_missing=allow_missing)
+    result.save(out)
+    _say(f"wrote {out}: {result.statistics.n} images, layers {result.layers[0]}-{result.layers[-1]}")
     _say_skipped(result)
     _print_next("which heads carry a concept", f"clipedit score {out} --concept location")
 
@@ -971,6 +1002,45 @@ def _figure(value: float | None) -> str:
 def _say_skipped(scanned: Scan) -> None:
     for name, reason in scanned.bad:
         _say(f"skipped {name}: {reason}")
+    if scanned.more_bad:
+        _say(f"skipped {scanned.more_bad} more")
+
+
+def _scan_in_units(
+    model: Model, units: list[WorkUnit], out: Path, *, shard: tuple[int, int] | None, resume: bool, **options: Any
+) -> None:
+    from .editor.partials import partials_folder
+    from .editor.scan_units import scan_units
+
+    folder = partials_folder(out)
+    with _progress() as follow:
+        found = scan_units(model, units, folder, shard=shard or (0, 1), resume=resume, progress=follow("scan"), say=_say, **options)  # fmt: skip
+    again = "Run the same command again: only they are computed"
+    if found.failed:
+        name, reason = next(iter(found.failed.items()))
+        raise ImageError(f"cannot finish the scan: {len(found.failed)} units failed, such as {name}: {reason} {again}; "
+                         f"or leave them out: clipedit merge {folder} -o {out} --allow-missing")  # fmt: skip
+    if shard is not None:
+        _say(f"wrote shard {shard[0]}/{shard[1]} to {folder}: {len(found.files)} of {len(units)} units are done")
+        _print_next("when all shards are done", f"clipedit merge {folder} -o {out}")
+        return
+    result = found.merge(max_bad=options["max_bad"])
+    result.save(out)
+    found.remove()
+    _say(
+        f"wrote {out}: {result.statistics.n} items of {len(units)} units, layers {result.layers[0]}-{result.layers[-1]}"
+    )
+    _say_skipped(result)
+    _print_next("which heads carry a concept", f"clipedit score {out} --concept location")
+
+
+def _parse_shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise typer.BadParameter(f"{text!r} is not I/N with I from 0 to N-1, such as 0/8", param_hint="--shard")
+    return int(index), int(count)
 
 
 def _apply_in_memory(

@@ -1,18 +1,22 @@
 """Images: where they are listed, and how one is read safely.
 
-Sources: a folder (searched recursively, so ImageFolder layouts too), a CSV with a column of paths, a list of files, or
-`demo` for freshly rendered images of the embedded world.
+Sources: a folder (searched recursively, so ImageFolder layouts too), a CSV with a column of paths, a list of files, shards
+(`editor/shards.py`), or `demo` for freshly rendered images of the embedded world.
 """
 
 from __future__ import annotations
 
+import bisect
 import csv
 import hashlib
+import io
+import itertools
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +31,26 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 PATH_COLUMNS = ("filename", "img_filename", "path", "file", "image")
 MAX_PIXELS, MAX_ASPECT = 178_956_970, 100
 DEMO_CALIBRATION_SEED, DEMO_CALIBRATION_COUNT = 5_001, 4_096
+
+
+@runtime_checkable
+class CanSubset(Protocol):
+    """An `ImageSource.open` that can be cut: the part holds its own images only, so that it is small to send to a worker."""
+
+    def subset(self, indices: Sequence[int]) -> Callable[[int], Image.Image]: ...
+
+
+@dataclass(frozen=True)
+class OpenPath:
+    """Opens image files by index."""
+
+    paths: tuple[Path, ...]
+
+    def __call__(self, index: int) -> Image.Image:
+        return open_image(self.paths[index])
+
+    def subset(self, indices: Sequence[int]) -> OpenPath:
+        return OpenPath(tuple(self.paths[i] for i in indices))
 
 
 @dataclass(frozen=True)
@@ -52,7 +76,7 @@ class ImageSource:
         chosen = list(indices)
         return ImageSource(
             tuple(self.names[i] for i in chosen),
-            lambda i: self.open(chosen[i]),
+            self.open.subset(chosen) if isinstance(self.open, CanSubset) else lambda i: self.open(chosen[i]),
             tuple(self.attributes[i] for i in chosen) if self.attributes else (),
             tuple(self.stamps[i] for i in chosen) if self.stamps else (),
             self.holds_texts,
@@ -78,13 +102,21 @@ def list_images(source: str | Path | ImageSource | Sequence[str | Path]) -> Imag
     Raises:
         ImageError: If the folder or file is missing, or holds no image.
     """
+    from .shards import list_shards, read_remote_folder  # They read images with this module.
+
     if isinstance(source, ImageSource):
         return source
     if source == "demo":
         return demo_calibration_source()
-    if not isinstance(source, str | Path):
-        return _from_paths([Path(item) for item in source], [str(item) for item in source])
-    path = Path(source)
+    shards = list_shards(source)
+    if shards:
+        return join_sources([shard.open() for shard in shards])
+    if isinstance(source, str | Path):
+        return read_remote_folder(str(source)) if "://" in str(source) else _list_local(Path(source))
+    return _from_paths([Path(item) for item in source], [str(item) for item in source])
+
+
+def _list_local(path: Path) -> ImageSource:
     if path.is_dir():
         return _from_folder(path)
     if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
@@ -92,10 +124,25 @@ def list_images(source: str | Path | ImageSource | Sequence[str | Path]) -> Imag
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         return _from_paths([path], [path.name])
     raise ImageError(
-        f"cannot read images from {path}: there is no such folder. Give a folder, a CSV with a column of paths, or `demo`."
+        f"cannot read images from {path}: there is no such folder. Give a folder, a CSV with a column of paths, tar or Parquet "
+        "shards, or `demo`."
         if not path.exists()
-        else f"cannot read images from {path}: it is not a folder, an image or a CSV."
+        else f"cannot read images from {path}: it is not a folder, an image, a CSV or a shard."
     )
+
+
+def join_sources(sources: Sequence[ImageSource]) -> ImageSource:
+    """One source after the other."""
+    if len(sources) == 1:
+        return sources[0]
+    starts = [0, *itertools.accumulate(len(source) for source in sources)]
+
+    def open_any(index: int) -> Image.Image:
+        which = bisect.bisect_right(starts, index) - 1
+        return sources[which].open(index - starts[which])
+
+    names = tuple(name for source in sources for name in source.names)
+    return ImageSource(names, open_any, stamps=tuple(s for source in sources for s in source.stamps or source.names))
 
 
 def read_csv_source(path: Path) -> ImageSource:
@@ -151,21 +198,26 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         ImageError: If the file is missing, corrupt, truncated, or larger than `MAX_PIXELS`.
     """
+    return read_image(path, str(path))
+
+
+def read_image(content: Path | io.BytesIO, name: str) -> Image.Image:
+    """As `open_image`, from a file or its content; `name` is for messages."""
     try:
-        with Image.open(path) as image:
+        with Image.open(content) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"cannot read {path}: {image.width} x {image.height} pixels, at most {MAX_PIXELS}.")
+                raise ImageError(f"cannot read {name}: {image.width} x {image.height} pixels, at most {MAX_PIXELS}.")
             if max(image.size) > MAX_ASPECT * min(image.size):
                 # Resizing its short side to the model's would make the long one enormous.
                 raise ImageError(
-                    f"cannot read {path}: {image.width} x {image.height} is longer than {MAX_ASPECT} to 1."
+                    f"cannot read {name}: {image.width} x {image.height} is longer than {MAX_ASPECT} to 1."
                 )
             image.load()
             return _to_rgb(image)
     except ImageError:
         raise
     except Exception as error:  # Decoders raise nearly anything on hostile bytes.
-        raise ImageError(f"cannot read {path}: {error or type(error).__name__}.") from None
+        raise ImageError(f"cannot read {name}: {error or type(error).__name__}.") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -191,7 +243,7 @@ def _from_folder(folder: Path) -> ImageSource:
 
 def _from_paths(paths: Sequence[Path], names: Sequence[str]) -> ImageSource:
     stamps = tuple(str(path.stat().st_size) if path.is_file() else "missing" for path in paths)
-    return ImageSource(tuple(names), lambda index: open_image(paths[index]), stamps=stamps)
+    return ImageSource(tuple(names), OpenPath(tuple(paths)), stamps=stamps)
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,17 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from .components import ComponentGroup
+from .components import ComponentGroup, Features
 from .errors import ImageError, ModelError, StatisticsError
 from .features import write_features
 from .files import lasting_name, save_tensors
-from .images import ImageSource, list_images, load_batches
+from .images import Batch, ImageSource, list_images, load_batches
 from .model import Model, Side
-from .statistics import GroupSums, Statistics, add_features, empty_statistics
+from .scanner import Scanner
+from .statistics import GroupSums, Statistics
 from .texts import list_texts
-from .towers.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
 from .weights import load_tensors
 
 KIND = "clipedit-scan-1"
@@ -34,6 +35,8 @@ class Scan:
         bad: Images that could not be read, with the reason.
         aligner, aligner_digest: The file through which the model was read, if it was aligned to a CLIP, and its maps' hash.
         tower: `image`, or `text` where texts were scanned.
+        unit: For a partial scan, its work unit and how it was computed (`editor/partials.py`); None for others.
+        more_bad: Images that could not be read and are not named in `bad`.
     """
 
     statistics: Statistics
@@ -48,6 +51,8 @@ class Scan:
     aligner: str | None = None
     aligner_digest: str | None = None
     tower: Side = "image"
+    unit: dict[str, Any] | None = None
+    more_bad: int = 0
 
     def save(self, path: str | Path) -> None:
         """Write `scan.safetensors`; the metadata holds everything but the sums."""
@@ -55,6 +60,8 @@ class Scan:
         for name, sums in self.statistics.groups.items():
             tensors |= {f"{name}.{part}": getattr(sums, part) for part in ("uu", "ug", "u", "v")}
         described = {key: value for key, value in vars(self).items() if key != "statistics"}
+        # Only where they say something: a scan of one pass keeps the bytes it always had.
+        described = {key: value for key, value in described.items() if value or key not in ("unit", "more_bad")}
         save_tensors(Path(path), tensors, KIND, described | {"n": self.statistics.n})
 
     def merge(self, other: Scan) -> Scan:
@@ -70,7 +77,8 @@ class Scan:
                 )
         prints = sorted([*self.fingerprint.split("+"), *other.fingerprint.split("+")])
         merged = self.statistics + other.statistics
-        return replace(self, statistics=merged, fingerprint="+".join(prints), bad=self.bad + other.bad)
+        bad, more = self.bad + other.bad, self.more_bad + other.more_bad
+        return replace(self, statistics=merged, fingerprint="+".join(prints), bad=bad, unit=None, more_bad=more)
 
     def groups(self, model: Model) -> list[ComponentGroup]:
         """The scanned components of a model.
@@ -125,37 +133,45 @@ def scan(
         ImageError: If there are no images, or more than `max_bad` of them cannot be read.
     """
     source = list_texts(images) if model.side == "text" else list_images(images)
-    chosen = choose_layers(model, layers)
-    groups = model.tower.groups(chosen, mlps=mlps)
-    looks_inside = require_self_attention(model.tower, model.name) if self_attention else None
-    selves = self_attention_groups(looks_inside, chosen) if looks_inside else []
-    statistics, bad, done = empty_statistics([*groups, *selves], model.tower.d_model), [], 0
-    kept = write_features(keep_features, model, groups, source, chosen) if keep_features else nullcontext(None)
+    scanner = Scanner(model, choose_layers(model, layers), mlps, self_attention, batch_size)
+    bad, done = [], 0
+    kept = (
+        write_features(keep_features, model, scanner.groups, source, scanner.layers)
+        if keep_features
+        else nullcontext(None)
+    )
     with kept as write:
-        for batch in load_batches(source, model.prepare(source), batch_size=batch_size, workers=workers):
-            if batch.indices:
-                pixels = batch.pixels.to(model.device)
-                features = model.tower.collect_features(pixels, groups)
-                if looks_inside:
-                    features = with_self_attention(looks_inside, pixels, chosen, features)
-                statistics = add_features(statistics, features)
-                if write is not None:
-                    write(features, batch.indices)
-            bad += batch.bad
+
+        def after(batch: Batch, features: Features | None) -> None:
+            nonlocal done
+            if features is not None and write is not None:
+                write(features, batch.indices)
+            bad.extend(batch.bad)
             done += len(batch.indices) + len(batch.bad)
             check_bad(bad, len(source), max_bad)
             if progress is not None:
                 progress(done, len(source))
+
+        batches = load_batches(source, model.prepare(source), batch_size=batch_size, workers=workers)
+        statistics = scanner.sum_batches(batches, after)
+    return describe_scan(scanner, statistics, source.fingerprint(), bad)
+
+
+def describe_scan(
+    scanner: Scanner, statistics: Statistics, fingerprint: str, bad: Sequence[tuple[str, str]] = ()
+) -> Scan:
+    """The sums, with what they were made from."""
+    model = scanner.model
     return Scan(
         statistics,
         lasting_name(model.name),
         model.pretrained and lasting_name(model.pretrained),
         model.weights_hash,
-        source.fingerprint(),
-        chosen,
-        mlps,
+        fingerprint,
+        scanner.layers,
+        scanner.mlps,
         tuple(bad),
-        self_attention,
+        scanner.self_attention,
         model.alignment and lasting_name(model.alignment.path),
         model.alignment and model.alignment.digest,
         model.side,

@@ -47,6 +47,16 @@ class Statistics:
         groups = {name: sums + other.groups[name] for name, sums in self.groups.items()}
         return Statistics(self.n + other.n, self.gg + other.gg, groups)
 
+    def add(self, other: Statistics) -> Statistics:
+        """The same sum in this one's own memory, which must not be used again: for sums of many parts."""
+        if self.groups.keys() != other.groups.keys():
+            return self + other
+        self.gg.add_(other.gg)
+        for name, sums in self.groups.items():
+            for part in ("uu", "ug", "u", "v"):
+                getattr(sums, part).add_(getattr(other.groups[name], part))
+        return Statistics(self.n + other.n, self.gg, self.groups)
+
     def require(self, images: int) -> None:
         """Refuse statistics of too few images.
 

@@ -1,0 +1,209 @@
+"""Partial scans: one file a work unit in a folder, and their sum.
+
+A partial is an ordinary scan file that also says which unit it is of and how it was computed. Files appear whole or not
+at all, so a folder of them is what an interrupted scan goes on from; they are summed in the order of the units' names,
+so the sum has the same bits whoever computed which unit, and when.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from .errors import StatisticsError
+from .scan import KIND, Scan, check_bad, load_scan
+from .statistics import Statistics
+
+# The sum is a tree of two levels, so that groups can be summed by several workers with the same bits.
+GROUP = 256
+MAX_NAMED_BAD = 1_000
+SETTINGS = ("weights_hash", "aligner_digest", "tower", "layers", "mlps", "self_attention")
+UNIT_SETTINGS = ("batch_size", "precision", "compiled")
+
+
+@dataclass(frozen=True)
+class Partials:
+    """The partial scans of a set of units.
+
+    Attributes:
+        folder: Where they lie.
+        files: Those that are complete, in the order of the units.
+        missing: Names of units that have none yet.
+        failed: Units that could not be read, and why; they are missing too.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    missing: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def merge(self, *, max_bad: float = 0.01) -> Scan:
+        """The scan of all units.
+
+        Raises:
+            StatisticsError: If a unit is missing.
+            ImageError: If more than `max_bad` of the images could not be read.
+        """
+        return merge_partials(self.files, max_bad=max_bad)
+
+    def remove(self) -> None:
+        """Delete the partial scans, and the folder if nothing else is in it."""
+        remove_partials(self.folder)
+
+
+def partials_folder(scan: Path) -> Path:
+    """Where the partials of a scan lie: `scan.safetensors.partials` beside `scan.safetensors`."""
+    return Path(scan).with_name(f"{Path(scan).name}.partials")
+
+
+def partial_path(folder: Path, name: str) -> Path:
+    """The file of one unit; a hash keeps names apart that are equal up to odd characters."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-80:].lstrip(".")
+    return folder / f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.safetensors"
+
+
+def read_description(path: Path) -> dict[str, Any] | None:
+    """What a scan file says of itself, without its sums; None if it is damaged or no scan."""
+    try:
+        with safe_open(path, framework="pt") as stream:
+            return json.loads((stream.metadata() or {})[KIND])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+def find_difference(given: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    """The first setting in which two scans differ, in words, or None."""
+    pairs = [(key, given.get(key), wanted.get(key)) for key in SETTINGS]
+    units = given.get("unit") or {}, wanted.get("unit") or {}
+    pairs += [(key, units[0].get(key), units[1].get(key)) for key in UNIT_SETTINGS]
+    for key, found, needed in pairs:
+        if (list(found) if isinstance(found, tuple) else found) != (
+            list(needed) if isinstance(needed, tuple) else needed
+        ):
+            return f"{key} {_short(found)}, not {_short(needed)}"
+    return None
+
+
+def merge_partials(paths: Sequence[str | Path], *, max_bad: float | None = None, allow_missing: bool = False) -> Scan:
+    """The sum of partial scans, in the order of their units: the same bytes for any order of `paths`.
+
+    Memory is that of three scans, however many there are.
+
+    Args:
+        paths: Files, or folders of them; ordinary scans are merged too, in the order of their fingerprints.
+        max_bad: Share of unreadable images that is tolerated; any share if None.
+        allow_missing: Merge although units are missing.
+
+    Raises:
+        StatisticsError: If a file is damaged, a unit is missing or there twice, or they were not computed alike.
+        ImageError: If more than `max_bad` of the images could not be read.
+    """
+    described = _describe_all(_find_files(paths))
+    units = [entry.get("unit") for _, entry in described]
+    if not all(units):
+        if any(units):
+            raise StatisticsError("cannot merge partial scans with scans of one pass. Merge the partials first.")
+        return _merge_scans([path for path, _ in described])
+    _require_alike(described)
+    _require_complete([unit for unit in units if unit], allow_missing=allow_missing)
+    merged = _sum([path for path, _ in described])
+    if max_bad is not None:
+        bad = len(merged.bad) + merged.more_bad
+        check_bad([*merged.bad, *[("", "")] * merged.more_bad], merged.statistics.n + bad, max_bad)
+    return merged
+
+
+def remove_partials(folder: Path) -> None:
+    """Delete partial scans and what an interrupted writer left, and the folder if nothing else is in it."""
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if ".safetensors.partial-" in path.name or (read_description(path) or {}).get("unit"):
+            path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _find_files(paths: Sequence[str | Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        if not inside:
+            raise StatisticsError(f"cannot merge {path}: it holds no partial scan. Make some with `clipedit scan`.")
+        found += inside
+    return found
+
+
+def _describe_all(paths: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """What each file says, in the order of the reduce."""
+    described = []
+    for path in paths:
+        entry = read_description(path)
+        if entry is None:
+            load_scan(path)  # Says what is wrong, where that is known.
+            raise StatisticsError(f"cannot merge {path}: it is damaged. Delete it and scan its unit again.")
+        described.append((path, entry))
+    return sorted(described, key=lambda item: ((item[1].get("unit") or {}).get("name", ""), item[1]["fingerprint"]))
+
+
+def _require_alike(described: Sequence[tuple[Path, dict[str, Any]]]) -> None:
+    first_path, first = described[0]
+    for path, entry in described[1:]:
+        difference = find_difference(entry, first)
+        if difference:
+            raise StatisticsError(f"cannot merge {path} with {first_path}: it has {difference}. Scan both alike.")
+
+
+def _require_complete(units: Sequence[dict[str, Any]], *, allow_missing: bool) -> None:
+    names = [unit["name"] for unit in units]
+    twice = next((name for name, following in pairwise(names) if name == following), None)
+    if twice is not None:
+        raise StatisticsError(f"cannot merge: unit {twice} is there twice. Give each partial scan once.")
+    wanted = max(unit["of"] for unit in units)
+    if len(units) < wanted and not allow_missing:
+        raise StatisticsError(
+            f"cannot merge: {len(units)} of {wanted} units are there. Run `clipedit scan` again for the missing ones, or "
+            "add --allow-missing."
+        )
+
+
+def _merge_scans(paths: Sequence[Path]) -> Scan:
+    merged = load_scan(paths[0])
+    for path in paths[1:]:
+        scan = load_scan(path)
+        if set(scan.fingerprint.split("+")) & set(merged.fingerprint.split("+")):
+            raise StatisticsError(f"cannot merge {path}: its images are in another one too. Give each scan once.")
+        merged = merged.merge(scan)
+    return merged
+
+
+def _sum(paths: Sequence[Path]) -> Scan:
+    first = load_scan(paths[0])
+    total: Statistics | None = None
+    prints, bad, more = [], [], 0
+    for start in range(0, len(paths), GROUP):
+        node: Statistics | None = None
+        for path in paths[start : start + GROUP]:
+            scan = load_scan(path)
+            node = scan.statistics if node is None else node.add(scan.statistics)
+            prints.append(scan.fingerprint)
+            more += scan.more_bad + max(0, len(bad) + len(scan.bad) - MAX_NAMED_BAD)
+            bad = [*bad, *scan.bad][:MAX_NAMED_BAD]
+        assert node is not None
+        total = node if total is None else total.add(node)
+    assert total is not None
+    fingerprint = prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest()
+    return replace(first, statistics=total, fingerprint=fingerprint, bad=tuple(bad), unit=None, more_bad=more)
+
+
+def _short(value: Any) -> str:
+    text = str(list(value) if isinstance(value, tuple) else value)
+    return text[:12] if re.fullmatch(r"[0-9a-f]{64}", text) else text

@@ -1,0 +1,127 @@
+"""Sources that come in shards: webdataset tars, Parquet with image bytes, Hugging Face datasets; local, or behind a URI.
+
+A shard is a work unit. It is opened where it is scanned, so that listing thousands of them reads no image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from .errors import ImageError
+from .images import SUFFIXES, ImageSource, read_image
+from .locations import Location, expand_range, is_remote, list_locations, open_location
+from .table_images import ARROW_SUFFIXES, PARQUET_SUFFIXES, cut_parquet, open_arrow, open_parquet
+from .tar_images import TAR_SUFFIXES, open_tar
+
+SHARD_SUFFIXES = (*TAR_SUFFIXES, *PARQUET_SUFFIXES, *ARROW_SUFFIXES)
+UNIT_IMAGES = 8_192
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """Part of a source.
+
+    Attributes:
+        name: What is printed, and the order of the reduce: units are sorted by it.
+        key: SHA-256 of the names and sizes of what will be read.
+        open: Gives the unit's images; reads files, so it is called where the unit is scanned.
+        images: How many, if that is known before opening.
+    """
+
+    name: str
+    key: str
+    open: Callable[[], ImageSource]
+    images: int | None = None
+
+
+def list_shards(source: str | Path | ImageSource | Sequence[str | Path], rows: int = UNIT_IMAGES) -> list[WorkUnit]:
+    """The shards of a source, sorted by name; none if it is no source of shards.
+
+    Args:
+        source: A folder, file, glob, range `{000..099}` or URI, or a list of them. A folder with image files in it is a
+            folder of images.
+        rows: Parquet files are cut at row groups into units of up to so many rows.
+
+    Raises:
+        ImageError: If a shard is missing, or a Parquet file cannot be read or holds no images.
+    """
+    if isinstance(source, ImageSource) or source == "demo":
+        return []
+    given = [source] if isinstance(source, str | Path) else list(source)
+    if not all(_may_hold_shards(item) for item in given):
+        return []
+    located = [location for item in given for location in list_locations(item, SHARD_SUFFIXES)]
+    # `datasets` keeps results of its own beside the data.
+    located = [location for location in located if not os.path.basename(location.path).startswith("cache-")]
+    units = [unit for location in located for unit in _units_of(location, rows)]
+    return sorted(units, key=lambda unit: unit.name)
+
+
+def read_remote_folder(uri: str) -> ImageSource:
+    """Image files behind a URI.
+
+    Raises:
+        ImageError: If there are none, or the file system cannot be read.
+    """
+    found = list_locations(uri, tuple(sorted(SUFFIXES)))
+    if not found:
+        raise ImageError(
+            f"cannot read images from {uri}: there is no image and no shard. Looked for {', '.join(sorted(SUFFIXES))}."
+        )
+    opener = OpenLocation(tuple(item.path for item in found))
+    return ImageSource(tuple(item.name for item in found), opener, stamps=tuple(str(item.size) for item in found))
+
+
+@dataclass(frozen=True)
+class OpenLocation:
+    """Opens images behind URIs by index."""
+
+    paths: tuple[str, ...]
+
+    def __call__(self, index: int) -> Image.Image:
+        with open_location(self.paths[index]) as stream:
+            content = stream.read()
+        return read_image(io.BytesIO(content), self.paths[index])
+
+    def subset(self, indices: Sequence[int]) -> OpenLocation:
+        return OpenLocation(tuple(self.paths[i] for i in indices))
+
+
+def _may_hold_shards(item: str | Path) -> bool:
+    if is_remote(item):
+        return True
+    if os.path.isdir(item):
+        names = (name for _, _, names in os.walk(item) for name in names if not name.startswith("."))
+        return not any(os.path.splitext(name)[1].lower() in SUFFIXES for name in names)
+    return expand_range(str(item))[0].lower().endswith(SHARD_SUFFIXES)
+
+
+def _units_of(location: Location, rows: int) -> list[WorkUnit]:
+    lower = location.path.lower()
+    if not lower.endswith(PARQUET_SUFFIXES):
+        opener = partial(open_tar if lower.endswith(TAR_SUFFIXES) else open_arrow, location)
+        return [WorkUnit(location.name, _key(location), opener)]
+    runs = cut_parquet(location, rows)
+    width = len(str(runs[-1][1])) if runs else 1
+    return [
+        WorkUnit(
+            f"{location.name}#{first:0{width}d}-{last:0{width}d}",
+            _key(location, first, last),
+            partial(open_parquet, location, first, last),
+            count,
+        )
+        for first, last, count in runs
+    ]
+
+
+def _key(location: Location, *rows: int) -> str:
+    text = "\0".join([location.name, str(location.size), *map(str, rows)])
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,150 @@
+"""Images kept as bytes in Parquet files and in the Arrow files of Hugging Face datasets on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .blobs import MAX_IMAGE_BYTES, OpenBlob, Spool
+from .errors import ImageError
+from .images import ImageSource
+from .locations import Location, open_location
+
+PARQUET_SUFFIXES, ARROW_SUFFIXES = (".parquet",), (".arrow",)
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content", "data")
+NAME_COLUMNS = ("__key__", "key", "id", "filename", "file_name", "path")
+_ROWS = 64
+
+
+def cut_parquet(location: Location, rows: int) -> list[tuple[int, int, int]]:
+    """Runs of row groups with up to `rows` rows (one group at least): first group, last group, rows.
+
+    Raises:
+        ImageError: If the file is no Parquet or holds no column of images.
+    """
+    with _parquet(location) as table:
+        find_image_column(table.schema_arrow, location)
+        counts = [table.metadata.row_group(i).num_rows for i in range(table.metadata.num_row_groups)]
+    runs: list[tuple[int, int, int]] = []
+    for group, count in enumerate(counts):
+        if runs and runs[-1][2] + count <= rows:
+            runs[-1] = (runs[-1][0], group, runs[-1][2] + count)
+        else:
+            runs.append((group, group, count))
+    return [run for run in runs if run[2]]
+
+
+def open_parquet(location: Location, first: int, last: int) -> ImageSource:
+    """The images of some row groups, copied to a spool: readers then take them in any order.
+
+    Raises:
+        ImageError: If the file is damaged or holds no column of images.
+    """
+    with _parquet(location) as table:
+        columns = find_image_column(table.schema_arrow, location)
+        batches = table.iter_batches(batch_size=_ROWS, row_groups=list(range(first, last + 1)), columns=list(columns))
+        return _spool(batches, columns, location, f"{location.name}#{first}")
+
+
+def open_arrow(location: Location) -> ImageSource:
+    """The images of an Arrow file, as `datasets` keeps them.
+
+    Raises:
+        ImageError: If the file is damaged or holds no column of images.
+    """
+    pa = _arrow(location)
+    with _reading(location), open_location(location.path) as stream:
+        magic = stream.read(6)
+        stream.seek(0)
+        reader = pa.ipc.open_file(stream) if magic == b"ARROW1" else pa.ipc.open_stream(stream)
+        columns = find_image_column(reader.schema, location)
+        batches = (
+            (reader.get_batch(i) for i in range(reader.num_record_batches)) if magic == b"ARROW1" else iter(reader)
+        )
+        return _spool((batch.select(list(columns)) for batch in batches), columns, location, location.name)
+
+
+def find_image_column(schema: Any, location: Location) -> tuple[str, ...]:
+    """The column of images (bytes, or a struct with `bytes` as `datasets` writes), and one of names if there is one.
+
+    Raises:
+        ImageError: If there is none.
+    """
+    kinds = {field.name: _kind(field.type) for field in schema}
+    images = [name for name, kind in kinds.items() if kind == "image"]
+    named = next((name for name in IMAGE_COLUMNS if name in images), None)
+    if named is None and len(images) != 1:
+        raise ImageError(
+            f"cannot read images from {location.path}: {len(images)} of its columns {', '.join(kinds)} hold bytes, one called "
+            f"{', '.join(IMAGE_COLUMNS)} is needed. Rename it."
+        )
+    key = next((name for name in NAME_COLUMNS if kinds.get(name) == "text"), None)
+    return (named or images[0], *([key] if key else []))
+
+
+def _kind(found: Any) -> str:
+    text = str(found)
+    inside = {found.field(i).name for i in range(found.num_fields)} if text.startswith("struct") else set()
+    if text.startswith(("binary", "large_binary", "fixed_size_binary")) or "bytes" in inside:
+        return "image"
+    return "text" if text in ("string", "large_string") else "other"
+
+
+def _spool(batches: Iterator[Any], columns: tuple[str, ...], location: Location, label: str) -> ImageSource:
+    spool, names, places = Spool(), [], []
+    for batch in batches:
+        values = batch.column(0).to_pylist()
+        keys = batch.column(1).to_pylist() if len(columns) > 1 else [None] * len(values)
+        for value, key in zip(values, keys, strict=True):
+            name = key or (value.get("path") if isinstance(value, dict) else None)
+            names.append(f"{label}/{len(names)}{f':{name}' if name else ''}")
+            places.append(spool.append(_content(value, location)))
+    spool.file.flush()
+    if not names:
+        raise ImageError(f"cannot read images from {location.path}: it has no rows.")
+    stamps = tuple(str(length) for _, length in places)
+    return ImageSource(tuple(names), OpenBlob(spool, tuple(names), tuple(places)), stamps=stamps)
+
+
+def _content(value: Any, location: Location) -> bytes:
+    """The image's bytes; nothing where there are none, which is then reported as an unreadable image."""
+    if not isinstance(value, dict):
+        return value or b""
+    if value.get("bytes") is not None:
+        return value["bytes"]
+    beside = Path(location.path).parent / (value.get("path") or "")
+    inside = beside.is_file() and beside.resolve().is_relative_to(Path(location.path).parent.resolve())
+    return beside.read_bytes() if inside and beside.stat().st_size <= MAX_IMAGE_BYTES else b""
+
+
+@contextmanager
+def _parquet(location: Location) -> Iterator[Any]:
+    pq = _arrow(location, parquet=True)
+    with _reading(location), open_location(location.path) as stream, pq.ParquetFile(stream) as table:
+        yield table
+
+
+@contextmanager
+def _reading(location: Location) -> Iterator[None]:
+    try:
+        yield
+    except ImageError:
+        raise
+    except Exception as error:  # pyarrow raises its own kinds, and plain ones, on damaged files.
+        raise ImageError(
+            f"cannot read {location.path}: {str(error).splitlines()[0].rstrip('.')}. Fetch it again."
+        ) from None
+
+
+def _arrow(location: Location, *, parquet: bool = False) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError:
+        raise ImageError(
+            f'cannot read {location.path}: pyarrow is not installed. Run `pip install "clipedit[parquet]"`.'
+        ) from None
+    return pyarrow.parquet if parquet else pyarrow
