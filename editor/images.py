@@ -127,7 +127,7 @@ def _list_local(path: Path) -> ImageSource:
         f"cannot read images from {path}: there is no such folder. Give a folder, a CSV with a column of paths, tar or Parquet "
         "shards, or `demo`."
         if not path.exists()
-        else f"cannot read images from {path}: it is not a folder, an image, a CSV or a shard."
+        else f"cannot read images from {path}: it is not a folder, an image or a CSV, nor a shard."
     )
 
 
