@@ -1,8 +1,8 @@
 """Every selector x operation x effect on the demo world, for any seeds of the model and two splits of the places.
 
     python benchmarks/methods.py --split validation --choose MODEL_FOLDER...            # choose defaults here
-    python benchmarks/methods.py --split validation MODEL_FOLDER... --plot methods.png  # compare here
-    python benchmarks/methods.py --split test MODEL_FOLDER...                           # and report here, once
+    python benchmarks/methods.py --split validation MODEL_FOLDER...                     # compare here
+    python benchmarks/methods.py --split test MODEL_FOLDER... --plot methods.svg        # and report here, once
     python benchmarks/methods.py --split validation --fidelity MODEL_FOLDER...          # distilled against direct
     python benchmarks/typographic.py --split validation TYPOGRAPHIC_MODEL_FOLDER...     # written words
 
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,12 @@ from clipedit.editor.control import draw_control_documents, mean_rows
 from clipedit.editor.directions import LabelledEmbeddings
 from clipedit.editor.errors import ClipeditError
 from clipedit.editor.evaluate import collect_embeddings, collect_features, collect_labelled, compute_recipe_embeddings
+from clipedit.editor.features import load_features
 from clipedit.editor.fidelity import Fidelity, compute_fidelity
 from clipedit.editor.images import ImageSource
 from clipedit.editor.model import Model, load_model
 from clipedit.editor.operations import project_output
-from clipedit.editor.recipe import Recipe, RecipeDocument
+from clipedit.editor.recipe import Effect, Recipe, RecipeDocument
 from clipedit.editor.scan import Scan, scan
 from clipedit.editor.selection import Evidence
 from clipedit.editor.selectors import select_recipe
@@ -45,6 +47,19 @@ PLACE_SPLITS = {"A": measure.LISTED_PLACES, "B": ("ocean", "forest", "desert", "
 COLUMNS = ("overall", "worst_group_listed", "worst_group_held_out", "mean_of_groups", "place_accuracy", "retention")
 WORST = ("worst_group_listed", "worst_group_held_out")
 Row = dict[str, float]
+# What a name holds, first match: the marker and the label of the plot.
+KINDS = {
+    "random": ("rx", "random heads (mean of 10 draws)"),
+    "class-text": ("bs", "class texts projected, no model change"),
+    "output projection, strength": ("bD", "output projection, no heads"),
+    "LEACE": ("mv", "LEACE"),
+    "frontier": ("gP", "frontier (labels)"),
+    "labelled-contrast": ("c^", "labelled contrast (labels)"),
+    "text-difference": ("ko", "text difference (no labels)"),
+    "none": ("k*", "unedited"),
+}
+NAMED = ("none", "text-difference, mean-ablate 8, output 0.9", "text-difference, mean-ablate 8, output 0.0",
+         "output projection, strength 1.0", "class-text projection, strength 1.0", "frontier, mean-ablate 8, output 0.9")  # fmt: skip
 
 
 @dataclass
@@ -59,6 +74,7 @@ class Bench:
     evidence: Evidence
     erased: LabelledEmbeddings
     rows: dict[str, Row] = field(default_factory=dict)
+    chosen: dict[str, RecipeDocument] = field(default_factory=dict)
 
     @property
     def concept(self) -> Concept:
@@ -68,11 +84,18 @@ class Bench:
         chosen = weights or measure.task_weights(self.model)
         return measure.measure_embeddings(embeddings, self.source.attributes, chosen, listed=self.listed)
 
-    def recipe(self, **options: Any) -> Recipe:
-        document = select_recipe(
-            self.scan, self.model, concept=self.concept, evidence=self.evidence, **{"output_strength": 0.9, **options}
-        )
-        return self.bind(document)
+    def recipe(self, *, effect: Effect = "distilled", **options: Any) -> Recipe:
+        """Selectors do not look at the effect: what they chose is kept."""
+        key = repr(sorted(options.items()))
+        if key not in self.chosen:
+            self.chosen[key] = select_recipe(
+                self.scan,
+                self.model,
+                concept=self.concept,
+                evidence=self.evidence,
+                **{"output_strength": 0.9, **options},
+            )
+        return self.bind(self.chosen[key].model_copy(update={"effect": effect}))
 
     def bind(self, document: RecipeDocument) -> Recipe:
         return bind_recipe(document, self.scan, self.model, labelled=self.erased)
@@ -100,6 +123,20 @@ class Bench:
             extra = tuple(step for step in recipe.document.steps if step.target == "output")
             documents = [d.model_copy(update={"steps": (*d.steps, *extra)}) for d in documents]
         return mean_rows([self.row(self.embed(self.bind(document))) for document in documents])
+
+
+def hold(source: ImageSource) -> ImageSource:
+    """Rendered once: every `total` edit reads all images again."""
+    images = [source.open(index) for index in range(len(source))]
+    return replace(source, open=images.__getitem__)
+
+
+def build_evidence(model: Model, layers: Sequence[int], listed: Sequence[str], folder: Path) -> Evidence:
+    """Labelled images of listed places, their features cached."""
+    task, second = measure.labelled_tasks(listed)
+    path = folder / "features.safetensors"
+    scan(model, task.source, layers=layers, batch_size=256, keep_features=path)
+    return Evidence(task, second, cached=load_features(path))
 
 
 def variants() -> dict[str, dict[str, Any]]:
@@ -193,22 +230,20 @@ def draw_rows(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
     """Mean over models and place splits of every edit: listed to the right, held out upwards."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 7), layout="constrained")
+    figure = Figure(figsize=(9, 6), layout="constrained")
     axis = figure.subplots()
-    kinds = {
-        "none": "k*",
-        "random": "rx",
-        "projection": "bs",
-        "LEACE": "bd",
-        "frontier": "gP",
-        "labelled": "c^",
-        "": "o",
-    }
-    for name, found in rows.items():
-        mean = mean_rows(found)
-        marker = next(marker for kind, marker in kinds.items() if kind in name)
-        axis.plot(mean[WORST[0]], mean[WORST[1]], marker, alpha=0.7)
-        axis.annotate(name.removesuffix(", distilled"), (mean[WORST[0]], mean[WORST[1]]), fontsize=4)
+    means = {name.removesuffix(", distilled"): mean_rows(found) for name, found in rows.items()}
+    best = max(means.values(), key=lambda row: row[WORST[0]] + row[WORST[1]])
+    for kind, (marker, label) in KINDS.items():
+        of_kind = {name: row for name, row in means.items() if next(k for k in KINDS if k in name) == kind}
+        points = [(row[WORST[0]], row[WORST[1]]) for row in of_kind.values()]
+        axis.plot(*zip(*points, strict=True), marker, alpha=0.7, label=label) if points else None
+        for name, row in of_kind.items():
+            if name in NAMED or row is best:
+                axis.annotate(
+                    name, (row[WORST[0]], row[WORST[1]]), fontsize=7, xytext=(4, 4), textcoords="offset points"
+                )
+    axis.legend(fontsize=8)
     axis.set(xlabel="worst group, listed places", ylabel="worst group, places nobody listed")
     axis.grid(alpha=0.3)
     figure.savefig(path)
@@ -224,7 +259,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw the distilled rows to this file")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    source = measure.test_source() if options.split == "test" else measure.validation_source()
+    source = hold(measure.test_source() if options.split == "test" else measure.validation_source())
     drawn: dict[str, list[Row]] = {}
     for name in options.models:
         model = load_model(name)
@@ -233,13 +268,14 @@ def main() -> None:
         for split, listed in PLACE_SPLITS.items():
             held_out = [place for place in world.PLACES if place not in listed]
             print(f"\n### {name}, split {split}: listed {', '.join(listed)}; held out {', '.join(held_out)}")
-            evidence = Evidence(*measure.labelled_tasks(listed))
             erased = collect_labelled(model, measure.labelled_by("place", listed))
-            bench = Bench(model, scanned, source, features, listed, evidence, erased)
-            if options.choose or options.fidelity:
-                choose(bench) if options.choose else compare_fidelity(bench)
-            else:
-                run(bench, options.effects.split(","))
+            with tempfile.TemporaryDirectory() as folder:
+                evidence = build_evidence(model, scanned.layers, listed, Path(folder))
+                bench = Bench(model, scanned, source, features, listed, evidence, erased)
+                if options.choose or options.fidelity:
+                    choose(bench) if options.choose else compare_fidelity(bench)
+                else:
+                    run(bench, options.effects.split(","))
             for key, row in bench.rows.items():
                 if not key.endswith((", direct", ", total")):
                     drawn.setdefault(key, []).append(row)

@@ -2,8 +2,8 @@
 
 `distilled` refits the readout: `z' ~ P'^T f + c`. Here the last MLP's output weights are refitted with it, in closed form. With `sigma` frozen
 the embedding is linear in the MLP's hidden units `h` as well, so `(z' - z) / |z|` is regressed on `[f, 1, h / sigma] / |z|`, giving `P'`, `c` and
-`M`; the change of the weights is the least `D` with `P'^T diag(gamma) C D = M`. What is measured is the real model with both folded in,
-`sigma` free again. Calibration images fit, images of the validation split measure. Prints Markdown.
+`M`; the change of the weights is the least `D` with `P'^T diag(gamma) C D = M`. With `sigma` free again the readout is then fitted once more, to what
+the changed layer gives. What is measured is the real model with both folded in. Calibration images fit, images of the validation split measure. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from methods import hold
 from torch import Tensor
 
 from clipedit.demo import measure
@@ -81,12 +82,11 @@ def refit(model: Model, inside: Inside, features: Features, edited: Tensor) -> t
     return projection, found[d_model], torch.linalg.pinv(readout) @ found[d_model + 1 :].T
 
 
-def embed(model: Model, inside: Inside, projection: Tensor, constant: Tensor, change: Tensor) -> Tensor:
-    """The real model's embedding with both folded in."""
+def compute_final(model: Model, inside: Inside, change: Tensor) -> Tensor:
+    """The normalised residual stream of the real model with the last MLP's output weights changed."""
     norm = model.module.visual.ln_post
     residual = inside.residual + inside.hidden @ change.T
-    final = F.layer_norm(residual, residual.shape[1:], norm.weight.double(), norm.bias.double(), norm.eps)
-    return final @ projection + constant
+    return F.layer_norm(residual, residual.shape[1:], norm.weight.double(), norm.bias.double(), norm.eps)
 
 
 def _sigma(residual: Tensor, eps: float) -> Tensor:
@@ -95,7 +95,7 @@ def _sigma(residual: Tensor, eps: float) -> Tensor:
 
 def cases(scanned: Scan, model: Model) -> Iterator[tuple[str, tuple[str, ...]]]:
     every = [str(head) for head in scanned_heads(scanned, model)]
-    for count in (4, 8, 16):
+    for count in (4, 8, 12, 16, 20, 24, 28):
         document = select_recipe(scanned, model, concept="location", heads=count, output_strength=0.0)
         yield f"{count} heads of highest score", document.steps[0].heads
     for layer in scanned.layers:
@@ -106,32 +106,37 @@ def cases(scanned: Scan, model: Model) -> Iterator[tuple[str, tuple[str, ...]]]:
 @torch.no_grad()
 def run(name: str) -> None:
     model = load_model(name)
-    sources = {"fit": list_images("demo"), "held out": measure.validation_source()}
-    scanned = scan(model, sources["fit"], batch_size=128)
+    sources = {"fit": hold(list_images("demo")), "held out": hold(measure.validation_source())}
+    scanned = scan(model, sources["fit"], batch_size=128, workers=0)
     features = {key: collect_features(model, source, layers=scanned.layers, batch_size=256)[0] for key, source in sources.items()}  # fmt: skip
     insides = {key: collect_inside(model, source) for key, source in sources.items()}
-    print(f"\n### {name}\n\n| mean-ablated | readout: worst cosine | explained | of the change | readout and last MLP: worst cosine | explained | of the change |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|")
+    titles = ("readout", "readout and last MLP", "the same, readout fitted again")
+    columns = " | ".join(f"{title}: worst cosine | explained | of the change" for title in titles)
+    print(f"\n### {name}\n\n| mean-ablated | {columns} |\n|{'---|' * 10}")
     base = select_recipe(scanned, model, concept="location", output_strength=0.0, effect="direct")
     for title, heads in cases(scanned, model):
         step: Step = base.steps[0].model_copy(update={"heads": heads})
         recipe: Recipe = bind_recipe(base.model_copy(update={"steps": (step,)}), scanned, model)
         readouts = compute_edited_readouts(recipe, model.tower)
         edited = {key: compute_direct_embeddings(recipe, readouts, features[key]).double() for key in sources}
-        projection, constant, change = refit(model, insides["fit"], features["fit"], edited["fit"])
-        plain = _refit_readout(model, features["fit"], edited["fit"])
         held = features["held out"]
-        found = (held.final.double() @ plain[0] + plain[1], embed(model, insides["held out"], projection, constant, change))  # fmt: skip
+        plain = fit_readout(model, features["fit"].final.double(), features["fit"], edited["fit"])
+        projection, constant, change = refit(model, insides["fit"], features["fit"], edited["fit"])
+        finals = {key: compute_final(model, inside, change) for key, inside in insides.items()}
+        again = fit_readout(model, finals["fit"], features["fit"], edited["fit"])
+        found = [held.final.double() @ plain[0] + plain[1], finals["held out"] @ projection + constant,
+                 finals["held out"] @ again[0] + again[1]]  # fmt: skip
         rows: list[Fidelity] = [compute_fidelity(edited["held out"], one, held.embedding.double()) for one in found]
         cells = [f"{x:.4f}" for row in rows for x in (row.worst_cosine, row.explained, row.explained_change)]
         print(f"| {title} | " + " | ".join(cells) + " |", flush=True)
 
 
-def _refit_readout(model: Model, features: Features, edited: Tensor) -> tuple[Tensor, Tensor]:
-    final, embedding = features.final.double(), features.embedding.double()
-    norm = embedding.norm(dim=1, keepdim=True)
-    found = solve(torch.cat([final, torch.ones_like(norm)], dim=1) / norm, (edited - embedding) / norm)
-    return model.module.visual.proj.detach().double() + found[:-1], found[-1]
+def fit_readout(model: Model, final: Tensor, features: Features, edited: Tensor) -> tuple[Tensor, Tensor]:
+    """`P'` and `c`, from what the layers give to the edited embedding."""
+    projection, norm = model.module.visual.proj.detach().double(), features.embedding.double().norm(dim=1, keepdim=True)
+    design = torch.cat([final, torch.ones_like(norm)], dim=1) / norm
+    found = solve(design, (edited - final @ projection) / norm)
+    return projection + found[:-1], found[-1]
 
 
 def main() -> None:

@@ -18,13 +18,12 @@ import torch
 from jaxtyping import UInt8
 from open_clip.model import CLIP
 from PIL import Image
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..editor.images import ImageSource
 from ..editor.model import load_model
 from ..editor.overlay import draw_word
 from . import world
-from .train import build_optimizers, compute_loss, learning_rate_at, normalise, save_checkpoint
+from .train import compute_loss, learning_rate_at, normalise, save_checkpoint
 
 WORD_HEIGHT, GRID = 12, 8
 WORD_FORMS = ("a photo of the word {}", "the word {}", "a picture of the word {}")
@@ -106,21 +105,19 @@ def train_further(options: argparse.Namespace) -> None:
     model: CLIP = load_model(options.model).module.train()
     tokenizer = open_clip.SimpleTokenizer(context_length=32)
     tokens = tokenizer(captions)
-    optimizers = build_optimizers(model, options.learning_rate)
+    # Of a trained model every weight is near where it should be; Muon's bf16 would be slow on many CPUs.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
     log, started, order = [], time.time(), np.empty(0, int)
     for step in range(options.steps):
         if len(order) < options.batch:
             order = np.concatenate([order, generator.permutation(len(images))])
         chosen, order = order[: options.batch], order[options.batch :]
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, options.steps, options.learning_rate)
-        with sdpa_kernel(SDPBackend.MATH):
-            loss = compute_loss(model, model.visual, normalise(images[chosen]), tokens[torch.from_numpy(chosen)])
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, options.steps, options.learning_rate)
+        loss = compute_loss(model, model.visual, normalise(images[chosen]), tokens[torch.from_numpy(chosen)])
         loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         if (step + 1) % options.log_every == 0:
             row = {"step": step + 1, "seconds": round(time.time() - started), "loss": round(loss.item(), 4)}
             log.append(row | measure_attack(model, tokenizer))
@@ -149,7 +146,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16_000)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--log-every", type=int, default=50)
     train_further(parser.parse_args())
 
