@@ -24,7 +24,9 @@ import clipedit
 from clipedit.editor.bind import bind_recipe
 from clipedit.editor.images import ImageSource, load_batches
 from clipedit.editor.recipe import Base, RecipeDocument, Step
+from clipedit.editor.spatial import compute_token_shares, draw_heatmaps
 from clipedit.editor.textspan import compute_text_span
+from clipedit.editor.view import find_view
 
 # The high-water mark of this address space; `ru_maxrss` would count the parent's, which a child inherits.
 PRINT_PEAK = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
@@ -83,6 +85,29 @@ def measure_scan(model: clipedit.Model, rounds: int) -> None:
         print(
             f"scan / encode_image, ViT-B-16, batch {batch_size}, slope over 96 images: {describe(ratios)}", flush=True
         )
+
+
+def measure_heatmap(model: clipedit.Model, rounds: int) -> None:
+    """One image, all heads of the last four layers, a text whose embedding is known."""
+    image = image_source(1).open(0).resize((500, 375))
+    pixels, directions = model.preprocess(image)[None], torch.randn(1, model.tower.d_embed, dtype=torch.float64)
+    ratios = interleaved(
+        lambda: compute_token_shares(model, pixels, directions), lambda: model.encode_image(pixels), rounds
+    )
+    print(f"token shares of all heads of 4 layers / encode_image, ViT-B-16, one image: {describe(ratios)}", flush=True)
+
+    def draw(*, remembered: bool) -> None:
+        if not remembered:
+            find_view.cache_clear()
+        assert len(draw_heatmaps(model, image, ["a text"], directions, each_head=True)) == 48
+
+    def plain() -> None:
+        model.encode_image(model.preprocess(image)[None])
+
+    for remembered in (True, False):
+        ratios = interleaved(lambda: draw(remembered=remembered), plain, rounds)
+        size = "seen before" if remembered else "not seen before"
+        print(f"48 heatmaps / (preprocess + encode_image), image size {size}: {describe(ratios)}", flush=True)
 
 
 def measure_text_span() -> None:
@@ -199,16 +224,18 @@ def measure_memory() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="scan,textspan,edited,apply,memory")
+    parser.add_argument("--only", default="scan,textspan,heatmap,edited,apply,memory")
     options = parser.parse_args()
     torch.set_num_threads(2)
     torch.manual_seed(0)
     chosen = options.only.split(",")
-    model = clipedit.load_model("ViT-B-16") if {"scan", "edited"} & set(chosen) else None
+    model = clipedit.load_model("ViT-B-16") if {"scan", "heatmap", "edited"} & set(chosen) else None
     if "textspan" in chosen:
         measure_text_span()
     if "scan" in chosen and model is not None:
         measure_scan(model, options.rounds)
+    if "heatmap" in chosen and model is not None:
+        measure_heatmap(model, options.rounds * 3)
     if "edited" in chosen and model is not None:
         measure_edited(model, options.rounds * 3)
     if "memory" in chosen:

@@ -91,6 +91,22 @@ class Features:
 
 
 @dataclass(frozen=True)
+class TokenReading:
+    """What the heads of some layers took from each token of a batch's images.
+
+    Attributes:
+        shares: By layer, `[image, head, token, text]`: over all tokens, also those without a place on the image (class
+            token, registers, padding), they sum to what the head's features say about each text.
+        grid: Rows and columns of the tokens that lie on the image: the last ones, row by row, the same for all layers.
+        embedding: `z`, unnormalised.
+    """
+
+    shares: Mapping[int, Float[Tensor, "image head token text"]]
+    grid: tuple[int, int]
+    embedding: Float[Tensor, "image d_embed"]
+
+
+@dataclass(frozen=True)
 class Decomposition:
     """Contributions of every component to the embeddings of a batch; they and the constant sum to the embedding."""
 

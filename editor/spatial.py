@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -45,17 +46,20 @@ class Heatmap:
     """One image towards one text, on the original's pixels.
 
     Attributes:
-        values: At every pixel of the original; NaN where the model's crop saw nothing. Parts of a cosine similarity a token.
-        cells: The same on the model's own grid of tokens.
+        cells: On the model's own grid of tokens: parts of a cosine similarity.
         total: The sum over all tokens; `total - cells.sum()` is what tokens without a place (class token, registers) gave.
     """
 
     text: str
     heads: tuple[HeadId, ...]
-    values: Float[np.ndarray, "height width"]
     cells: Float[np.ndarray, "row column"]
     total: float
     view: View
+
+    @cached_property
+    def values(self) -> Float[np.ndarray, "height width"]:
+        """`cells` at every pixel of the original; NaN where the model's crop saw nothing."""
+        return self.view.project(self.cells)
 
 
 @torch.no_grad()
@@ -77,15 +81,14 @@ def compute_token_shares(
         seen: `compute_seen(...)` of the same arguments, for many batches.
 
     Raises:
-        ModelError: If the model has no such head, or carries a `direct` edit.
+        ModelError: If the model has no such head, carries a `direct` edit, or is seen from its text tower.
     """
-    if not isinstance(model.tower, SpatialTower):
-        raise ModelError(f"cannot look into {model.name}: a {model.tower.title} keeps no shares of tokens.")
+    tower = _spatial_tower(model)
     wanted = tuple(heads) if heads is not None else last_heads(model)
     found = compute_seen(model, directions, wanted) if seen is None else seen
-    shares, embedding = model.tower.collect_token_shares(pixels.to(model.device), found)
-    chosen = torch.stack([shares[head.layer][:, head.head] for head in wanted], 1)
-    return TokenShares(wanted, chosen.float().cpu(), model.tower.grid, embedding.float().norm(dim=1).cpu())
+    reading = tower.collect_token_shares(pixels.to(model.device), found)
+    chosen = torch.stack([reading.shares[head.layer][:, head.head] for head in wanted], 1)
+    return TokenShares(wanted, chosen.float().cpu(), reading.grid, reading.embedding.float().norm(dim=1).cpu())
 
 
 def compute_seen(
@@ -107,11 +110,7 @@ def compute_seen(
             raise ModelError(
                 f"cannot look into {head}: {model.name} has {min(known)} to {max(known)}. Choose another head."
             )
-    groups = [group for group in model.tower.groups(layers, mlps=False) if group.ids[0].kind == "head"]
-    readouts = model.tower.compute_readouts(groups)
-    return {
-        group.ids[0].layer: torch.einsum("te,hek->htk", directions.double(), readouts[group.name]) for group in groups
-    }
+    return _spatial_tower(model).project_directions(directions, layers)
 
 
 def heatmap(
@@ -156,7 +155,7 @@ def draw_heatmaps(
         else [(found.heads, slice(None))]
     )
     return [
-        Heatmap(text, which, view.project(grid), grid, float(totals[at, t].sum()), view)
+        Heatmap(text, which, grid, float(totals[at, t].sum()), view)
         for which, at in parts
         for t, text in enumerate(texts)
         for grid in [cells[at, :, :, t].sum(0).astype(np.float64)]
@@ -172,3 +171,12 @@ def head_ids(model: Model, layers: Sequence[int]) -> tuple[HeadId, ...]:
 def last_heads(model: Model) -> tuple[HeadId, ...]:
     """All heads of the last four layers: those that a scan covers by default."""
     return head_ids(model, range(max(0, model.tower.n_layers - 4), model.tower.n_layers))
+
+
+def _spatial_tower(model: Model) -> SpatialTower:
+    if not isinstance(model.tower, SpatialTower):
+        raise ModelError(
+            f"cannot look into {model.name}: the tokens of its {model.tower.title} have no place on an image. Use the image "
+            'tower: model.with_tower("image").'
+        )
+    return model.tower

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
@@ -41,8 +42,12 @@ class View:
         return np.where(seen_rows[:, None] & seen_columns, projected, np.nan)
 
 
+@lru_cache(maxsize=256)
 def find_view(preprocess: Callable[[Image.Image], Tensor], size: tuple[int, int]) -> View:
-    """The view of an image of this size, `(width, height)`; right to a tenth of a pixel of the input."""
+    """The view of an image of this size, `(width, height)`; right to a tenth of a pixel of the input.
+
+    Remembered: images of one size share it, and it costs several times the preprocessing of an image.
+    """
     width, height = size
     # Ramps shifted by fractions of a grey level: their mean has a quarter of the rounding.
     ramps = np.mean([_levels(preprocess, _ramps(width, height, shift)) - [[[shift]]] for shift in _SHIFTS], axis=0)

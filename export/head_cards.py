@@ -104,11 +104,10 @@ def collect_pictures(
 ) -> Pictures:
     """The images that excite some heads most, with the heads' heatmaps towards their first texts, before and after.
 
-    At most `SEARCHED` images, spread over the source, are looked at; none without a source, or where the architecture's
-    tower keeps no shares of tokens.
+    At most `SEARCHED` images, spread over the source, are looked at; none without a source, or where texts were scanned.
     """
     base, source = edit.base, edit.source
-    if not (isinstance(base.tower, SpatialTower) and isinstance(edit.edited.tower, SpatialTower)):
+    if not isinstance(base.tower, SpatialTower):
         return Pictures()
     texts = {head: encode_queries(base, [labels[str(head)][0].text]) for head in heads if labels[str(head)]}
     if source is None or edit.scan is None or not texts:
@@ -120,7 +119,7 @@ def collect_pictures(
     after = _edited_queries(edit, texts)
     wanted = sorted({index for found in chosen.values() for index, _ in found})
     opened = {index: spread.open(kept[index]) for index in wanted}
-    shown = base if _is_direct(edit.recipe) else edit.edited
+    shown = base if _keeps_base(edit) else edit.edited
     grids = {i: (_heatmaps(base, image, before), _heatmaps(shown, image, after)) for i, image in opened.items()}
     thumbnails = [_thumbnail(base, spread.names[kept[index]], opened[index]) for index in wanted]
     return Pictures(thumbnails, {head: _draw(head, found, grids, wanted) for head, found in chosen.items()})
@@ -135,12 +134,13 @@ def _most_exciting(features: Features, head: HeadId, seen: Float[Tensor, " k"]) 
 
 
 def _edited_queries(edit: Edit, texts: Mapping[HeadId, Tensor]) -> dict[HeadId, Float[Tensor, "text k"]]:
-    """`R'^T t` of the edited model. A `direct` edit leaves the model alone: its maps are put into the readouts here."""
+    """`R'^T t` of the edited model. Where the base is looked into, the edit's maps are put into the readouts here."""
     base, recipe = edit.base, edit.recipe
-    if not _is_direct(recipe):
+    if not _keeps_base(edit):
         return {head: compute_seen(edit.edited, text, [head])[head.layer][head.head] for head, text in texts.items()}
     tensors = recipe.tensors or {}
-    output = tensors.get("output.map", torch.eye(base.tower.d_embed)).double()
+    whole = torch.eye(base.tower.d_embed)
+    output = (whole if base.alignment else tensors.get("output.map", whole)).double()
     found = {}
     for head, text in texts.items():
         seen = compute_seen(base, text @ output, [head])[head.layer][head.head]
@@ -149,8 +149,9 @@ def _edited_queries(edit: Edit, texts: Mapping[HeadId, Tensor]) -> dict[HeadId, 
     return found
 
 
-def _is_direct(recipe: Recipe) -> bool:
-    return recipe.document.effect == "direct"
+def _keeps_base(edit: Edit) -> bool:
+    """Whether the base's own layers show the edit: `direct` leaves them alone, and an aligner reads no others."""
+    return edit.recipe.document.effect == "direct" or edit.base.alignment is not None
 
 
 def _heatmaps(model: Model, image: Image.Image, queries: Mapping[HeadId, Tensor]) -> dict[HeadId, np.ndarray]:

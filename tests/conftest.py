@@ -11,10 +11,13 @@ from jaxtyping import install_import_hook
 
 _hook = install_import_hook(["clipedit.editor", "clipedit.export"], "beartype.beartype")
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 import clipedit
+from clipedit.editor.spatial import TokenShares, compute_token_shares, head_ids
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,3 +45,23 @@ def family_table() -> Iterator[dict[str, tuple[str, int, float]]]:
     print(f"\n{'family':42} {'tower':14} components  relative error")
     for name, (tower, count, error) in rows.items():
         print(f"{name:42} {tower:14} {count:10d}  {error:.1e}")
+
+
+@pytest.fixture(scope="session")
+def check_token_shares() -> Callable[[clipedit.Model, torch.Tensor], TokenShares]:
+    """Over all tokens, the shares of every head towards any direction are its contribution along it, within 1e-5."""
+
+    def check(model: clipedit.Model, pixels: torch.Tensor) -> TokenShares:
+        directions = torch.randn(4, model.tower.d_embed, dtype=torch.float64)
+        found = compute_token_shares(model, pixels, directions, heads=head_ids(model, range(model.tower.n_layers)))
+        parts = clipedit.decompose(model, pixels)
+        names = [str(identity) for identity in parts.components]
+        contributions = parts.contributions[:, [names.index(str(head)) for head in found.heads]]
+        for shares, expected in ((found.shares.sum(2).double(), contributions.double() @ directions.T),
+                                 (found.norm, parts.embedding.norm(dim=1))):  # fmt: skip
+            assert float((shares - expected).norm() / expected.norm()) < 1e-5
+        rows, columns = found.grid
+        assert found.on_image().shape == (len(pixels), len(found.heads), rows, columns, 4) and rows * columns > 1
+        return found
+
+    return check

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,19 @@ def test_aligned_contributions_and_the_bias_sum_to_the_aligned_embedding(
     expected = compute_aligned(own.contributions, aligner.maps, aligner.bias)
     assert (whole - expected).norm() < 1e-5 * whole.norm()
     assert [str(part) for part in parts.components] == [str(part) for part in own.components]
+
+
+def test_token_shares_of_an_aligned_model_sum_to_its_heads_contributions(
+    aligned: clipedit.Model, check_token_shares
+) -> None:  # type: ignore[no-untyped-def]
+    assert check_token_shares(aligned, torch.randn(3, 3, 64, 64)).grid == (8, 8)
+
+
+def test_a_rotated_clip_sees_a_text_where_the_clip_sees_it(demo_model: clipedit.Model, aligned: clipedit.Model) -> None:
+    for index in range(4):
+        image = demo_calibration_source(4).open(index)
+        expected, found = (clipedit.heatmap(model, image, text="a red circle") for model in (demo_model, aligned))
+        assert np.corrcoef(expected.cells.ravel(), found.cells.ravel())[0, 1] > 0.9
 
 
 def test_an_aligned_model_has_the_labels_and_scores_of_the_clip(

@@ -26,6 +26,7 @@ from clipedit.editor.components import HeadId
 from clipedit.editor.images import ImageSource
 from clipedit.editor.model import Model, decompose
 from clipedit.editor.recipe import Base, RecipeDocument, Step
+from clipedit.editor.spatial import compute_token_shares
 from clipedit.editor.towers import build_tower
 
 SIZE = 32
@@ -149,6 +150,34 @@ def test_contributions_and_the_constant_sum_to_the_representation(
     # Nothing passes by being zero: every component but the constants of bias-free models says something.
     silent = [str(c) for c, x in zip(parts.components, parts.contributions.norm(dim=(0, 2)), strict=True) if x == 0]
     assert not silent or (name.startswith("RMS") and all(identity.endswith("bias") for identity in silent))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_token_shares_sum_to_each_heads_contribution(name: str, check_token_shares) -> None:  # type: ignore[no-untyped-def]
+    found = check_token_shares(random_model(name), torch.randn(3, 3, SIZE, SIZE))
+    assert found.grid == ((2, 2) if name == "DeiT distilled" else (4, 4))
+
+
+@pytest.mark.parametrize("name", ["SigLIP, SigLIP 2", "DINOv2 with registers, SwiGLU", "DINOv3", "gated attention"])
+def test_a_token_without_a_value_has_no_share(name: str) -> None:
+    """The norm's output is blank at one patch, and so is the bias of values: nothing can be taken from there."""
+    model = random_model(name)
+    block: Any = model.module.visual.trunk.blocks[1] if "SigLIP" in name else model.module.blocks[1]
+    directions = torch.randn(1, model.tower.d_embed, dtype=torch.float64)
+    with torch.no_grad():
+        for bias in (block.attn.qkv.bias, getattr(block.attn, "v_bias", None)):
+            if bias is not None:
+                bias.zero_()
+
+    def blank(_: nn.Module, __: Any, result: torch.Tensor) -> torch.Tensor:
+        result = result.clone()
+        result[:, result.shape[1] - 16 + 6] = 0
+        return result
+
+    handle = block.norm1.register_forward_hook(blank)
+    found = compute_token_shares(model, torch.randn(2, 3, SIZE, SIZE), directions, heads=[HeadId(1, 2)]).on_image()
+    handle.remove()
+    assert [tuple(place) for place in (found[:, 0, :, :, 0] == 0).nonzero().tolist()] == [(0, 1, 2), (1, 1, 2)]
 
 
 def recipe_document(effect: str, *steps: Step) -> RecipeDocument:

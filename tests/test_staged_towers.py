@@ -21,8 +21,10 @@ from clipedit.editor.components import HeadId
 from clipedit.editor.model import Model, decompose
 from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.editor.scan import Scan
+from clipedit.editor.spatial import compute_token_shares, head_ids
 from clipedit.editor.statistics import add_features, empty_statistics
 from clipedit.editor.towers import build_tower
+from clipedit.editor.towers.spatial_staged import _place
 
 PIXELS = (3, 3, 64, 64)
 TEXT = {"context_length": 16, "vocab_size": 100, "width": 32, "heads": 2, "layers": 1}
@@ -125,6 +127,49 @@ def own_embedding(module: Any, pixels: Tensor) -> Tensor:
     if hasattr(module.head, "pre_logits") and module.head.hidden_size:
         return module.head.norm(module.head.global_pool(module.forward_features(pixels))).flatten(1)
     return module.forward_head(module.forward_features(pixels), pre_logits=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_token_shares_sum_to_each_heads_contribution(family: str, check_token_shares) -> None:  # type: ignore[no-untyped-def]
+    found = check_token_shares(random_model(family), random_pixels(family))
+    assert found.shares.shape[2] == found.grid[0] * found.grid[1] + 1
+    padded = found.shares[:, :, 0].abs().sum((0, 2)) > 0  # What windows that stick out took from nowhere.
+    assert padded.any() == ("do not divide" in family)
+
+
+@pytest.mark.parametrize("layer", [1, -1])
+@pytest.mark.parametrize(
+    "family",
+    ["Swin, grid and windows that do not divide", "MaxViT, TensorFlow's", "MaxViT, channels first", "CoAtNet"],
+)
+def test_a_token_without_a_value_has_no_share(family: str, layer: int) -> None:
+    """The norm's output is blank at one place, and so is the bias of values: nothing can be taken from there."""
+    model = random_model(family)
+    layer %= model.tower.n_layers
+    path = model.tower.tensor_names()[f"L{layer}.weight"].removesuffix(".attn.proj.weight")
+    block: Any = model.module.get_submodule(path)
+    with torch.no_grad():
+        block.attn.qkv.bias.zero_()
+    first = isinstance(block.attn.proj, nn.Conv2d)
+
+    def blank(_: nn.Module, __: Any, result: Tensor) -> Tensor:
+        result = result.clone()
+        (result.movedim(1, -1) if first else result)[:, 1, 0] = 0
+        return result
+
+    handle = block.norm1.register_forward_hook(blank)
+    directions = torch.randn(1, model.tower.d_embed, dtype=torch.float64)
+    found = compute_token_shares(model, random_pixels(family), directions, heads=[HeadId(layer, 0)]).on_image()
+    handle.remove()
+    assert (found[:, 0, :, :, 0] == 0).nonzero().tolist() == [[0, 1, 0], [1, 1, 0], [2, 1, 0]]
+
+
+def test_shares_of_a_coarse_layer_lie_over_the_tokens_that_it_merged() -> None:
+    shares = torch.tensor([7.0, 4.0, 8.0, 12.0, 16.0]).view(1, 1, 5, 1)
+    placed = _place(shares, (2, 2), (4, 3))[0, 0, :, 0]
+    assert placed[0] == 7 and placed.sum() == shares.sum()
+    # Two rows a token; of three columns the first token lies over two.
+    assert placed[1:].view(4, 3).tolist() == [[1, 1, 4], [1, 1, 4], [3, 3, 8], [3, 3, 8]]
 
 
 @pytest.mark.parametrize(
@@ -231,6 +276,18 @@ def test_no_tensor_is_larger_than_those_of_the_forward_pass(family: str) -> None
     with LargestTensor() as scan:
         model.tower.collect_features(pixels, groups)
     assert scan.size <= forward.size
+
+
+@pytest.mark.parametrize("family", ["Swin", "MaxViT, TensorFlow's"])
+def test_shares_of_tokens_need_no_tensor_larger_than_those_of_the_forward_pass(family: str) -> None:
+    model = random_model(family)
+    pixels, heads = torch.randn(16, *PIXELS[1:]), head_ids(model, range(model.tower.n_layers))
+    directions = torch.randn(2, model.tower.d_embed, dtype=torch.float64)
+    with LargestTensor() as forward, torch.no_grad():
+        model.module(pixels)
+    with LargestTensor() as looking:
+        compute_token_shares(model, pixels, directions, heads=heads)
+    assert looking.size <= forward.size
 
 
 @pytest.mark.parametrize("family", ["CLIP over Swin", "CLIP over Swin, projection with bias"])

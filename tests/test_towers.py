@@ -8,7 +8,6 @@ import torch
 from open_clip.model import CLIP
 
 from clipedit.editor.model import Model, decompose
-from clipedit.editor.spatial import compute_token_shares, head_ids
 from clipedit.editor.towers import build_tower
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 12}
@@ -56,8 +55,8 @@ def test_contributions_sum_to_the_embedding(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_token_shares_sum_to_each_heads_contribution(name: str) -> None:
-    assert_token_shares_sum(random_model(CONFIGURATIONS[name]), torch.randn(3, 3, 32, 32))
+def test_token_shares_sum_to_each_heads_contribution(name: str, check_token_shares) -> None:  # type: ignore[no-untyped-def]
+    assert check_token_shares(random_model(CONFIGURATIONS[name]), torch.randn(3, 3, 32, 32)).grid == (4, 4)
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-quickgelu"])
@@ -99,20 +98,6 @@ def test_two_attention_pools_are_refused_with_the_reason() -> None:
 
     with pytest.raises(ModelError, match="pools by attention twice"):
         random_model({"vision_cfg": {"attentional_pool": "parallel"}})
-
-
-def assert_token_shares_sum(model: Model, pixels: torch.Tensor) -> None:
-    """Over all tokens, the shares of every head towards any direction are its contribution along it."""
-    directions = torch.randn(4, model.tower.d_embed, dtype=torch.float64)
-    shares = compute_token_shares(model, pixels, directions, heads=head_ids(model, range(model.tower.n_layers)))
-    parts = decompose(model, pixels)
-    names = [str(identity) for identity in parts.components]
-    contributions = parts.contributions[:, [names.index(str(head)) for head in shares.heads]]
-    expected = contributions.double() @ directions.T
-    assert relative_error(shares.shares.sum(2).double(), expected) < 1e-5
-    assert relative_error(shares.norm, parts.embedding.norm(dim=1)) < 1e-5
-    rows, columns = shares.grid
-    assert shares.on_image().shape == (len(pixels), len(shares.heads), rows, columns, 4)
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..components import ComponentGroup, Features
+from ..components import ComponentGroup, Features, TokenReading
 from ..errors import ModelError
 from .maxvit import MaxViT
 from .open_clip_vit import OpenClipViT
@@ -93,24 +93,19 @@ class Tower(Protocol):
 
 @runtime_checkable
 class SpatialTower(Protocol):
-    """What heatmaps and segmentation ask of a tower besides."""
+    """What heatmaps and segmentation ask of a tower besides: image towers all have it."""
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the tokens that lie on the image: the last of all tokens, row by row."""
+    def project_directions(
+        self, directions: Float[Tensor, "text d_embed"], layers: Sequence[int]
+    ) -> dict[int, Float[Tensor, "head text k"]]:
+        """`R^T t` of every head of some layers, float64, without the readouts: only the directions are pushed down."""
         ...
 
-    def collect_token_shares(
-        self, pixels: Tensor, seen: Mapping[int, Float[Tensor, "head text k"]]
-    ) -> tuple[dict[int, Float[Tensor, "image head token text"]], Float[Tensor, "image d_embed"]]:
+    def collect_token_shares(self, pixels: Tensor, seen: Mapping[int, Float[Tensor, "head text k"]]) -> TokenReading:
         """One forward pass that splits `seen . u` of every head of some layers into what it took from each token.
 
         Args:
-            seen: By layer, vectors in the features' space: `R^T t` for a text `t`.
-
-        Returns:
-            Shares by layer: summed over all tokens, also those with no place on the image (class token, registers), they
-            give `seen . u`. And the embedding.
+            seen: By layer, vectors in the features' space: `R^T t` for a text `t`, as `project_directions` gives them.
         """
         ...
 

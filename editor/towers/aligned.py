@@ -14,7 +14,8 @@ Edits act on the features of heads, which are the model's own: they are folded b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..components import ComponentGroup, Features
-from ..errors import RecipeError
+from ..components import ComponentGroup, Features, TokenReading
+from ..errors import ModelError, RecipeError
+from .spatial_staged import SpatialStaged
+from .spatial_vit import SpatialViT
 
 if TYPE_CHECKING:
     from . import Tower
@@ -74,6 +77,22 @@ class AlignedTower:
     def compute_readouts(self, groups: Sequence[ComponentGroup]) -> dict[str, Float[Tensor, "component d_clip k"]]:
         """`W_c R_c`, float64."""
         return {group.name: self._aligned_readouts[group.name].double() for group in groups}
+
+    def project_directions(
+        self, directions: Float[Tensor, "text d_clip"], layers: Sequence[int]
+    ) -> dict[int, Float[Tensor, "head text k"]]:
+        """`R_c^T W_c^T t`, float64."""
+        readouts = {layer: self._aligned_readouts[f"L{layer}.heads"].double() for layer in layers}
+        return {
+            layer: torch.einsum("te,hek->htk", directions.double().cpu(), found) for layer, found in readouts.items()
+        }
+
+    @torch.no_grad()
+    def collect_token_shares(self, pixels: Tensor, seen: Mapping[int, Float[Tensor, "head text k"]]) -> TokenReading:
+        """The own tower's, whose values they are shares of; a second forward pass for `z^a`."""
+        if not isinstance(self.own, SpatialStaged | SpatialViT):
+            raise ModelError(f"cannot look into an aligned {self.own.title}: it keeps no shares of tokens.")
+        return replace(self.own.collect_token_shares(pixels, seen), embedding=self.embed(pixels))
 
     def constant(self) -> Float[Tensor, " d_clip"]:
         """`b`."""

@@ -13,12 +13,13 @@ from jaxtyping import Float, Int
 from timm.models import maxxvit
 from torch import Tensor, nn
 
-from .staged import AttentionLayer, Plan, Source, StagedTower
+from .spatial_staged import SpatialStaged
+from .staged import AttentionLayer, Plan, Source
 from .staged_end import Recorded, StagedEnd
 from .timm_trunk import find_trunk
 
 
-class MaxViT(StagedTower):
+class MaxViT(SpatialStaged):
     """Adapter for MaxViT, MaxxViT and CoAtNet models of timm, and for open_clip models over them."""
 
     title: ClassVar[str] = "timm MaxViT"
@@ -99,7 +100,7 @@ class Change:
         self.pool: Any = getattr(module, "pool", nn.Identity())
         self.expand: Any = getattr(module, "expand", module)
 
-    def push(self, above: Float[Tensor, "copy d_embed wide"]) -> Float[Tensor, "copy d_embed narrow"]:
+    def push(self, above: Float[Tensor, "copy row wide"]) -> Float[Tensor, "copy row narrow"]:
         """`push W`."""
         if isinstance(self.expand, nn.Identity):
             return above

@@ -15,7 +15,7 @@ from .norms import FrozenNorm
 from .pools import FirstQueryPool, MeanPool
 from .pre_norm_vit import BlockWeights
 from .readout import Readout
-from .spatial_vit import SpatialViT
+from .spatial_vit import Projected, SpatialViT
 
 
 class OpenClipViT(SpatialViT):
@@ -52,33 +52,12 @@ class OpenClipViT(SpatialViT):
     def _embed_tokens(self, pixels: Tensor) -> tuple[Float[Tensor, "image token d_model"], Sequence[Tensor | None]]:
         return self.visual._embeds(pixels), [None] * self.n_layers
 
-    def _head_values(
-        self,
-        block: Any,
-        stream: Float[Tensor, "image token d_model"],
-        *,
-        queries: slice,
-        rotation: Tensor | None = None,
-    ) -> Float[Tensor, "image query head d_head"]:
-        query, key, value = self._project(block, stream, rotation)
-        return F.scaled_dot_product_attention(query[:, :, queries], key, value).transpose(1, 2)
-
-    def _project(
-        self, block: Any, stream: Float[Tensor, "image token d_model"], rotation: Tensor | None
-    ) -> tuple[
-        Float[Tensor, "image head token d_head"],
-        Float[Tensor, "image head token d_head"],
-        Float[Tensor, "image head token d_head"],
-    ]:
-        normed = block.ln_1(stream)
-        projected = F.linear(normed, block.attn.in_proj_weight, block.attn.in_proj_bias)
+    def _project(self, block: Any, stream: Float[Tensor, "image token d_model"], rotation: Tensor | None) -> Projected:
+        projected = F.linear(block.ln_1(stream), block.attn.in_proj_weight, block.attn.in_proj_bias)
         # [image, token, 3 * d_model] -> three of [image, head, token, d_head]
-        query, key, value = projected.unflatten(2, (3, -1, self.d_head)).permute(2, 0, 3, 1, 4)
-        return query, key, value
+        return Projected(*projected.unflatten(2, (3, -1, self.d_head)).permute(2, 0, 3, 1, 4))
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
+    def _grid(self, pixels: Tensor) -> tuple[int, int]:
         return self.visual.grid_size
 
     def _block(self, layer: int) -> BlockWeights:

@@ -87,6 +87,14 @@ class Readout:
         right = self.before.push(right.flatten(0, 1)).unflatten(0, (self.copies, -1))
         return (top @ left) @ (right @ writes)
 
+    def pull(self, directions: Float[Tensor, "text d_embed"]) -> Float[Tensor, "copy text width"]:
+        """`R^T t` for a readout of the stream itself, one a copy, float64: cheaper than `push` for a few directions."""
+        top, factors = directions.double().cpu() @ self._top(), self.pool.factors()
+        if factors is None:
+            return self.before.push(top)[None]
+        left, right = factors
+        return self.before.push(((top @ left) @ right).flatten(0, 1)).unflatten(0, (self.copies, -1))
+
     def push_features(
         self, writes: Float[Tensor, "image token width"], reading: Reading
     ) -> Float[Tensor, "image d_embed"]:

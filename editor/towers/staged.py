@@ -31,8 +31,8 @@ class Junction(Protocol):
     copies: int
     inputs: tuple[str, ...]
 
-    def push(self, above: Float[Tensor, "copy d_embed wide"]) -> Float[Tensor, "copies d_embed narrow"]:
-        """The channel map of the stretch below, from that of the stretch above."""
+    def push(self, above: Float[Tensor, "copy row wide"]) -> Float[Tensor, "copies row narrow"]:
+        """The channel map of the stretch below, from that of the stretch above; row by row."""
         ...
 
     def spread(
@@ -126,7 +126,7 @@ class StagedTower:
         self, pixels: Float[Tensor, "image 3 height width"], groups: Sequence[ComponentGroup]
     ) -> Features:
         """One forward pass of the module itself, in its own dtype; tokens are contracted when it is over."""
-        with _recording(self.trunk, self._inputs(groups), self._outputs(groups)) as recorded:
+        with recording(self.trunk, self._inputs(groups), self._outputs(groups)) as recorded:
             final = self.end.pool(self.trunk.forward_features(self._cast(pixels)))
         lowest = min((self._stretch(group) for group in groups), default=len(self.plan.junctions))
         spreads, pushes = self._spreads(recorded, lowest), self._pushes(lowest, final.dtype)
@@ -231,8 +231,12 @@ class StagedTower:
             found[stretch] = self.plan.junctions[stretch].spread(found[stretch + 1], recorded)
         return found
 
-    def _pushes(self, lowest: int, dtype: torch.dtype) -> dict[int, Float[Tensor, "copy d_embed channel"]]:
-        found = {len(self.plan.junctions): self.end.push(dtype)}
+    def _pushes(
+        self, lowest: int, dtype: torch.dtype, directions: Float[Tensor, "text d_embed"] | None = None
+    ) -> dict[int, Float[Tensor, "copy row channel"]]:
+        """The channel map of every stretch; with directions, what they become in its channels instead."""
+        top = self.end.push(dtype)
+        found = {len(self.plan.junctions): top if directions is None else directions.to(top) @ top}
         for stretch in reversed(range(lowest, len(self.plan.junctions))):
             found[stretch] = self.plan.junctions[stretch].push(found[stretch + 1])
         return found
@@ -284,7 +288,7 @@ def _identity(name: str) -> ComponentId:
 
 
 @contextmanager
-def _recording(trunk: nn.Module, inputs: Iterable[str], outputs: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+def recording(trunk: nn.Module, inputs: Iterable[str], outputs: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """Keep what goes into some modules and what comes out of others while the trunk runs."""
     kept: dict[str, Tensor] = {}
 

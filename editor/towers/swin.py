@@ -14,12 +14,13 @@ from jaxtyping import Float, Int
 from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTransformerBlock, window_partition
 from torch import Tensor, nn
 
-from .staged import AttentionLayer, Plan, Source, StagedTower
+from .spatial_staged import SpatialStaged
+from .staged import AttentionLayer, Plan, Source
 from .staged_end import Recorded, StagedEnd
 from .timm_trunk import find_trunk
 
 
-class Swin(StagedTower):
+class Swin(SpatialStaged):
     """Adapter for Swin models of timm, and for open_clip models over them."""
 
     title: ClassVar[str] = "timm Swin"
@@ -60,12 +61,12 @@ class Merge:
         self.module: Any = module
         self.inputs = (path, f"{path}.norm")
 
-    def push(self, above: Float[Tensor, "copy d_embed wide"]) -> Float[Tensor, "copies d_embed narrow"]:
+    def push(self, above: Float[Tensor, "copy row wide"]) -> Float[Tensor, "copies row narrow"]:
         """`push W diag(gamma) C`, one quarter of the columns for each of the four tokens."""
         gain = self.module.norm.weight.detach().to(above.dtype)
         joined = above @ self.module.reduction.weight.detach().to(above.dtype) * gain
         joined = joined - joined.mean(-1, keepdim=True)
-        # [copy, d_embed, 4 * narrow] -> [copy * 4, d_embed, narrow]
+        # [copy, row, 4 * narrow] -> [copy * 4, row, narrow]
         return joined.unflatten(2, (4, -1)).transpose(1, 2).flatten(0, 1)
 
     def spread(

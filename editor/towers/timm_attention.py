@@ -11,6 +11,7 @@ from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
 from .norms import FrozenNorm
+from .spatial_vit import Projected
 
 
 def attention_refusal(attention: nn.Module, known: tuple[type[nn.Module], ...]) -> str | None:
@@ -23,10 +24,8 @@ def attention_refusal(attention: nn.Module, known: tuple[type[nn.Module], ...]) 
     return FrozenNorm.refusal(inner)
 
 
-def head_values(
-    attention: Any, normed: Float[Tensor, "image token d_model"], *, queries: slice, rotation: Tensor | None
-) -> Float[Tensor, "image query head d_head"]:
-    """What each head attends to; a gate, frozen like the attention, is multiplied in."""
+def project_heads(attention: Any, normed: Float[Tensor, "image token d_model"], rotation: Tensor | None) -> Projected:
+    """Queries, keys and values as they meet: normed, rotated, shared keys repeated; a gate is frozen like the attention."""
     query, key, value = _project(attention, normed)
     query, key = attention.q_norm(query), attention.k_norm(key)
     if rotation is not None:
@@ -34,10 +33,9 @@ def head_values(
     shared = attention.num_heads // key.shape[1]
     if shared > 1:
         key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value))
-    found = F.scaled_dot_product_attention(query[:, :, queries], key, value).transpose(1, 2)
-    if getattr(attention, "gate", None) is not None:
-        found = found * attention.gate(normed[:, queries]).sigmoid().unflatten(2, found.shape[2:])
-    return found
+    if getattr(attention, "gate", None) is None:
+        return Projected(query, key, value)
+    return Projected(query, key, value, attention.gate(normed).sigmoid().unflatten(2, (attention.num_heads, -1)))
 
 
 def _project(attention: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,12 +11,13 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from torch import Tensor, nn
 
 from .norms import FrozenNorm
-from .pre_norm_vit import BlockWeights, PreNormViT
-from .timm_attention import attention_refusal, head_values
-from .timm_trunk import build_readout, embed_image, find_trunk, trunk_refusal
+from .pre_norm_vit import BlockWeights
+from .spatial_vit import Projected, SpatialViT
+from .timm_attention import attention_refusal, project_heads
+from .timm_trunk import build_readout, embed_image, find_grid, find_trunk, trunk_refusal
 
 
-class TimmEva(PreNormViT):
+class TimmEva(SpatialViT):
     """Adapter for a bare `Eva`, and for open_clip models whose trunk is one."""
 
     title: ClassVar[str] = "timm Eva"
@@ -52,15 +53,11 @@ class TimmEva(PreNormViT):
         layers = list(rotation) if self.trunk.rope_mixed and rotation is not None else [rotation] * self.n_layers
         return self.trunk.norm_pre(tokens), layers
 
-    def _head_values(
-        self,
-        block: Any,
-        stream: Float[Tensor, "image token d_model"],
-        *,
-        queries: slice,
-        rotation: Tensor | None = None,
-    ) -> Float[Tensor, "image query head d_head"]:
-        return head_values(block.attn, block.norm1(stream), queries=queries, rotation=rotation)
+    def _project(self, block: Any, stream: Float[Tensor, "image token d_model"], rotation: Tensor | None) -> Projected:
+        return project_heads(block.attn, block.norm1(stream), rotation)
+
+    def _grid(self, pixels: Tensor) -> tuple[int, int]:
+        return find_grid(self.trunk, pixels)
 
     def _block(self, layer: int) -> BlockWeights:
         block = self.blocks[layer]

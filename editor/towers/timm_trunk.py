@@ -34,6 +34,12 @@ def embed_image(module: Any, pixels: Float[Tensor, "image 3 height width"]) -> F
     return module.forward_head(module.forward_features(pixels), pre_logits=True)
 
 
+def find_grid(trunk: Any, pixels: Tensor) -> tuple[int, int]:
+    """Rows and columns of patches, which are the last tokens, row by row."""
+    embed = trunk.patch_embed
+    return embed.dynamic_feat_size(tuple(pixels.shape[2:])) if trunk.dynamic_img_size else embed.grid_size
+
+
 def trunk_refusal(module: Any, kind: type[Any]) -> str | None:
     """Why a trunk of a class cannot be read, or None."""
     trunk: Any = find_trunk(module)[0]

@@ -17,9 +17,10 @@ from timm.models.vision_transformer import (
 from torch import Tensor, nn
 
 from .norms import FrozenNorm
-from .pre_norm_vit import BlockWeights, PreNormViT
-from .timm_attention import attention_refusal, head_values
-from .timm_trunk import build_readout, embed_image, find_trunk, trunk_refusal
+from .pre_norm_vit import BlockWeights
+from .spatial_vit import Projected, SpatialViT
+from .timm_attention import attention_refusal, project_heads
+from .timm_trunk import build_readout, embed_image, find_grid, find_trunk, trunk_refusal
 
 _REASONS = {
     ResPostBlock: "its blocks are post-norm: what a head writes is normalised before it is added",
@@ -28,7 +29,7 @@ _REASONS = {
 }
 
 
-class TimmViT(PreNormViT):
+class TimmViT(SpatialViT):
     """Adapter for a bare `VisionTransformer`, and for open_clip models whose trunk is one."""
 
     title: ClassVar[str] = "timm ViT"
@@ -60,15 +61,11 @@ class TimmViT(PreNormViT):
         tokens = self.trunk._pos_embed(self.trunk.patch_embed(pixels))
         return self.trunk.norm_pre(self.trunk.patch_drop(tokens)), [None] * self.n_layers
 
-    def _head_values(
-        self,
-        block: Any,
-        stream: Float[Tensor, "image token d_model"],
-        *,
-        queries: slice,
-        rotation: Tensor | None = None,
-    ) -> Float[Tensor, "image query head d_head"]:
-        return head_values(block.attn, block.norm1(stream), queries=queries, rotation=rotation)
+    def _project(self, block: Any, stream: Float[Tensor, "image token d_model"], rotation: Tensor | None) -> Projected:
+        return project_heads(block.attn, block.norm1(stream), rotation)
+
+    def _grid(self, pixels: Tensor) -> tuple[int, int]:
+        return find_grid(self.trunk, pixels)
 
     def _block(self, layer: int) -> BlockWeights:
         block = self.blocks[layer]
