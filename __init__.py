@@ -33,6 +33,13 @@ _HOMES = {
     "editor.features": ("load_features",),
     "editor.model": ("Model", "decompose", "load_model"),
     "editor.partials": ("merge_partials",),
+    "editor.plot": (
+        "plot_completeness",
+        "plot_frontier",
+        "plot_heatmap",
+        "plot_layer_ablation",
+        "plot_scores",
+    ),
     "editor.recipe": ("Recipe", "load_recipe"),
     "editor.reindex": ("compute_embedding_map", "reindex_vectors"),
     "editor.scan": ("Scan", "load_scan", "scan"),
@@ -82,6 +89,11 @@ if TYPE_CHECKING:
     from .editor.model import decompose as decompose
     from .editor.model import load_model as load_model
     from .editor.partials import merge_partials as merge_partials
+    from .editor.plot import plot_completeness as plot_completeness
+    from .editor.plot import plot_frontier as plot_frontier
+    from .editor.plot import plot_heatmap as plot_heatmap
+    from .editor.plot import plot_layer_ablation as plot_layer_ablation
+    from .editor.plot import plot_scores as plot_scores
     from .editor.recipe import Recipe as Recipe
     from .editor.recipe import load_recipe as load_recipe
     from .editor.reindex import compute_embedding_map as compute_embedding_map

@@ -25,6 +25,7 @@ from .editor.errors import ClipeditError, ExportError, ImageError, ModelError, R
 
 if TYPE_CHECKING:
     from .editor.completeness import CompletenessRow
+    from .editor.components import HeadId
     from .editor.datasets import LabelledImages
     from .editor.diff import ModelDiff
     from .editor.directions import LabelledEmbeddings
@@ -71,6 +72,9 @@ EraseOption = Annotated[
         "--erase", help="Column of --labelled whose values LEACE erases, or whose means `--along labels` takes."
     ),
 ]
+ReadingChoice = Literal["contrast", "positive", "evidence"]
+ReadingOption = Annotated[ReadingChoice, typer.Option(help="How heads' shares become a mask: their sum (the papers'), the sum of what speaks for the text, or where texts are told apart.")]  # fmt: skip
+ConceptWeightOption = Annotated[str | None, typer.Option(help="Weigh heads by their score for this concept, a name or file; needs --scan.")]  # fmt: skip
 PrecisionChoice = Literal["fp32", "fp16", "int8"]
 SelectChoice = Literal["text-difference", "labelled-contrast", "attention-region", "frontier"]
 LabelledOption = Annotated[
@@ -318,7 +322,7 @@ def ablate_layers(
 ) -> None:
     """Accuracy as attention, MLPs or both are mean-ablated, from the last layer to the first."""
     from .editor.layer_ablation import measure_layer_ablation
-    from .editor.plot import draw_layer_ablation, require_plot
+    from .editor.plot import plot_layer_ablation, require_plot, save_figure
 
     if plot is not None:
         require_plot(plot, overwrite=overwrite)
@@ -326,7 +330,7 @@ def ablate_layers(
     with _progress() as follow:
         curves = measure_layer_ablation(scanned, model, dataset, batch_size=batch_size, progress=follow("ablate"))
     if plot is not None:
-        draw_layer_ablation(curves, plot)
+        save_figure(plot_layer_ablation(curves), plot)
         _say(f"wrote {plot}")
     if as_json:
         _print_json(curves)
@@ -344,6 +348,7 @@ def heatmap_command(
     scan: Annotated[Path | None, typer.Option(help="A scan, for the texts of --head.")] = None,
     model: ModelOption = "demo",
     pretrained: PretrainedOption = None,
+    aligner: AlignerOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")] = Path("heatmap.png"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older picture.")] = False,
     as_json: JsonOption = False,
@@ -352,9 +357,9 @@ def heatmap_command(
     from .editor.files import require_apart, require_free_file
     from .editor.heatmaps import draw_heatmap_file, head_texts
 
-    require_apart(out, image, scan)
+    require_apart(out, image, scan, aligner)
     require_free_file(out, overwrite=overwrite)
-    loaded = _load_model(model, pretrained)
+    loaded = _load_model(model, pretrained, aligner or _aligner_of(scan))
     texts = text or head_texts(loaded, head or [], scan)
     drawn = draw_heatmap_file(loaded, image, out, texts=texts, heads=head, against=against, each_head=each_head)
     if as_json:
@@ -368,26 +373,34 @@ def heatmap_command(
 @app.command("segment")
 def segment_command(
     images: Annotated[str, typer.Argument(help="A folder, a CSV with a column of paths, or an image.")],
-    text: Annotated[
-        list[str], typer.Option(help="What to cut out; repeat for several, which are then told from each other.")
-    ],
+    text: Annotated[list[str], typer.Option(help="What to cut out; repeat for several, which are then told from each other.")],
     against: Annotated[list[str] | None, typer.Option(help="Take off the mean of these texts; repeat.")] = None,
+    reading: ReadingOption = "contrast",
+    concept: ConceptWeightOption = None,
+    keep: Annotated[str | None, typer.Option(help="With --concept: take off the score for this one, as what surrounds the objects.")] = None,
+    scan: Annotated[Path | None, typer.Option(help="For --concept: a scan of this model.")] = None,
     model: ModelOption = "demo",
     pretrained: PretrainedOption = None,
+    aligner: AlignerOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write masks to.")] = Path("masks"),
     overwrite: OverwriteOption = False,
-) -> None:
+) -> None:  # fmt: skip
     """Write a mask an image: white where heads see the text."""
     from .editor.files import require_apart
     from .editor.segment import segment_folder
 
-    require_apart(out, images)
-    loaded = _load_model(model, pretrained)
+    require_apart(out, images, aligner, scan)
+    loaded = _load_model(model, pretrained, aligner or _aligner_of(scan))
+    weights = _weigh_heads(scan, loaded, concept, keep)
     with _progress() as follow:
         count = segment_folder(
-            loaded, images, out, texts=text, against=against, overwrite=overwrite, progress=follow("segment")
-        )
-    _say(f"wrote {out}: masks of {count} images" + (", a folder a text" if len(text) > 1 else ""))
+            loaded, images, out, texts=text, against=against, reading=reading, weights=weights, overwrite=overwrite,
+            progress=follow("segment"),
+        )  # fmt: skip
+    _say(
+        f"wrote {out}: masks of {count} images"
+        + (", a folder a text" if len(text) > 1 and reading != "evidence" else "")
+    )
 
 
 @app.command("retrieve")
@@ -401,6 +414,7 @@ def retrieve_command(
     index: Annotated[Path, typer.Option(help="The index: read if it exists, else made.")] = Path("clipedit-index.safetensors"),
     model: ModelOption = "demo",
     pretrained: PretrainedOption = None,
+    aligner: AlignerOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the images as one PNG.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older PNG.")] = False,
     as_json: JsonOption = False,
@@ -411,7 +425,7 @@ def retrieve_command(
 
     if out is not None:
         require_free_file(out, overwrite=overwrite)
-    loaded = _load_model(model, pretrained)
+    loaded = _load_model(model, pretrained, aligner)
     with _progress() as follow:
         found = run_retrieval(
             loaded, images, index, text=text, image=image, concept=concept, heads=heads, count=count, sheet=out,
@@ -467,7 +481,7 @@ def remove_heads(
     from .editor.bind import bind_recipe, check_effect
     from .editor.concepts import load_concept
     from .editor.files import require_apart, require_free_folder
-    from .editor.plot import draw_frontier, require_plot
+    from .editor.plot import plot_frontier, require_plot, save_figure
     from .editor.selectors import select_recipe
     from .editor.singular import load_weights
     from .export.edited_folder import write_edited_model
@@ -511,7 +525,7 @@ def remove_heads(
             else None
         )
     if plot is not None and "frontier" in (recipe.document.measured or {}):
-        draw_frontier((recipe.document.measured or {})["frontier"], plot)
+        save_figure(plot_frontier((recipe.document.measured or {})["frontier"]), plot)
     _report_edit(recipe, out, checks, page, as_json=as_json)
 
 
@@ -617,6 +631,7 @@ def evaluate(
     top: Annotated[int, typer.Option(min=1, help="K of FairFace's MaxSkew@K.")] = 1000,
     retention: Annotated[str | None, typer.Option(help="A column with a second task, on which nothing should change.")] = None,
     segmentation: Annotated[bool, typer.Option("--segmentation", help="Segment instead: --dataset is a folder with `images` and `masks`, gtsegs_ijcv.mat, or `demo`.")] = False,
+    reading: ReadingOption = "contrast",
     control: Annotated[bool, typer.Option("--control", help="Beside each folder that `remove-heads` wrote, ten draws of random heads.")] = False,
     batch_size: BatchOption = 64,
     as_json: JsonOption = False,
@@ -632,7 +647,8 @@ def evaluate(
     if segmentation:
         if label or group_by or split or retention or control:
             raise typer.BadParameter("masks have no labels, groups or controls", param_hint="--segmentation")
-        _evaluate_segmentation(models, dataset, classes, templates, as_json=as_json)
+        loaded = {name: _load_model(*_split_model(name), aligner) for name in models}
+        _evaluate_segmentation(loaded, dataset, classes, templates, reading, as_json=as_json)
         return
     columns = [name.strip() for name in group_by.split(",") if name.strip()]
     task: str | LabelledImages | RetrievalSet = dataset
@@ -669,11 +685,10 @@ def completeness(
 ) -> None:
     """Replace heads by their texts and measure what is left: accuracy against m and the pool, with random controls."""
     from .editor.completeness import default_steps, measure_completeness
-    from .editor.completeness_plot import draw_completeness
     from .editor.concepts import load_pools
     from .editor.datasets import load_lines
     from .editor.evaluate import DEFAULT_TEMPLATES
-    from .editor.plot import require_plot
+    from .editor.plot import plot_completeness, require_plot, save_figure
 
     if plot is not None:
         require_plot(plot, overwrite=overwrite)
@@ -685,7 +700,7 @@ def completeness(
         rows = measure_completeness(scanned, model, dataset, pools=pools, steps=chosen, templates=prompts, seed=seed,
                                     progress=follow("measure"))  # fmt: skip
     if plot is not None:
-        draw_completeness(rows, plot)
+        save_figure(plot_completeness(rows), plot)
         _say(f"wrote {plot}")
     _print_json([vars(row) for row in rows]) if as_json else _print_completeness(rows)
 
@@ -1236,8 +1251,27 @@ def _say_fidelity(measured: Mapping[str, Any], effect: str) -> None:
         )
 
 
+def _weigh_heads(
+    scan: Path | None, model: Model, concept: str | None, keep: str | None
+) -> Mapping[HeadId, float] | None:
+    if concept is None and keep is None:
+        return None
+    if scan is None or concept is None:
+        raise typer.BadParameter("weights of heads need both --concept and --scan", param_hint="--concept")
+    from .editor.readings import weigh_heads
+    from .editor.scan import load_scan
+
+    return weigh_heads(load_scan(scan), model, concept=concept, keep=keep)
+
+
 def _evaluate_segmentation(
-    models: Sequence[str], dataset: str, classes: Path | None, templates: Path | None, *, as_json: bool
+    models: Mapping[str, Model],
+    dataset: str,
+    classes: Path | None,
+    templates: Path | None,
+    reading: ReadingChoice,
+    *,
+    as_json: bool,
 ) -> None:
     from .editor.datasets import load_classes, load_lines
     from .editor.evaluate import DEFAULT_TEMPLATES
@@ -1250,9 +1284,9 @@ def _evaluate_segmentation(
     with _progress() as follow:
         rows = {
             name: evaluate_segmentation(
-                _load_model(*_split_model(name)), masked, classes=names, templates=prompts, progress=follow("segment")
+                model, masked, classes=names, templates=prompts, reading=reading, progress=follow("segment")
             )
-            for name in models
+            for name, model in models.items()
         }
     _print_json(rows) if as_json else _print_measures(rows)
 

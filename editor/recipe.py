@@ -22,6 +22,7 @@ from .components import HeadId
 from .concepts import describe_validation
 from .errors import ModelError, RecipeError, nearest_names
 from .files import save_tensors, write_text
+from .notebook import html_facts, html_table
 from .weights import load_tensors
 
 KIND = "clipedit-recipe-1"
@@ -152,6 +153,21 @@ class Recipe:
     tensors: Mapping[str, Tensor] | None = None
     names: Mapping[str, str] = field(default_factory=dict)
 
+    def _repr_html_(self) -> str:
+        document = self.document
+        facts = (
+            ("description", document.description),
+            ("source", document.source),
+            ("base", " ".join(filter(None, (document.base.model, document.base.pretrained)))),
+            ("effect", document.effect),
+            ("calibration", f"{document.calibration.images} images" if document.calibration else "not bound yet"),
+            *((f"step {number}", describe_step(step)) for number, step in enumerate(document.steps, 1)),
+        )
+        rows = {name: row for name, row in (document.measured or {}).items() if isinstance(row, dict)}
+        keys = [key for key in rows.get("after", {}) if not str(key).startswith("group: ")]
+        shown = [(name, *(row.get(key, "") for key in keys)) for name, row in rows.items() if row.keys() & set(keys)]
+        return html_facts(document.name, facts) + (html_table("measured", ("", *keys), shown) if keys else "")
+
     @property
     def is_bound(self) -> bool:
         return self.tensors is not None
@@ -194,6 +210,14 @@ def format_document(document: RecipeDocument) -> str:
     """The YAML of a document, defaults left out."""
     plain = document.model_dump(mode="json", exclude_defaults=True)
     return yaml.safe_dump({"schema_version": 1, **plain}, sort_keys=False, allow_unicode=True, width=110)
+
+
+def describe_step(step: Step) -> str:
+    """`mean-ablate L3H5, L3H1`, `project-out output (location), strength 0.9`."""
+    what = ", ".join(step.heads) or step.target + (f" {', '.join(map(str, step.layers))}" if step.layers else "")
+    concept = f" ({step.concept})" if step.concept else ""
+    strength = f", strength {step.strength:g}" if step.strength < 1 else ""
+    return f"{', '.join((step.operation, *step.then))} {what}{concept}{strength}"
 
 
 def list_recipes() -> dict[str, Path]:

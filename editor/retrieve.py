@@ -1,11 +1,13 @@
 """retrieve: images that share one property with a text or a reference image, by the heads that carry the property.
 
-The index is a scan with cached features: `index.safetensors` and `index.features.safetensors`.
+The index is a scan with cached features: `index.safetensors` and `index.features.safetensors`, memory-mapped and read in
+blocks. The search is exact, one matrix product a block. An approximate index (faiss) would hold the vectors of one choice
+of heads only, and would have to be built anew, from all features, for every other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +25,12 @@ from .files import staged_file
 from .images import ImageSource, list_images, open_image
 from .model import Model
 from .pictures import draw_sheet
-from .queries import encode_queries
+from .queries import encode_queries, require_text_fits
 from .scan import Progress, Scan, load_scan, scan
 from .scores import score_heads
 from .selection import select_top_heads
 
-DEFAULT_HEADS = 4
+DEFAULT_HEADS, BLOCK = 4, 65_536
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def open_index(
     found = load_scan(path)
     cached = load_features(features_path(path))
     cached.require(model, found.layers)
+    found.groups(model)  # Refuses another aligner.
     if found.fingerprint != source.fingerprint():
         raise StatisticsError(
             f"cannot use the index {path}: the images have changed since. Delete it, or choose another --index."
@@ -109,12 +112,16 @@ def retrieve(
         ConceptError: If there is not exactly one query, or the text is too long.
     """
     require_query(text, image)
-    written = compute_written(index.features, model, heads)
     if text is not None:
-        similarity = written @ encode_queries(model, [text])[0].to(written)
+        query = encode_queries(model, [text])[0].float()
+        similarity = torch.cat([written @ query for written in _written_blocks(index.features, model, heads)])
     else:
         assert image is not None
-        similarity = F.cosine_similarity(written - written.mean(0), _written_on(model, image, heads) - written.mean(0))
+        sums = [block.sum(0) for block in _written_blocks(index.features, model, heads)]
+        mean = torch.stack(sums).sum(0) / len(index.kept)
+        query = _written_on(model, image, heads) - mean
+        blocks = _written_blocks(index.features, model, heads)
+        similarity = torch.cat([F.cosine_similarity(written - mean, query) for written in blocks])
     best = similarity.topk(min(count, len(similarity)))
     positions = [index.kept[row] for row in best.indices.tolist()]
     names = index.source.names
@@ -148,6 +155,8 @@ def run_retrieval(
         ConceptError, ImageError, StatisticsError, RecipeError: As `open_index`, `choose_property_heads` and `retrieve`.
     """
     require_query(text, image)
+    if text is not None:
+        require_text_fits(model, text)
     known = load_concept(concept, model.folder) if concept else None
     reference = open_image(image) if image is not None else None
     index = open_index(model, images, path, progress=progress)
@@ -187,6 +196,14 @@ def compute_written(features: Features, model: Model, heads: Sequence[HeadId] | 
         name = f"L{head.layer}.heads"
         total += features.groups[name][:, head.head].float() @ readouts[name][head.head].T.float()
     return total / norm
+
+
+def _written_blocks(features: Features, model: Model, heads: Sequence[HeadId] | None) -> Iterator[Tensor]:
+    """`compute_written`, `BLOCK` images at a time: memory does not grow with the index."""
+    for start in range(0, len(features.embedding), BLOCK):
+        rows = slice(start, start + BLOCK)
+        groups = {name: group[rows] for name, group in features.groups.items()}
+        yield compute_written(Features(groups, {}, features.final[rows], features.embedding[rows]), model, heads)
 
 
 @torch.no_grad()

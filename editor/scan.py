@@ -14,6 +14,7 @@ from .features import write_features
 from .files import lasting_name, save_tensors
 from .images import Batch, ImageSource, list_images, load_batches
 from .model import Model, Side
+from .notebook import html_facts
 from .scanner import Scanner
 from .statistics import GroupSums, Statistics
 from .texts import list_texts
@@ -53,6 +54,20 @@ class Scan:
     tower: Side = "image"
     unit: dict[str, Any] | None = None
     more_bad: int = 0
+
+    def _repr_html_(self) -> str:
+        facts = (
+            ("model", " ".join(filter(None, (self.model_name, self.pretrained)))),
+            ("tower", self.tower),
+            ("images", self.statistics.n),
+            ("could not be read", len(self.bad) + self.more_bad or None),
+            ("layers", ", ".join(map(str, self.layers))),
+            ("also scanned", ", ".join(n for n in ("mlps", "self_attention") if getattr(self, n)).replace("_", "-")),
+            ("aligner", self.aligner),
+            ("weights, SHA-256", self.weights_hash),
+            ("images, SHA-256", self.fingerprint),
+        )
+        return html_facts("scan", facts)
 
     def save(self, path: str | Path) -> None:
         """Write `scan.safetensors`; the metadata holds everything but the sums."""

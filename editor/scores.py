@@ -12,8 +12,11 @@ from torch import Tensor
 from .components import ComponentGroup
 from .concepts import Concept, concept_directions, load_concept
 from .model import Model
+from .notebook import html_table
 from .scan import Scan
 from .statistics import Statistics
+
+SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,15 @@ class HeadScore:
         return self.concept - self.keep
 
 
+class HeadScores(list[HeadScore]):
+    """Scores of components, highest first; a list that notebooks show as a table."""
+
+    def _repr_html_(self) -> str:
+        rows = [(row.component, row.concept, row.keep, row.score) for row in self[:SHOWN]]
+        note = f"and {len(self) - SHOWN} more" if len(self) > SHOWN else ""
+        return html_table("scores", ("component", "concept", "keep", "score"), rows, note=note)
+
+
 def score_heads(
     scan: Scan,
     model: Model,
@@ -37,7 +49,7 @@ def score_heads(
     keep: str | Concept | None = None,
     measure: str = "covariance-share",
     directions: int | None = None,
-) -> list[HeadScore]:
+) -> HeadScores:
     """Scores of all scanned components for a concept, highest first.
 
     Args:
@@ -66,7 +78,7 @@ def score_heads(
     kept = compute(core) if core else torch.zeros_like(found)
     names = [str(identity) for group in groups for identity in group.ids]
     scores = [HeadScore(*row) for row in zip(names, found.tolist(), kept.tolist(), strict=True)]
-    return sorted(scores, key=lambda row: -row.score)
+    return HeadScores(sorted(scores, key=lambda row: -row.score))
 
 
 def compute_covariance_shares(

@@ -1,13 +1,13 @@
 """segment: masks from heatmaps, and how good they are by the protocol of the decomposition paper.
 
 A heatmap is measured against the mean over all classes, clipped at zero, and cut at its own mean (Gandelsman et al., ICLR
-2024, section 5.2; the figures are those of Chefer et al., 2021: pixel accuracy, mean of foreground's and background's
+2024, section 5.2); that is the reading `contrast`, see `editor/readings.py` for others. The figures are those of Chefer et al., 2021: pixel accuracy, mean of foreground's and background's
 intersection over union, and average precision).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
+from torch import Tensor
 
 from ..demo import world
-from .errors import ImageError
+from .components import HeadId
+from .errors import ConceptError, ImageError
 from .evaluate import compute_class_weights
 from .files import staged_folder
 from .images import SUFFIXES, ImageSource, list_images, open_image, render_source
 from .model import Model
 from .pictures import encode_image_file
 from .queries import encode_contrast
+from .readings import Reading, combine_shares, require_texts, weights_of
 from .scan import Progress, check_bad
-from .spatial import compute_seen, compute_token_shares, draw_heatmaps, last_heads
+from .spatial import compute_seen, compute_token_shares, last_heads
 from .view import find_view
 
 DEMO_CLASSES, DEMO_SEED = world.SHAPES, 9_005
@@ -46,37 +49,74 @@ def segment_folder(
     *,
     texts: Sequence[str],
     against: Sequence[str] | None = None,
+    reading: Reading = "contrast",
+    weights: Mapping[HeadId, float] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> int:
     """Write a mask an image, 0 or 255, in the original's size; with several texts in a folder a text.
 
+    Args:
+        reading: Of `evidence` there is one mask an image, whatever the number of texts.
+        weights: Of heads, as `weigh_heads` gives them; by default all heads of the last four layers weigh the same.
+
     Returns:
         How many images were segmented; unreadable ones are left out.
 
     Raises:
-        ConceptError: If a text is empty or too long.
+        ConceptError: If a text is empty or too long, or evidence is asked for of one.
         ImageError: If more than one in a hundred images cannot be read.
     """
+    require_texts(reading, texts)
     source = list_images(images)
     directions = encode_contrast(model, texts, against)
+    reader = _Reader(model, directions, reading, weights)
+    several = len(texts) > 1 and reading != "evidence"
     bad: list[tuple[str, str]] = []
     with staged_folder(out, overwrite=overwrite) as folder:
         for index, name in enumerate(source.names):
             try:
-                found = draw_heatmaps(model, source.open(index), texts, directions)
+                found = reader.read(source.open(index))
             except ImageError as error:
                 bad.append((name, str(error)))
                 check_bad(bad, len(source), 0.01)
                 continue
-            for number, one in enumerate(found):
-                inner = folder / folder_name(number, one.text) if len(texts) > 1 else folder
+            for number, text in enumerate(texts if several else texts[:1]):
+                inner = folder / folder_name(number, text) if several else folder
                 path = inner / f"{index:05d}-{Path(name).stem}.png"
                 path.parent.mkdir(exist_ok=True)
-                path.write_bytes(encode_image_file(cut(one.values).astype(np.uint8) * 255, "PNG"))
+                path.write_bytes(encode_image_file(cut(found(number)).astype(np.uint8) * 255, "PNG"))
             if progress is not None:
                 progress(index + 1, len(source))
     return len(source) - len(bad)
+
+
+class _Reader:
+    """Maps of one image after another, in one forward pass each."""
+
+    def __init__(
+        self,
+        model: Model,
+        directions: Float[Tensor, "text d_embed"],
+        reading: Reading,
+        weights: Mapping[HeadId, float] | None,
+    ):
+        self.model, self.directions, self.reading = model, directions, reading
+        carrying = [head for head, weight in (weights or {}).items() if weight > 0]
+        self.heads = last_heads(model) if weights is None else tuple(sorted(carrying))
+        if not self.heads:
+            raise ConceptError("cannot segment by weighted heads: no head has a positive score. Leave out --concept.")
+        self.weights = weights_of(self.heads, weights)
+        self.seen = compute_seen(model, directions, self.heads)
+
+    def read(self, image: Image.Image) -> Callable[[int], Float[np.ndarray, "height width"]]:
+        """From a text's number to its map on the original's pixels."""
+        shares = compute_token_shares(
+            self.model, self.model.preprocess(image)[None], self.directions, heads=self.heads, seen=self.seen
+        )
+        cells = combine_shares(shares.on_image()[0], self.reading, self.weights).double().numpy()
+        view = find_view(self.model.preprocess, image.size)
+        return lambda text: view.project(cells[..., text])
 
 
 def folder_name(number: int, text: str) -> str:
@@ -97,32 +137,34 @@ def evaluate_segmentation(
     *,
     classes: Sequence[str],
     templates: Sequence[str],
+    reading: Reading = "contrast",
+    weights: Mapping[HeadId, float] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Segment every image for the class that the model itself gives it, and compare with the true masks.
 
     Pixels that the model's crop left out are not counted.
 
+    Args:
+        reading: `contrast` is the papers' protocol.
+        weights: As for `segment_folder`.
+
     Returns:
         `pixel_accuracy`, `mean_iou`, `mean_ap`, in [0, 1].
 
     Raises:
+        ConceptError: If evidence is asked for of one class.
         ImageError: If an image or a mask cannot be read.
     """
-    weights = compute_class_weights(model, classes, templates).double()
-    directions = weights - weights.mean(0)
-    heads = last_heads(model)
-    seen = compute_seen(model, directions, heads)
+    require_texts(reading, classes)
+    texts = compute_class_weights(model, classes, templates).double()
+    reader = _Reader(model, texts - texts.mean(0), reading, weights)
 
     def pairs() -> Iterable[tuple[np.ndarray, np.ndarray]]:
         for index in range(len(dataset.source)):
             image = dataset.source.open(index)
-            pixels = model.preprocess(image)[None]
-            chosen = int((model.encode_image(pixels).cpu().double() @ weights.T).argmax())
-            one = {layer: part[:, chosen : chosen + 1] for layer, part in seen.items()}
-            shares = compute_token_shares(model, pixels, directions[chosen][None], heads=heads, seen=one)
-            cells = shares.on_image()[0, ..., 0].sum(0).double().numpy()
-            yield find_view(model.preprocess, image.size).project(cells), dataset.mask(index)
+            embedding = model.encode_image(model.preprocess(image)[None]).cpu().double()
+            yield reader.read(image)(int((embedding @ texts.T).argmax())), dataset.mask(index)
             if progress is not None:
                 progress(index + 1, len(dataset.source))
 

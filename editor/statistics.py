@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .components import ComponentGroup, Features
 from .errors import StatisticsError
+from .notebook import html_table
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Statistics:
             for part in ("uu", "ug", "u", "v"):
                 getattr(sums, part).add_(getattr(other.groups[name], part))
         return Statistics(self.n + other.n, self.gg, self.groups)
+
+    def _repr_html_(self) -> str:
+        rows = [(name, len(sums.u), sums.u.shape[1]) for name, sums in self.groups.items()]
+        return html_table(f"statistics of {self.n} images", ("group", "components", "features each"), rows)
 
     def require(self, images: int) -> None:
         """Refuse statistics of too few images.

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from .errors import ConceptError
 from .model import Model
+from .notebook import html_table
 from .scan import Scan
+
+SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,15 @@ class HeadLabel:
     variance_share: float
 
 
-def text_span(
-    scan: Scan, model: Model, *, texts: Sequence[str], texts_per_head: int = 20
-) -> dict[str, tuple[HeadLabel, ...]]:
+class HeadLabels(dict[str, tuple[HeadLabel, ...]]):
+    """Labels by head, `L3H5`; a dictionary that notebooks show as a table."""
+
+    def _repr_html_(self) -> str:
+        rows = [(head, label.text, label.variance_share) for head, found in self.items() for label in found[:SHOWN]]
+        return html_table(f"the first {SHOWN} texts of each head", ("head", "text", "share of variance"), rows)
+
+
+def text_span(scan: Scan, model: Model, *, texts: Sequence[str], texts_per_head: int = 20) -> HeadLabels:
     """Label every scanned head with texts, most explaining first.
 
     Args:
@@ -46,7 +55,7 @@ def text_span(
     readouts = model.tower.compute_readouts(groups)
     pool = list(texts)
     directions = F.normalize(model.encode_text(pool).cpu().double(), dim=-1)
-    labels: dict[str, tuple[HeadLabel, ...]] = {}
+    labels = HeadLabels()
     for group in groups:
         covariance = scan.statistics.feature_covariance(group.name)
         chosen, shares = compute_text_span(readouts[group.name], covariance, directions, steps=texts_per_head)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from jaxtyping import install_import_hook
 
 _hook = install_import_hook(["clipedit.editor", "clipedit.export"], "beartype.beartype")
-
-from collections.abc import Callable
 
 import pytest
 import torch

@@ -104,11 +104,42 @@ def test_a_classifier_is_aligned_repaired_and_stays_an_ordinary_checkpoint(
         run("evaluate", classifier, "--aligner", aligner, "--dataset", labelled, "--split", "test", "--json")[1]
     )
     assert read[str(classifier)]["overall"] > 0.3  # Zero-shot, through the aligner.
+    look_through(run, classifier, aligner, labelled, tmp_path)
+    code, _, told = run("report", out, "--images", tmp_path / "photos", "-o", tmp_path / "report.html")
+    assert code == 0 and (tmp_path / "report.html").read_text().count("data:image/jpeg") >= 4, told
     other = run("label", scan.with_name("none"))
     assert other[0] == 1 and "no such file" in other[2]
     aligner.unlink()
     code, _, told = run("label", scan)
     assert code == 1 and f"cannot read the aligner {aligner}: no such file" in told
+
+
+def look_through(run, classifier: Path, aligner: Path, labelled: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Heatmaps, masks and retrieval, by the texts of the CLIP."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in sorted(labelled.glob("*.png"))[:8]:
+        (photos / path.name).write_bytes(path.read_bytes())
+    through = ("--model", classifier, "--aligner", aligner)
+    first = next(photos.iterdir())
+    code, printed, told = run("heatmap", first, "--text", "a circle", *through, "-o", tmp_path / "h.png", "--json")
+    assert code == 0, told
+    assert np.shape(json.loads(printed)["heatmaps"][0]["cells"]) == (8, 8)
+    code, _, told = run("segment", photos, "--text", "a circle", *through, "-o", tmp_path / "masks")
+    assert code == 0 and len(list((tmp_path / "masks").glob("*.png"))) == 8, told
+    search = (
+        "retrieve",
+        photos,
+        "--index",
+        tmp_path / "index.safetensors",
+        "--image",
+        first,
+        "--concept",
+        "color",
+        "--json",
+    )
+    code, printed, told = run(*search, *through)
+    assert code == 0 and json.loads(printed)["images"][0]["name"] == first.name, told
 
 
 def test_a_trained_head_is_an_ordinary_classifier_and_is_not_measured_on_its_own_images(

@@ -21,10 +21,10 @@ from clipedit.editor.completeness import (
     measure_completeness,
     span_basis,
 )
-from clipedit.editor.completeness_plot import draw_completeness
 from clipedit.editor.concepts import load_pools
 from clipedit.editor.datasets import LabelledImages
 from clipedit.editor.images import demo_calibration_source, render_source
+from clipedit.editor.plot import plot_completeness, save_figure
 
 
 def small_task(images: int = 48) -> LabelledImages:
@@ -115,7 +115,7 @@ def test_more_texts_than_dimensions_or_in_the_pool_are_refused(
 
 def test_the_plot_is_drawn(rows: list[CompletenessRow], tmp_path: Path) -> None:
     for suffix, start in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
-        draw_completeness(rows, tmp_path / f"plot{suffix}")
+        save_figure(plot_completeness(rows), tmp_path / f"plot{suffix}")
         assert (tmp_path / f"plot{suffix}").read_bytes().startswith(start)
 
 

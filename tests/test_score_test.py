@@ -93,7 +93,7 @@ def test_layers_are_ablated_from_the_last_to_the_first(
 ) -> None:
     from clipedit.editor.datasets import LabelledImages
     from clipedit.editor.layer_ablation import measure_layer_ablation
-    from clipedit.editor.plot import draw_layer_ablation, require_plot
+    from clipedit.editor.plot import plot_layer_ablation, require_plot, save_figure
 
     shapes = [row["shape"] for row in balanced.attributes]
     labels = tuple(world.SHAPES.index(shape) for shape in shapes)
@@ -106,7 +106,7 @@ def test_layers_are_ablated_from_the_last_to_the_first(
     # With every layer at its mean only the embedding of the CLS token and the norm are left: one class for all images.
     assert curves["both"][-1]["overall"] < 0.25
     assert before["overall"] > 0.5
-    draw_layer_ablation(curves, tmp_path / "curves.svg")
+    save_figure(plot_layer_ablation(curves), tmp_path / "curves.svg")
     assert (tmp_path / "curves.svg").read_bytes().startswith(b"<?xml")
     with pytest.raises(clipedit.ExportError, match="it exists"):
         require_plot(tmp_path / "curves.svg", overwrite=False)

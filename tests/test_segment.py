@@ -8,12 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
 import clipedit
 from clipedit import cli
+from clipedit.editor import retrieve
+from clipedit.editor.components import HeadId
+from clipedit.editor.readings import READINGS, combine_shares, weigh_heads
 from clipedit.editor.segment import (
+    DEMO_CLASSES,
     compute_average_precision,
     cut,
     demo_masked_images,
@@ -22,6 +27,21 @@ from clipedit.editor.segment import (
     score_heatmaps,
     segment_folder,
 )
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["clipedit", *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return (code, *capfd.readouterr())
+
+    return call
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -72,6 +92,105 @@ def test_a_folder_is_segmented_and_measured(demo_model: clipedit.Model, tmp_path
         load_masked_images(tmp_path)
 
 
+def test_readings_by_definition() -> None:
+    """Two heads, one place, two texts: what one head says for a text, the other takes back."""
+    shares = torch.tensor([[3.0, -1.0], [-2.0, 1.0]]).view(2, 1, 1, 2)
+    ones = torch.ones(2)
+    assert combine_shares(shares, "contrast", ones).flatten().tolist() == [1, 0]
+    assert combine_shares(shares, "positive", ones).flatten().tolist() == [3, 1]
+    assert combine_shares(shares, "evidence", ones).flatten().tolist() == [3.5, 3.5]
+    assert combine_shares(shares, "positive", torch.tensor([0.5, 2.0])).flatten().tolist() == [1.5, 2]
+    assert combine_shares(torch.ones(2, 1, 1, 3), "evidence", ones).abs().max() == 0
+
+
+def test_heads_that_carry_shapes_find_objects_better_than_all_heads(
+    demo_model: clipedit.Model, demo_scan: clipedit.Scan
+) -> None:
+    weights = weigh_heads(demo_scan, demo_model, concept="shape", keep="location")
+    assert len(weights) == 32 and min(weights.values()) == 0 and weights[HeadId(2, 5)] == 0  # It carries places.
+    data, options = demo_masked_images(48, seed=7), {"classes": DEMO_CLASSES, "templates": ["a {}"]}
+    found = {
+        (reading, bool(chosen)): evaluate_segmentation(
+            demo_model, data, **options, reading=reading, weights=chosen  # type: ignore[arg-type]
+        )["mean_iou"]
+        for reading in READINGS
+        for chosen in (None, weights)
+    }  # fmt: skip
+    assert found["evidence", True] > found["positive", True] > found["contrast", False] + 0.1
+    assert found["evidence", True] > 0.7
+
+
+def test_one_text_alone_gives_no_evidence(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "a.png")
+    segment = ("segment", tmp_path / "a.png", "-o", tmp_path / "masks", "--reading", "evidence", "--text", "a circle")
+    code, _, said = run(*segment)
+    assert code == 1 and "evidence for 'a circle' alone: it is where texts are told apart. Add another --text." in said
+    assert run(*segment, "--text", "a star")[0] == 0
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["00000-a.png"]
+    assert run(*segment, "--text", "a star", "--overwrite", "--concept", "shape")[0] == 2
+
+
+HOSTILE = ["<script>alert(1)</script>", 'a "quote" and\na line', "$(echo x)'; --", "é" * 60]
+
+
+def test_tiny_and_odd_images_with_hostile_names_are_heatmaps_masks_and_hits(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """An image of one pixel is smaller than a patch; `/` is the one letter that a name cannot have."""
+    sizes = [(1, 1), (3, 200), (200, 3), (64, 64)]
+    photos = [tmp_path / "photos" / f"{name.replace('/', '_')}.png" for name in HOSTILE]
+    photos[0].parent.mkdir()
+    for path, size in zip(photos, sizes, strict=True):
+        Image.new("RGB", size, (200, 30, 30)).save(path)
+    code, _, said = run(
+        "segment", photos[0].parent, "--text", HOSTILE[0], "--text", HOSTILE[1], "-o", tmp_path / "masks"
+    )
+    assert code == 0, said
+    masks = [Image.open(path).size for path in sorted((tmp_path / "masks").rglob("*.png"))]
+    assert sorted(masks) == sorted(2 * sizes)
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == [
+        "0-script-alert-1---script",
+        "1-a--quote--and-a-line",
+    ]
+    out, index = tmp_path / "sheet.png", tmp_path / "index.safetensors"
+    search = ["retrieve", photos[0].parent, "--index", index, "-o", out, "--overwrite", "--json"]
+    for query in (["--text", HOSTILE[1]], ["--image", photos[0]]):
+        code, printed, said = run(*search, *query)
+        assert code == 0, said
+        assert {hit["name"] for hit in json.loads(printed)["images"]} == {path.name for path in photos}
+    for path, size in zip(photos, sizes, strict=True):
+        picture = tmp_path / "heatmap.png"
+        code, printed, said = run("heatmap", path, "--text", HOSTILE[0], "-o", picture, "--overwrite", "--json")
+        assert code == 0 and json.loads(printed)["heatmaps"][0]["text"] == HOSTILE[0], said
+        assert Image.open(picture).width / Image.open(picture).height == pytest.approx(size[0] / size[1], rel=0.05)
+
+
+@pytest.mark.parametrize("command", ["segment", "retrieve", "heatmap"])
+@pytest.mark.parametrize(
+    ("text", "message"), [("word " * 99, "the rest would be cut. Shorten it."), (" ", "cannot use an empty text")]
+)
+def test_texts_that_cannot_be_read_are_refused_before_anything_is_written(
+    run, command: str, text: str, message: str, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (64, 64)).save(photos / "a.png")
+    index = ["--index", tmp_path / "index.safetensors"] if command == "retrieve" else []
+    given = photos / "a.png" if command == "heatmap" else photos
+    code, _, said = run(command, given, "--text", text, "-o", tmp_path / "out.png", *index)
+    assert code == 1 and said.startswith("error: ") and message in said
+    assert not (tmp_path / "out.png").exists() and "Traceback" not in said
+
+
+def test_retrieval_in_blocks_is_retrieval(demo_model: clipedit.Model, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    index = retrieve.open_index(demo_model, demo_masked_images(12, seed=6).source, tmp_path / "index.safetensors")
+    queries = ({"text": "a red object"}, {"image": index.source.open(3)}, {"image": index.source.open(3), "heads": [HeadId(3, 4)]})  # fmt: skip
+    whole = [retrieve.retrieve(index, demo_model, **query) for query in queries]  # type: ignore[arg-type]
+    monkeypatch.setattr(retrieve, "BLOCK", 5)
+    for query, expected in zip(queries, whole, strict=True):
+        found = retrieve.retrieve(index, demo_model, **query)  # type: ignore[arg-type]
+        assert [hit.name for hit in found] == [hit.name for hit in expected]
+        assert [hit.similarity for hit in found] == pytest.approx([hit.similarity for hit in expected], abs=1e-5)
+
+
 def test_the_matlab_layout_is_read(tmp_path: Path) -> None:
     """HDF5 references as MATLAB writes cell arrays: /value/img and /value/gt, columns first."""
     h5py = pytest.importorskip("h5py")
@@ -95,17 +214,7 @@ def test_the_matlab_layout_is_read(tmp_path: Path) -> None:
         load_masked_images(tmp_path / "broken.mat")
 
 
-def test_the_commands(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["clipedit", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return (code, *capfd.readouterr())
-
+def test_the_commands(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     data = demo_masked_images(12, seed=6)
     (tmp_path / "photos").mkdir()
     for index in range(12):
