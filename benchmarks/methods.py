@@ -58,8 +58,9 @@ KINDS = {
     "text-difference": ("ko", "text difference (no labels)"),
     "none": ("k*", "unedited"),
 }
-NAMED = ("none", "text-difference, mean-ablate 8, output 0.9", "text-difference, mean-ablate 8, output 0.0",
-         "output projection, strength 1.0", "class-text projection, strength 1.0", "frontier, mean-ablate 8, output 0.9")  # fmt: skip
+# The points that the plot names.
+NAMED = {"none": "unedited", "text-difference, mean-ablate 8, output 0.9": "the default", "frontier, mean-ablate 8, output 0.9": "frontier, output 0.9",
+         "output projection, strength 1.0": "output projection 1.0", "text-difference, mean-ablate 16, output 0.9": "16 heads, output 0.9"}  # fmt: skip
 
 
 @dataclass
@@ -233,17 +234,16 @@ def draw_rows(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
     figure = Figure(figsize=(9, 6), layout="constrained")
     axis = figure.subplots()
     means = {name.removesuffix(", distilled"): mean_rows(found) for name, found in rows.items()}
-    best = max(means.values(), key=lambda row: row[WORST[0]] + row[WORST[1]])
     for kind, (marker, label) in KINDS.items():
         of_kind = {name: row for name, row in means.items() if next(k for k in KINDS if k in name) == kind}
         points = [(row[WORST[0]], row[WORST[1]]) for row in of_kind.values()]
         axis.plot(*zip(*points, strict=True), marker, alpha=0.7, label=label) if points else None
         for name, row in of_kind.items():
-            if name in NAMED or row is best:
-                axis.annotate(
-                    name, (row[WORST[0]], row[WORST[1]]), fontsize=7, xytext=(4, 4), textcoords="offset points"
-                )
-    axis.legend(fontsize=8)
+            if name in NAMED:
+                where = {"xytext": (6, -3), "textcoords": "offset points", "fontsize": 8}
+                axis.annotate(NAMED[name], (row[WORST[0]], row[WORST[1]]), **where)
+    axis.margins(x=0.15)
+    axis.legend(fontsize=8, loc="upper left")
     axis.set(xlabel="worst group, listed places", ylabel="worst group, places nobody listed")
     axis.grid(alpha=0.3)
     figure.savefig(path)
