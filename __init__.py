@@ -32,6 +32,7 @@ _HOMES = {
     "editor.evaluate": ("evaluate",),
     "editor.features": ("load_features",),
     "editor.model": ("Model", "decompose", "load_model"),
+    "editor.monitor": ("DriftReport", "monitor"),
     "editor.partials": ("merge_partials",),
     "editor.plot": (
         "plot_completeness",
@@ -88,6 +89,8 @@ if TYPE_CHECKING:
     from .editor.model import Model as Model
     from .editor.model import decompose as decompose
     from .editor.model import load_model as load_model
+    from .editor.monitor import DriftReport as DriftReport
+    from .editor.monitor import monitor as monitor
     from .editor.partials import merge_partials as merge_partials
     from .editor.plot import plot_completeness as plot_completeness
     from .editor.plot import plot_frontier as plot_frontier

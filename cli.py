@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .editor.diff import ModelDiff
     from .editor.directions import LabelledEmbeddings
     from .editor.model import Model
+    from .editor.monitor import DriftReport
     from .editor.recipe import Recipe, RecipeDocument
     from .editor.reindex import EmbeddingMap
     from .editor.scan import Scan
@@ -53,6 +54,7 @@ OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Images a batch.")]
+DeviceOption = Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1` or `mps`.")]
 WorkersOption = Annotated[int | None, typer.Option(min=0, help="Processes that read images.")]
 MaxBadOption = Annotated[float, typer.Option(min=0, max=1, help="Share of unreadable images that is tolerated.")]
 DirectionsOption = Annotated[
@@ -128,12 +130,18 @@ def scan_command(
     ] = None,
     mlps: Annotated[bool, typer.Option("--mlps", help="Also scan MLPs and the embedding.")] = False,
     self_attention: Annotated[bool, typer.Option("--self-attention", help="Also scan what CLS takes from itself.")] = False,
-    batch_size: BatchOption = 32,
+    batch_size: Annotated[str, typer.Option(help="Images a batch, or `auto`: as many as fit in memory.")] = "32",
     workers: WorkersOption = None,
     max_bad: MaxBadOption = 0.01,
     keep_features: Annotated[bool, typer.Option("--keep-features", help="Also write every image's features, beside the scan.")] = False,
     unit_size: Annotated[int | None, typer.Option(min=0, help="Images a work unit, each kept as a partial scan until all are done; 0 for one pass. By default 8192 where there are more than 16384.")] = None,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Scan only the units of worker I of N (from 0, as $SLURM_ARRAY_TASK_ID/8 gives); `clipedit merge` sums them.")] = None,
+    device: DeviceOption = "cpu",
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="Of the forward pass; sums are float64 in any case.")] = "fp32",
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the forward pass: minutes at the start, less for every image.")] = False,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="Where units are scanned: here, or on a Ray cluster.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster, `auto` for the one this machine is in; without it one is started here.")] = None,
+    actors: Annotated[int | None, typer.Option(min=1, help="Copies of the model on the Ray cluster; by default as many as it holds.")] = None,
     resume: Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with the units that an interrupted scan left.")] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older scan.")] = False,
 ) -> None:  # fmt: skip
@@ -143,20 +151,28 @@ def scan_command(
     from .editor.scan import scan
     from .editor.units import list_units
 
-    if keep_features and (unit_size or shard):
-        raise typer.BadParameter("needs one pass: leave out --unit-size and --shard", param_hint="--keep-features")
-    parts = _parse_shard(shard)
+    if keep_features and (unit_size or shard or engine == "ray"):
+        raise typer.BadParameter(
+            "needs one pass here: leave out --unit-size, --shard and --engine", param_hint="--keep-features"
+        )
+    if (address or actors) and engine != "ray":
+        raise typer.BadParameter("needs --engine ray", param_hint="--address and --actors")
+    parts, size = _parse_shard(shard), _parse_batch_size(batch_size)
     require_free_file(out, overwrite=overwrite)
-    loaded = _load_model(model, pretrained, aligner).with_tower(tower)
+    loaded = _load_model(model, pretrained, aligner, device).with_tower(tower)
     if tower == "text" and keep_features:
         raise typer.BadParameter("holds features of images", param_hint="--keep-features")
     chosen, kept = _parse_layers(layers, loaded), features_path(out) if keep_features else None
     if kept is not None:
         _say_features_size(kept, loaded, images, chosen, mlps)
     units = list_units(images, 0 if keep_features else unit_size, texts=tower == "text")
-    options: dict[str, Any] = {"batch_size": batch_size, "layers": chosen, "mlps": mlps,
-                               "self_attention": self_attention, "workers": workers, "max_bad": max_bad}  # fmt: skip
-    if len(units) > 1 or parts:
+    options: dict[str, Any] = {"batch_size": size, "layers": chosen, "mlps": mlps, "self_attention": self_attention,
+                               "workers": workers, "max_bad": max_bad, "precision": precision, "compiled": compiled}  # fmt: skip
+    if engine == "ray":
+        from .editor.ray_engine import RayEngine
+
+        options["engine"] = RayEngine(address, actors)
+    if len(units) > 1 or parts or engine == "ray":
         _scan_in_units(loaded, units, out, shard=parts, resume=resume, **options)
         return
     with _progress() as follow:
@@ -187,6 +203,34 @@ def merge(
     _say(f"wrote {out}: {result.statistics.n} images, layers {result.layers[0]}-{result.layers[-1]}")
     _say_skipped(result)
     _print_next("which heads carry a concept", f"clipedit score {out} --concept location")
+
+
+@app.command()
+def monitor(
+    scan: Annotated[Path, typer.Argument(help="The calibration scan, as `clipedit scan` or `remove-heads` wrote it.")],
+    images: Annotated[str, typer.Argument(help="New images, as for `scan`; at least 64.")],
+    recipe: Annotated[Path | None, typer.Option(help="Look at the heads that this recipe edits only.")] = None,
+    limit: Annotated[float, typer.Option(min=0, help="From what a change counts: of means in standard deviations, of covariances relative.")] = 0.3,
+    top: Annotated[int, typer.Option(min=1, help="Heads to print.")] = 10,
+    batch_size: BatchOption = 32,
+    workers: WorkersOption = None,
+    max_bad: MaxBadOption = 0.01,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Say whether new images still look to the heads like those of a scan. Exit 0 if so, 1 if a recipe should be re-measured."""
+    from .editor.monitor import monitor as run
+    from .editor.recipe import load_recipe
+
+    scanned, model = _load_scan_and_model(scan)
+    heads = list(load_recipe(recipe).heads) if recipe is not None else None
+    with _progress() as follow:
+        found = run(scanned, model, images, heads=heads, limit=limit, batch_size=batch_size, workers=workers,
+                    max_bad=max_bad, progress=follow("monitor"))  # fmt: skip
+    if as_json:
+        _print_json({**asdict(found), "drifted": found.drifted, "re_measure": bool(found.drifted)})
+    else:
+        _print_drift(found, top, scan, images)
+    raise typer.Exit(1 if found.drifted else 0)
 
 
 @app.command()
@@ -905,14 +949,15 @@ def _fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def _load_model(name: str, pretrained: str | None, aligner: str | Path | None = None) -> Model:
+def _load_model(name: str, pretrained: str | None, aligner: str | Path | None = None, device: str = "cpu") -> Model:
     """As `load_model`, but never with random weights; read through an aligner, if there is one."""
+    from .editor.devices import require_device
     from .editor.model import load_model, needs_weights, pretrained_tags
 
     if pretrained is None and needs_weights(name):
         tags = ", ".join(pretrained_tags(name)) or "a checkpoint file (open_clip has no tag for it)"
         raise ModelError(f"cannot load {name} without weights. Add --pretrained, one of: {tags}.")
-    loaded = load_model(name, pretrained)
+    loaded = load_model(name, pretrained, device=str(require_device(device)))
     if aligner is None:
         return loaded
     from .editor.aligned_model import apply_aligner
@@ -1047,6 +1092,33 @@ def _scan_in_units(
     )
     _say_skipped(result)
     _print_next("which heads carry a concept", f"clipedit score {out} --concept location")
+
+
+def _print_drift(found: DriftReport, top: int, scan: Path, images: str) -> None:
+    by_size = sorted(
+        found.heads, key=lambda name: -max(found.heads[name].mean_shift, found.heads[name].covariance_distance)
+    )
+    rows = [[name, f"{found.heads[name].mean_shift:.2f}", f"{found.heads[name].covariance_distance:.2f}",
+             "drifted" if found.heads[name].drifted else ""] for name in by_size[:top]]  # fmt: skip
+    _print_table(["head", "mean shift / sd", "covariance distance", ""], rows)
+    if not found.drifted:
+        _say(
+            f"no drift: {found.images} images look to all {len(found.heads)} heads like the {found.calibration_images} of {scan}"
+        )
+        return
+    _say(f"drift: {len(found.drifted)} of {len(found.heads)} heads changed by more than {found.limit:g}")
+    _print_next(
+        "measure the recipe again on such images, and calibrate on them",
+        f"clipedit scan {images} -o new-scan.safetensors",
+    )
+
+
+def _parse_batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise typer.BadParameter(f"{text!r} is neither a number from 1 on nor `auto`", param_hint="--batch-size")
+    return int(text)
 
 
 def _parse_shard(text: str | None) -> tuple[int, int] | None:

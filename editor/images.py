@@ -254,6 +254,10 @@ class Batch:
     indices: tuple[int, ...]
     bad: tuple[tuple[str, str], ...]
 
+    def pin_memory(self) -> Batch:
+        """The batch where a GPU can copy it from without the processor; the loader calls this."""
+        return Batch(self.pixels.pin_memory(), self.indices, self.bad)
+
 
 class _PreprocessedImages(Dataset):
     def __init__(self, source: ImageSource, preprocess: Callable[[Image.Image], Tensor]):
@@ -270,11 +274,17 @@ class _PreprocessedImages(Dataset):
 
 
 def load_batches(
-    source: ImageSource, preprocess: Callable[[Image.Image], Tensor], *, batch_size: int, workers: int | None = None
+    source: ImageSource,
+    preprocess: Callable[[Image.Image], Tensor],
+    *,
+    batch_size: int,
+    workers: int | None = None,
+    pinned: bool = False,
 ) -> Iterator[Batch]:
     """Read and preprocess a source in order, in batches; unreadable images are left out and named.
 
     Args:
+        pinned: Give batches in memory that a GPU copies from by itself.
         workers: Processes that read ahead; by default one less than the processors, at most 8, none for small sources.
     """
     if workers is None:
@@ -287,6 +297,7 @@ def load_batches(
         num_workers=workers,
         collate_fn=lambda items: _collate(items, source),
         multiprocessing_context="fork" if workers else None,
+        pin_memory=pinned,
     )
     return iter(loader)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .components import ComponentGroup, Features
+from .components import ComponentGroup
+from .devices import Precision
 from .errors import ImageError, ModelError, StatisticsError
 from .features import write_features
 from .files import lasting_name, save_tensors
@@ -123,53 +124,59 @@ def scan(
     model: Model,
     images: str | Path | ImageSource | Sequence[str | Path],
     *,
-    batch_size: int = 32,
+    batch_size: int | None = 32,
     layers: Sequence[int] | None = None,
     mlps: bool = False,
     self_attention: bool = False,
     workers: int | None = None,
     max_bad: float = 0.01,
     keep_features: Path | None = None,
+    precision: Precision = "fp32",
+    compiled: bool = False,
     progress: Progress | None = None,
 ) -> Scan:
     """Collect the statistics of a model's heads on images.
 
     Args:
         images: A folder, a CSV, a list of files, or `demo`; for `model.with_tower("text")` a file with a text a line.
+        batch_size: Images a forward pass; None for as many as fit in memory, found by trying.
         layers: Layers whose heads are scanned; the last four by default.
         mlps: Also scan every MLP and the embedding, so that scores account for the whole embedding.
         self_attention: Also scan what CLS takes from itself in every head, for edits that ablate it; a second forward pass.
         workers: Processes that read images.
         max_bad: Share of unreadable images that is tolerated, in [0, 1].
         keep_features: A file to write the features of every image to; see `editor/features.py` for its size.
+        precision: Of matrix products in the forward pass; sums are float64 in any case.
+        compiled: Let `torch.compile` make the forward pass: minutes at the start, less for every image.
         progress: Called with images done and in total.
 
     Raises:
         ImageError: If there are no images, or more than `max_bad` of them cannot be read.
     """
     source = list_texts(images) if model.side == "text" else list_images(images)
-    scanner = Scanner(model, choose_layers(model, layers), mlps, self_attention, batch_size)
+    chosen = choose_layers(model, layers)
+    scanner = Scanner(model, chosen, mlps, self_attention, batch_size, precision, compiled)
     bad, done = [], 0
-    kept = (
-        write_features(keep_features, model, scanner.groups, source, scanner.layers)
-        if keep_features
-        else nullcontext(None)
-    )
+
+    def after(batch: Batch) -> None:
+        nonlocal done
+        bad.extend(batch.bad)
+        done += len(batch.indices) + len(batch.bad)
+        check_bad(bad, len(source), max_bad)
+        if progress is not None:
+            progress(done, len(source))
+
+    kept = write_features(keep_features, model, scanner.groups, source, chosen) if keep_features else nullcontext(None)
     with kept as write:
-
-        def after(batch: Batch, features: Features | None) -> None:
-            nonlocal done
-            if features is not None and write is not None:
-                write(features, batch.indices)
-            bad.extend(batch.bad)
-            done += len(batch.indices) + len(batch.bad)
-            check_bad(bad, len(source), max_bad)
-            if progress is not None:
-                progress(done, len(source))
-
-        batches = load_batches(source, model.prepare(source), batch_size=batch_size, workers=workers)
-        statistics = scanner.sum_batches(batches, after)
+        statistics = scanner.sum_batches(read_batches(scanner, source, workers), after, write)
     return describe_scan(scanner, statistics, source.fingerprint(), bad)
+
+
+def read_batches(scanner: Scanner, source: ImageSource, workers: int | None) -> Iterator[Batch]:
+    """The source's batches as a scanner takes them; for a GPU in memory that it copies from while it computes."""
+    model = scanner.model
+    pinned = model.device.type == "cuda"
+    return load_batches(source, model.prepare(source), batch_size=scanner.read_size, workers=workers, pinned=pinned)
 
 
 def describe_scan(

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from .devices import Precision
 from .errors import ImageError, StatisticsError
-from .features import Features
-from .images import Batch, ImageSource, load_batches
+from .files import staged_file
+from .images import Batch, ImageSource
 from .partials import Partials, find_difference, partial_path, read_description, remove_partials
-from .scan import Progress, check_bad, choose_layers, describe_scan
+from .ray_engine import RayEngine
+from .scan import Progress, check_bad, choose_layers, describe_scan, read_batches
 from .scanner import Scanner
 from .units import AnySource, WorkUnit, choose_shard, list_units
 
@@ -57,12 +57,15 @@ def scan_units(
     unit_size: int | None = None,
     shard: tuple[int, int] = (0, 1),
     resume: bool = True,
-    batch_size: int = 32,
+    batch_size: int | None = 32,
     layers: Sequence[int] | None = None,
     mlps: bool = False,
     self_attention: bool = False,
     workers: int | None = None,
     max_bad: float = 0.01,
+    precision: Precision = "fp32",
+    compiled: bool = False,
+    engine: RayEngine | None = None,
     progress: Progress | None = None,
     say: Say = lambda message: None,
 ) -> Partials:
@@ -77,6 +80,7 @@ def scan_units(
         unit_size: As for `list_units`.
         shard: `(i, N)`: only every N-th unit from the i-th on, zero-based.
         resume: Use partial scans that are there; else delete them first.
+        engine: A cluster to scan on; partials of this process and of clusters can be mixed.
         say: Called with a sentence about what is reused, computed again or cannot be read.
 
     Raises:
@@ -87,24 +91,55 @@ def scan_units(
     units = _given_units(model, images, unit_size)
     mine = choose_shard(units, shard)
     folder = Path(folder)
-    scanner = Scanner(model, choose_layers(model, layers), mlps, self_attention, batch_size)
+    scanner = Scanner(model, choose_layers(model, layers), mlps, self_attention, batch_size, precision, compiled)
     if not resume:
         remove_partials(folder)
     done = find_done(folder, units, scanner, max_bad=max_bad, say=say)
     todo = [unit for unit in mine if unit.name not in done]
     if len(todo) < len(mine):
         say(f"resuming: {len(mine) - len(todo)} of {len(mine)} units are done")
-    count, failed = _Count(todo, progress, max_bad), {}
-    for unit, opened in _open_ahead(todo, model, batch_size=batch_size, workers=workers):
-        if isinstance(opened, ImageError):
-            failed[unit.name] = str(opened)
-            say(f"unit {unit.name} failed: {opened}")
-            continue
-        scan_unit(scanner, unit, folder, *opened, of=len(units), seen=count.add)
-        count.finished += 1
-        done.add(unit.name)
+    run = _Run(scanner, workers, folder, len(units), _Count(todo, progress, max_bad))
+    finished = run.here(todo) if engine is None else run.on(engine, todo)
+    failed: dict[str, str] = {}
+    for name, error in finished:
+        if error:
+            failed[name] = error
+            say(f"unit {name} failed: {error}")
+        else:
+            done.add(name)
     files = tuple(partial_path(folder, unit.name) for unit in units if unit.name in done)
     return Partials(folder, files, tuple(unit.name for unit in units if unit.name not in done), failed)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """How the units of a scan are computed; both ways give names as they are finished, with the reason if one failed."""
+
+    scanner: Scanner
+    workers: int | None
+    folder: Path
+    of: int
+    count: _Count
+
+    def here(self, units: Sequence[WorkUnit]) -> Iterator[tuple[str, str]]:
+        """In this process."""
+        for unit, opened in _open_ahead(units, self.scanner, self.workers):
+            if not isinstance(opened, ImageError):
+                scan_unit(self.scanner, unit, self.folder, *opened, of=self.of, seen=self.count.add)
+                self.count.finished += 1
+            yield unit.name, str(opened) if isinstance(opened, ImageError) else ""
+
+    def on(self, engine: RayEngine, units: Sequence[WorkUnit]) -> Iterator[tuple[str, str]]:
+        """On a cluster; partials are written here."""
+        for result in engine.scan(units, self.scanner, self.workers, self.of) if units else ():
+            if result.partial is not None:
+                path = partial_path(self.folder, result.name)
+                with staged_file(path) as temporary:
+                    temporary.write_bytes(result.partial)
+                entry = read_description(path) or {"n": 0, "bad": []}
+                self.count.finished += 1
+                self.count.add(entry["n"] + len(entry["bad"]), entry["bad"])
+            yield result.name, result.error
 
 
 def scan_unit(
@@ -120,7 +155,7 @@ def scan_unit(
     """Scan one unit and write its partial; `of` is the number of units there are."""
     bad: list[tuple[str, str]] = []
 
-    def after(batch: Batch, features: Features | None) -> None:
+    def after(batch: Batch) -> None:
         bad.extend(batch.bad)
         seen(len(batch.indices) + len(batch.bad), batch.bad)
 
@@ -133,8 +168,7 @@ def scan_unit(
 
 def describe_unit(scanner: Scanner, unit: WorkUnit, of: int) -> dict[str, Any]:
     """What a partial says of its unit and of how it was computed."""
-    how = {"batch_size": scanner.batch_size, "device": scanner.model.device.type, "threads": torch.get_num_threads()}
-    return {"name": unit.name, "key": unit.key, "of": of, **how}
+    return {"name": unit.name, "key": unit.key, "of": of, **scanner.describe()}
 
 
 def find_done(folder: Path, units: Sequence[WorkUnit], scanner: Scanner, *, max_bad: float, say: Say) -> set[str]:
@@ -192,7 +226,7 @@ def _given_units(model: Any, images: AnySource | list[WorkUnit], unit_size: int 
 
 
 def _open_ahead(
-    units: Sequence[WorkUnit], model: Any, *, batch_size: int, workers: int | None
+    units: Sequence[WorkUnit], scanner: Scanner, workers: int | None
 ) -> Iterator[tuple[WorkUnit, tuple[ImageSource, Iterator[Batch]] | ImageError]]:
     """Units with their batches. While one is scanned, readers of the next start and the one after it is opened."""
 
@@ -201,7 +235,7 @@ def _open_ahead(
             source = opened.result()
         except ImageError as error:
             return error
-        return source, load_batches(source, model.prepare(source), batch_size=batch_size, workers=workers)
+        return source, read_batches(scanner, source, workers)
 
     with ThreadPoolExecutor(1) as thread:
         openings = [thread.submit(unit.open) for unit in units[:2]]

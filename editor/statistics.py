@@ -62,6 +62,14 @@ class Statistics:
         rows = [(name, len(sums.u), sums.u.shape[1]) for name, sums in self.groups.items()]
         return html_table(f"statistics of {self.n} images", ("group", "components", "features each"), rows)
 
+    def to(self, device: torch.device | str) -> Statistics:
+        """The same sums on another device; waits for what is still being computed."""
+        groups = {
+            name: GroupSums(*(getattr(sums, part).to(device) for part in ("uu", "ug", "u", "v")))
+            for name, sums in self.groups.items()
+        }
+        return Statistics(self.n, self.gg.to(device), groups)
+
     def require(self, images: int) -> None:
         """Refuse statistics of too few images.
 
@@ -103,11 +111,11 @@ class Statistics:
         return self.gg[-2, :-2] / self.n - self.gg[-1, -2] / self.n * self.gg[-1, :-2] / self.n
 
 
-def empty_statistics(groups: Sequence[ComponentGroup], d_model: int) -> Statistics:
+def empty_statistics(groups: Sequence[ComponentGroup], d_model: int, device: torch.device | str = "cpu") -> Statistics:
     """Sums over no image."""
 
     def zeros(*shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=torch.float64)
+        return torch.zeros(shape, dtype=torch.float64, device=device)
 
     wide = d_model + 2
     sums = {
@@ -123,18 +131,22 @@ def empty_statistics(groups: Sequence[ComponentGroup], d_model: int) -> Statisti
 
 
 def add_features(statistics: Statistics, features: Features) -> Statistics:
-    """Sums with one more batch. The sums given are updated in place and must not be used again."""
-    norm = features.embedding.cpu().double().norm(dim=1)
+    """Sums with one more batch, on the device of the sums: the host never waits for them.
+
+    The sums given are updated in place and must not be used again.
+    """
+    device = statistics.gg.device
+    norm = features.embedding.to(device).double().norm(dim=1)
     ones = torch.ones_like(norm)
-    g = torch.cat([features.final.cpu().double(), ones[:, None], norm[:, None]], dim=1) / norm[:, None]
+    g = torch.cat([features.final.to(device).double(), ones[:, None], norm[:, None]], dim=1) / norm[:, None]
     statistics.gg.addmm_(g.T, g)
     for name, sums in statistics.groups.items():
         # [image, component, k] -> [component, k, image]
-        u = features.groups[name].cpu().double()
+        u = features.groups[name].to(device).double()
         scaled = (u / norm[:, None, None]).permute(1, 2, 0).contiguous()
         sums.uu.baddbmm_(scaled, scaled.transpose(1, 2))
         sums.ug.baddbmm_(scaled, g.expand(len(scaled), -1, -1))
         sums.u.add_(u.sum(0))
         if name in features.values:
-            sums.v.add_(features.values[name].cpu().double().sum(0))
+            sums.v.add_(features.values[name].to(device).double().sum(0))
     return Statistics(statistics.n + len(norm), statistics.gg, statistics.groups)

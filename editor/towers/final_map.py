@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,12 +50,21 @@ class FinalMap:
 
     def readout(self) -> Float[Tensor, "d_model d_embed"]:
         """`P`, float64."""
+        return self._build(self._get)
+
+    def project(self, final: Float[Tensor, "image d_model"]) -> Float[Tensor, "image d_embed"]:
+        """`z` from `f`, where `f` is: nothing goes through the host."""
+        if not (self.matrix or self.linear):
+            return final
+        return final @ self._build(lambda name: self.module.get_parameter(name).detach().to(final))
+
+    def _build(self, get: Callable[[str], Tensor]) -> Tensor:
         if self.matrix:
-            return self._get(self.matrix)
+            return get(self.matrix)
         if not self.linear:
             return torch.eye(self.width).double()
-        weight = self._get(f"{self.linear}.weight").T
-        return torch.cat([weight, self._get(f"{self.linear}.bias")[None]]) if self.has_bias else weight
+        weight = get(f"{self.linear}.weight").T
+        return torch.cat([weight, get(f"{self.linear}.bias")[None]]) if self.has_bias else weight
 
     def why_not_distilled(self) -> str | None:
         """What is missing for another `P` and a constant, or None."""

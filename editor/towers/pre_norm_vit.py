@@ -203,7 +203,7 @@ class PreNormViT:
                 features[group.name] = self.out.push_features(kept.pop(group.name), reading)[:, None]
             else:
                 features[group.name] = self.out.pool_features(group.name, reading)
-        return Features(features, values, reading.final, reading.final @ self.readout().to(reading.final))
+        return Features(features, values, reading.final, self.out.final.project(reading.final))
 
 
 def text_projection_names(module: nn.Module) -> dict[str, str]:

@@ -70,7 +70,7 @@ class StagedEnd:
 
     def project(self, final: Float[Tensor, "image d_model"]) -> Float[Tensor, "image d_embed"]:
         """`z` from `f`."""
-        return final if self.map.linear is None else final @ self.readout().to(final)
+        return final if self.map.linear is None else self.map.project(final)
 
     def spread(self, recorded: Recorded) -> Float[Tensor, "image 1 height width"]:
         """`1 / (tokens * sigma)`; sigma of each token, or of their mean where the norm comes after the pool."""

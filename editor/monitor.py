@@ -1,0 +1,188 @@
+"""Distribution drift: do new images look to a model's heads as those did that a scan, and with it a recipe, was made from?
+
+Both sides are statistics only. A difference counts where it is larger than the noise of so few images, and large enough to
+matter: shifts are in units of the calibration's standard deviation, covariances relative to the calibration's.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .components import ComponentGroup
+from .errors import StatisticsError
+from .images import Batch, ImageSource, list_images
+from .model import Model
+from .scan import Progress, Scan, check_bad, read_batches
+from .scanner import Scanner
+from .statistics import Statistics
+from .texts import list_texts
+
+BLOCKS, MIN_IMAGES, SEED = 8, 64, 7_001
+# One false alarm in 100 checks, over all heads together.
+FALSE_ALARMS = 0.01
+MIN_NOISE_RATIO = 4.0
+
+
+@dataclass(frozen=True)
+class HeadDrift:
+    """How one head's contributions changed; sampling noise is already taken off.
+
+    Attributes:
+        mean_shift: Distance of the means, in standard deviations of the calibration images.
+        covariance_distance: Frobenius distance of the covariances, relative to the calibration's norm.
+        drifted: Whether one of them is above the limit, and above noise.
+    """
+
+    mean_shift: float
+    covariance_distance: float
+    drifted: bool
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """The comparison of new images with a scan; `drifted` names the heads that changed, the strongest first."""
+
+    images: int
+    calibration_images: int
+    limit: float
+    heads: dict[str, HeadDrift]
+
+    @property
+    def drifted(self) -> list[str]:
+        """Heads that changed."""
+        found = [name for name, head in self.heads.items() if head.drifted]
+        return sorted(found, key=lambda name: -max(self.heads[name].mean_shift, self.heads[name].covariance_distance))
+
+
+def monitor(
+    scan: Scan,
+    model: Model,
+    images: object,
+    *,
+    heads: Sequence[str] | None = None,
+    limit: float = 0.3,
+    batch_size: int = 32,
+    workers: int | None = None,
+    max_bad: float = 0.01,
+    progress: Progress | None = None,
+) -> DriftReport:
+    """Compare new images with the images of a scan.
+
+    Args:
+        images: As for `scan`; at least 64.
+        heads: Those that matter, such as a recipe's; all that were scanned by default.
+        limit: From what a shift or a distance counts, beyond noise.
+
+    Raises:
+        StatisticsError: If there are too few images, a head was not scanned, or the scan is of another model.
+        ImageError: If the images cannot be read.
+    """
+    groups = [group for group in scan.groups(model) if group.ids[0].kind == "head"]
+    source = list_texts(images) if model.side == "text" else list_images(images)  # pyright: ignore[reportArgumentType]
+    if len(source) < MIN_IMAGES:
+        raise StatisticsError(
+            f"cannot monitor {len(source)} images: noise would hide a drift, {MIN_IMAGES} are needed."
+        )
+    scan.statistics.require(MIN_IMAGES)
+    scanner = Scanner(model, scan.layers, batch_size=batch_size)
+    blocks = _scan_blocks(scanner, source, workers, max_bad, progress)
+    names = [str(identity) for group in groups for identity in group.ids]
+    chosen = set(heads if heads is not None else names)
+    if not chosen <= set(names):
+        raise StatisticsError(f"cannot monitor {min(chosen - set(names))}: the scan has {names[0]} to {names[-1]}.")
+    sides = _Sides(scan.statistics, blocks, limit, FALSE_ALARMS / len(names))
+    readouts = model.tower.compute_readouts(groups)
+    found: dict[str, HeadDrift] = {}
+    for group in groups:
+        found |= sides.compare(group, _metric_root(readouts[group.name]))
+    kept = {name: found[name] for name in names if name in chosen}
+    return DriftReport(sum(block.n for block in blocks), scan.statistics.n, limit, kept)
+
+
+def _scan_blocks(
+    scanner: Scanner, source: ImageSource, workers: int | None, max_bad: float, progress: Progress | None
+) -> list[Statistics]:
+    """Statistics of random parts of the new images: how much they differ says how much chance does."""
+    order = np.random.default_rng(SEED).permutation(len(source)).tolist()
+    bad, done = [], 0
+
+    def after(batch: Batch) -> None:
+        nonlocal done
+        bad.extend(batch.bad)
+        done += len(batch.indices) + len(batch.bad)
+        check_bad(bad, len(source), max_bad)
+        if progress is not None:
+            progress(done, len(source))
+
+    parts = [source.subset(order[start::BLOCKS]) for start in range(BLOCKS)]
+    return [scanner.sum_batches(read_batches(scanner, part, workers), after) for part in parts]
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """What is compared: calibration images and blocks of new ones; `level` is how rarely chance may raise a head's alarm."""
+
+    calibration: Statistics
+    blocks: Sequence[Statistics]
+    limit: float
+    level: float
+
+    def compare(self, group: ComponentGroup, root: Float[Tensor, "head k k"]) -> dict[str, HeadDrift]:
+        """The drift of a group's heads."""
+        old_mean, old = _moments(self.calibration, group.name, root)
+        total = functools.reduce(operator.add, self.blocks)
+        new_mean, new = _moments(total, group.name, root)
+        fewer = 1 / total.n + 1 / self.calibration.n
+        shift = (new_mean - old_mean).square().sum(1) / _trace(old)
+        distance, noise = (new - old).square().sum((1, 2)), fewer * self._spread(group, root, new)
+        shift_left = (shift - fewer).clamp(min=0).sqrt()
+        distance_left = ((distance - noise).clamp(min=0) / old.square().sum((1, 2)).clamp(min=1e-60)).sqrt()
+        shifted = _exceeds_noise(shift / fewer, old, self.level) & (shift_left > self.limit)
+        drifted = shifted | ((distance > MIN_NOISE_RATIO * noise) & (distance_left > self.limit))
+        return {
+            str(identity): HeadDrift(float(shift_left[i]), float(distance_left[i]), bool(drifted[i]))
+            for i, identity in enumerate(group.ids)
+        }
+
+    def _spread(
+        self, group: ComponentGroup, root: Float[Tensor, "head k k"], new: Float[Tensor, "head k k"]
+    ) -> Float[Tensor, " head"]:
+        """How much an estimate of a covariance varies, times its images: from the blocks, whatever the distribution."""
+        squares = [block.n * (_moments(block, group.name, root)[1] - new).square().sum((1, 2)) for block in self.blocks]
+        return torch.stack(squares).sum(0) / (len(squares) - 1)
+
+
+def _metric_root(readouts: Float[Tensor, "head d_embed k"]) -> Float[Tensor, "head k k"]:
+    """`(R^T R)^(1/2)`: features times it are as long as the contributions, whatever basis a head keeps them in."""
+    values, vectors = torch.linalg.eigh(readouts.transpose(1, 2) @ readouts)
+    return vectors * values.clamp(min=0).sqrt()[:, None] @ vectors.transpose(1, 2)
+
+
+def _moments(
+    statistics: Statistics, group: str, root: Float[Tensor, "head k k"]
+) -> tuple[Float[Tensor, "head k"], Float[Tensor, "head k k"]]:
+    """Mean and covariance of the contributions, divided by `|z|`, in coordinates of equal length."""
+    mean = statistics.groups[group].ug[..., -1] / statistics.n
+    return (root @ mean[:, :, None])[:, :, 0], root @ statistics.feature_covariance(group) @ root
+
+
+def _trace(matrices: Float[Tensor, "head k k"]) -> Float[Tensor, " head"]:
+    return matrices.diagonal(dim1=1, dim2=2).sum(1).clamp(min=1e-30)
+
+
+def _exceeds_noise(ratio: Float[Tensor, " head"], covariance: Float[Tensor, "head k k"], level: float) -> Tensor:
+    """Whether a squared shift, as a multiple of what chance gives on average, is one that chance rarely gives.
+
+    The shift of a mean is a sum of squares weighted by the covariance's eigenvalues; Satterthwaite's chi-square has the same
+    mean and variance.
+    """
+    freedom = _trace(covariance).square() / covariance.square().sum((1, 2)).clamp(min=1e-60)
+    return torch.special.gammaincc(freedom / 2, freedom * ratio / 2) < level

@@ -1,0 +1,139 @@
+"""Drift: new images of the same world are quiet, other places and grey pictures raise the alarm."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+import clipedit
+from clipedit import cli
+from clipedit.demo import world
+from clipedit.editor.images import ImageSource, demo_calibration_source, render_source
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def calibration(demo_model: clipedit.Model) -> clipedit.Scan:
+    return clipedit.scan(demo_model, demo_calibration_source(512), layers=[2, 3], workers=0)
+
+
+def draw(seed: int, count: int, wanted: Callable[[world.Scene], bool] = lambda scene: True) -> ImageSource:
+    generator, scenes = np.random.default_rng(seed), []
+    while len(scenes) < count:
+        scene = world.draw_captioned_scene(generator)[0]
+        scenes += [scene] if wanted(scene) else []
+    return render_source(scenes)
+
+
+def changed(source: ImageSource, change: Callable[[Image.Image], Image.Image]) -> ImageSource:
+    return ImageSource(source.names, lambda index: change(source.open(index)), stamps=source.stamps)
+
+
+@pytest.mark.parametrize(("seed", "count"), [(11, 64), (12, 128), (13, 256)])
+def test_new_images_of_the_same_world_are_quiet(
+    demo_model: clipedit.Model, calibration: clipedit.Scan, seed: int, count: int
+) -> None:
+    found = clipedit.monitor(calibration, demo_model, draw(seed, count), workers=0)
+    assert not found.drifted and (found.images, found.calibration_images) == (count, 512)
+    assert len(found.heads) == 16 and max(head.mean_shift for head in found.heads.values()) < 0.3
+
+
+DRIFTS = {
+    "other places": lambda: draw(21, 128, lambda scene: scene.place in ("space", "snow")),
+    "one shape": lambda: draw(22, 128, lambda scene: scene.shape == "circle"),
+    "grey": lambda: changed(draw(23, 128), lambda image: ImageOps.grayscale(image).convert("RGB")),
+    "inverted": lambda: changed(draw(24, 128), ImageOps.invert),
+}
+
+
+@pytest.mark.parametrize("kind", DRIFTS)
+def test_other_images_raise_the_alarm(demo_model: clipedit.Model, calibration: clipedit.Scan, kind: str) -> None:
+    found = clipedit.monitor(calibration, demo_model, DRIFTS[kind](), workers=0)
+    assert found.drifted and found.heads[found.drifted[0]].drifted
+    strongest = max(found.heads.values(), key=lambda head: max(head.mean_shift, head.covariance_distance))
+    assert found.heads[found.drifted[0]] == strongest
+
+
+def test_the_same_images_do_not_differ(demo_model: clipedit.Model, calibration: clipedit.Scan) -> None:
+    found = clipedit.monitor(calibration, demo_model, demo_calibration_source(512), workers=0)
+    assert all(head.mean_shift == 0 and head.covariance_distance == 0 for head in found.heads.values())
+
+
+def test_a_change_of_scale_has_the_size_it_says(demo_model: clipedit.Model, calibration: clipedit.Scan) -> None:
+    """Statistics made up: a mean moved by one standard deviation, a covariance doubled."""
+    from clipedit.editor.monitor import _Sides
+    from clipedit.editor.statistics import GroupSums, Statistics
+
+    group = demo_model.tower.groups([3], mlps=False)[0]
+    generator = torch.Generator().manual_seed(0)
+
+    def sums(shift: float, scale: float, count: int) -> Statistics:
+        u = torch.randn(count, 8, 16, generator=generator, dtype=torch.float64) * scale
+        u[..., 0] += shift
+        scaled = u.permute(1, 2, 0)
+        ones = torch.ones(8, count, 1, dtype=torch.float64)
+        return Statistics(
+            count, ones[0].T @ ones[0], {group.name: GroupSums(scaled @ scaled.mT, scaled @ ones, u.sum(0), u.sum(0))}
+        )
+
+    root = torch.eye(16, dtype=torch.float64).expand(8, -1, -1)
+    for shift, scale, expected in ((4.0, 1.0, (1.0, 0.0)), (0.0, 2**0.5, (0.0, 1.0)), (0.0, 1.0, (0.0, 0.0))):
+        sides = _Sides(sums(0, 1, 4_000), [sums(shift, scale, 500) for _ in range(8)], 0.3, 0.001)
+        for head in sides.compare(group, root).values():
+            assert head.mean_shift == pytest.approx(expected[0], abs=0.1)
+            assert head.covariance_distance == pytest.approx(expected[1], abs=0.15)
+            assert head.drifted == (max(expected) > 0)
+
+
+def test_too_few_images_and_unknown_heads_are_refused(demo_model: clipedit.Model, calibration: clipedit.Scan) -> None:
+    with pytest.raises(clipedit.StatisticsError, match="cannot monitor 63 images: noise would hide a drift, 64"):
+        clipedit.monitor(calibration, demo_model, draw(1, 63))
+    with pytest.raises(clipedit.StatisticsError, match="cannot monitor L0H0: the scan has L2H0 to L3H7"):
+        clipedit.monitor(calibration, demo_model, draw(1, 64), heads=["L0H0"], workers=0)
+    edited = demo_model.with_tensors({"visual.proj": demo_model.module.visual.proj * 2})
+    with pytest.raises(clipedit.StatisticsError, match="it was made with weights"):
+        clipedit.monitor(calibration, edited, draw(1, 64))
+
+
+def test_the_exit_code_says_whether_to_measure_again(
+    calibration: clipedit.Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    calibration.save(tmp_path / "scan")
+    for name, source in (("same", draw(11, 64)), ("inverted", changed(draw(24, 64), ImageOps.invert))):
+        (tmp_path / name).mkdir()
+        for index in range(64):
+            source.open(index).save(tmp_path / name / f"{index}.png")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["clipedit", "monitor", str(tmp_path / "scan"), *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capfd.readouterr()
+
+    code, out, err = run(tmp_path / "same")
+    assert code == 0 and "mean shift / sd" in out and "no drift: 64 images look to all 16 heads like the 512 of" in err
+    code, out, err = run(tmp_path / "inverted", "--json")
+    assert code == 1
+    found = json.loads(out)
+    assert found["re_measure"] and found["drifted"][0] in found["heads"] and found["images"] == 64
+    code, out, err = run(tmp_path / "inverted", "--top", "2")
+    assert code == 1 and "of 16 heads changed by more than 0.3" in err and "clipedit scan" in err
+    code, out, err = run(tmp_path / "nowhere")
+    assert code == 1 and "there is no such folder" in err and not out

@@ -1,0 +1,160 @@
+"""Scans on a Ray cluster: the same bits as here, also when a node dies in the middle, and engines can be mixed."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import clipedit
+from clipedit.editor.images import demo_calibration_source
+from clipedit.editor.ray_engine import RayEngine, describe_scanner
+from clipedit.editor.scanner import Scanner
+from clipedit.editor.units import list_units
+
+try:
+    import ray
+    from ray.cluster_utils import Cluster
+except ImportError:
+    ray = None  # type: ignore[assignment]
+
+needs_ray = pytest.mark.skipif(ray is None, reason='Ray is not installed: pip install ".[ray]"')
+SHARDS, A_SHARD = 8, 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, source = tmp_path_factory.mktemp("shards"), demo_calibration_source(SHARDS * A_SHARD)
+    for shard in range(SHARDS):
+        with tarfile.open(folder / f"{shard:03d}.tar", "w") as tar:
+            for index in range(shard * A_SHARD, (shard + 1) * A_SHARD):
+                stream = io.BytesIO()
+                source.open(index).save(stream, "PNG")
+                entry = tarfile.TarInfo(f"{index:04d}.png")
+                entry.size = stream.tell()
+                tar.addfile(entry, io.BytesIO(stream.getvalue()))
+    return folder
+
+
+def scan_bytes(model: clipedit.Model, images: Path, folder: Path, **options: Any) -> bytes:
+    found = clipedit.scan_units(model, images, folder, layers=[3], batch_size=4, **options)
+    found.merge().save(folder.parent / "merged")
+    return (folder.parent / "merged").read_bytes()
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Two nodes with a processor each, on the loopback."""
+    for name, value in (
+        ("RAY_USAGE_STATS_ENABLED", "0"),
+        ("OMP_NUM_THREADS", "1"),
+        ("RAY_DATA_DISABLE_PROGRESS_BARS", "1"),
+    ):
+        monkeypatch.setenv(name, value)
+    small = {"num_cpus": 1, "object_store_memory": 200 * 2**20, "node_ip_address": "127.0.0.1"}
+    cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    second = cluster.add_node(**small)
+    ray.init(address=cluster.address, log_to_driver=False)
+    cluster.wait_for_nodes()
+    yield cluster, second
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_node_that_dies_in_the_middle_changes_no_bit(
+    demo_model: clipedit.Model, shards: Path, tmp_path: Path, cluster: Any
+) -> None:
+    expected = scan_bytes(demo_model, shards, tmp_path / "here" / "parts", workers=0)
+    nodes, second = cluster
+    killed = threading.Event()
+
+    def kill_after_two(done: int, total: int) -> None:
+        if done >= 2 * A_SHARD and not killed.is_set():
+            killed.set()
+            nodes.remove_node(second, allow_graceful=False)
+
+    found = scan_bytes(
+        demo_model, shards, tmp_path / "ray" / "parts", engine=RayEngine("auto"), progress=kill_after_two
+    )
+    assert killed.is_set() and sum(node["Alive"] for node in ray.nodes()) == 1
+    assert found == expected
+    # One engine goes on with what the other one left.
+    for path in sorted((tmp_path / "ray" / "parts").iterdir())[:3]:
+        path.unlink()
+    said: list[str] = []
+    assert scan_bytes(demo_model, shards, tmp_path / "ray" / "parts", workers=0, say=said.append) == expected
+    assert said == [f"resuming: {SHARDS - 3} of {SHARDS} units are done"]
+    for path in sorted((tmp_path / "here" / "parts").iterdir())[1:]:
+        path.unlink()
+    rest = [unit for unit in list_units(shards) if unit.name not in ("000.tar", "003.tar")]
+    options: dict[str, Any] = {"layers": [3], "batch_size": 4, "engine": RayEngine("auto", actors=1)}
+    with pytest.raises(clipedit.StatisticsError, match="is of other images"):
+        clipedit.scan_units(demo_model, rest, tmp_path / "here" / "parts", **options)
+    found = clipedit.scan_units(demo_model, shards, tmp_path / "here" / "parts", **options).merge()
+    found.save(tmp_path / "mixed")
+    assert (tmp_path / "mixed").read_bytes() == expected
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_shard_that_cannot_be_read_fails_alone_on_a_cluster(
+    demo_model: clipedit.Model, shards: Path, tmp_path: Path, cluster: Any
+) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for path in shards.iterdir():
+        os.link(path, damaged / path.name)
+    (damaged / "002.tar").unlink()
+    (damaged / "002.tar").write_bytes(b"nothing" * 1000)
+    found = clipedit.scan_units(demo_model, damaged, tmp_path / "parts", layers=[3], engine=RayEngine("auto"))
+    assert found.missing == ("002.tar",) and "002.tar" in found.failed["002.tar"]
+    assert len(found.files) == SHARDS - 1
+    edited = demo_model.with_tensors({"visual.proj": demo_model.module.visual.proj * 2})
+    with pytest.raises(clipedit.ModelError, match="a worker loads demo with weights"):
+        clipedit.scan_units(edited, damaged, tmp_path / "other", layers=[3], engine=RayEngine("auto"))
+
+
+def test_without_ray_the_extra_is_named(
+    demo_model: clipedit.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(clipedit.ModelError, match=r'Run `pip install "clipedit\[ray\]"`'):
+        clipedit.scan_units(demo_model, demo_calibration_source(4), tmp_path / "parts", engine=RayEngine())
+
+
+def test_a_worker_is_told_all_that_the_numbers_depend_on(demo_model: clipedit.Model) -> None:
+    scanner = Scanner(demo_model, (2, 3), mlps=True, batch_size=None, precision="bf16")
+    given = describe_scanner(scanner, None, 7)
+    assert given["name"] == "demo" and given["weights_hash"] == demo_model.weights_hash and given["threads"] == 1
+    same = Scanner(demo_model, **given["scanner"])
+    assert same == scanner and given["of"] == 7 and given["tower"] == "image"
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_cluster_that_is_not_there_is_refused(demo_model: clipedit.Model, tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(clipedit.ModelError, match="cannot join the Ray cluster auto: .* Start one with `ray start`"):
+        clipedit.scan_units(demo_model, demo_calibration_source(4), tmp_path / "parts", engine=RayEngine("auto"))
+    assert time.monotonic() - start < 120
