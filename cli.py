@@ -208,7 +208,7 @@ def merge(
 @app.command()
 def monitor(
     scan: Annotated[Path, typer.Argument(help="The calibration scan, as `clipedit scan` or `remove-heads` wrote it.")],
-    images: Annotated[str, typer.Argument(help="New images, as for `scan`; at least 64.")],
+    images: Annotated[str, typer.Argument(help="New images, as for `scan`; at least 128.")],
     recipe: Annotated[Path | None, typer.Option(help="Look at the heads that this recipe edits only.")] = None,
     limit: Annotated[float, typer.Option(min=0, help="From what a change counts: of means in standard deviations, of covariances relative.")] = 0.3,
     top: Annotated[int, typer.Option(min=1, help="Heads to print.")] = 10,

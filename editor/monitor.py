@@ -25,10 +25,9 @@ from .scanner import Scanner
 from .statistics import Statistics
 from .texts import list_texts
 
-BLOCKS, MIN_IMAGES, SEED = 8, 64, 7_001
+BLOCKS, MIN_IMAGES, SEED = 8, 128, 7_001
 # One false alarm in 100 checks, over all heads together.
 FALSE_ALARMS = 0.01
-MIN_NOISE_RATIO = 4.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def monitor(
     """Compare new images with the images of a scan.
 
     Args:
-        images: As for `scan`; at least 64.
+        images: As for `scan`; at least 128.
         heads: Those that matter, such as a recipe's; all that were scanned by default.
         limit: From what a shift or a distance counts, beyond noise.
 
@@ -92,12 +91,12 @@ def monitor(
             f"cannot monitor {len(source)} images: noise would hide a drift, {MIN_IMAGES} are needed."
         )
     scan.statistics.require(MIN_IMAGES)
-    scanner = Scanner(model, scan.layers, batch_size=batch_size)
-    blocks = _scan_blocks(scanner, source, workers, max_bad, progress)
     names = [str(identity) for group in groups for identity in group.ids]
     chosen = set(heads if heads is not None else names)
     if not chosen <= set(names):
         raise StatisticsError(f"cannot monitor {min(chosen - set(names))}: the scan has {names[0]} to {names[-1]}.")
+    scanner = Scanner(model, scan.layers, batch_size=batch_size)
+    blocks = _scan_blocks(scanner, source, workers, max_bad, progress)
     sides = _Sides(scan.statistics, blocks, limit, FALSE_ALARMS / len(names))
     readouts = model.tower.compute_readouts(groups)
     found: dict[str, HeadDrift] = {}
@@ -145,8 +144,14 @@ class _Sides:
         distance, noise = (new - old).square().sum((1, 2)), fewer * self._spread(group, root, new)
         shift_left = (shift - fewer).clamp(min=0).sqrt()
         distance_left = ((distance - noise).clamp(min=0) / old.square().sum((1, 2)).clamp(min=1e-60)).sqrt()
-        shifted = _exceeds_noise(shift / fewer, old, self.level) & (shift_left > self.limit)
-        drifted = shifted | ((distance > MIN_NOISE_RATIO * noise) & (distance_left > self.limit))
+        freedom = _freedom(old)
+        shifted = _chance_of_shift(shift / fewer, freedom) < self.level
+        # A Gaussian's covariance varies along the products of its directions; noise is itself estimated, from a few blocks.
+        pairs = (freedom.square() / 2).clamp(min=1)
+        spread = (
+            _chance_of_distance(distance / noise.clamp(min=1e-60), pairs, pairs * (len(self.blocks) - 1)) < self.level
+        )
+        drifted = (shifted & (shift_left > self.limit)) | (spread & (distance_left > self.limit))
         return {
             str(identity): HeadDrift(float(shift_left[i]), float(distance_left[i]), bool(drifted[i]))
             for i, identity in enumerate(group.ids)
@@ -171,18 +176,31 @@ def _moments(
 ) -> tuple[Float[Tensor, "head k"], Float[Tensor, "head k k"]]:
     """Mean and covariance of the contributions, divided by `|z|`, in coordinates of equal length."""
     mean = statistics.groups[group].ug[..., -1] / statistics.n
-    return (root @ mean[:, :, None])[:, :, 0], root @ statistics.feature_covariance(group) @ root
+    unbiased = statistics.n / (statistics.n - 1)
+    return (root @ mean[:, :, None])[:, :, 0], root @ statistics.feature_covariance(group) @ root * unbiased
 
 
 def _trace(matrices: Float[Tensor, "head k k"]) -> Float[Tensor, " head"]:
     return matrices.diagonal(dim1=1, dim2=2).sum(1).clamp(min=1e-30)
 
 
-def _exceeds_noise(ratio: Float[Tensor, " head"], covariance: Float[Tensor, "head k k"], level: float) -> Tensor:
-    """Whether a squared shift, as a multiple of what chance gives on average, is one that chance rarely gives.
+def _freedom(covariance: Float[Tensor, "head k k"]) -> Float[Tensor, " head"]:
+    """Directions that a covariance has in effect: those of Satterthwaite's chi-square for a sum of weighted squares."""
+    return _trace(covariance).square() / covariance.square().sum((1, 2)).clamp(min=1e-60)
 
-    The shift of a mean is a sum of squares weighted by the covariance's eigenvalues; Satterthwaite's chi-square has the same
-    mean and variance.
-    """
-    freedom = _trace(covariance).square() / covariance.square().sum((1, 2)).clamp(min=1e-60)
-    return torch.special.gammaincc(freedom / 2, freedom * ratio / 2) < level
+
+def _chance_of_shift(ratio: Float[Tensor, " head"], freedom: Float[Tensor, " head"]) -> Float[Tensor, " head"]:
+    """How often chance gives a squared shift that is so many times what it gives on average: a chi-square's tail."""
+    return torch.special.gammaincc(freedom / 2, freedom * ratio / 2)
+
+
+def _chance_of_distance(
+    ratio: Float[Tensor, " head"], above: Float[Tensor, " head"], below: Float[Tensor, " head"]
+) -> Float[Tensor, " head"]:
+    """The same of a ratio of two estimates, with their degrees of freedom: the tail of F, an incomplete beta integral."""
+    a, b = below / 2, above / 2
+    end = below / (below + above * ratio)
+    points = end * torch.linspace(1e-6, 1, 4_001, dtype=torch.float64)[:, None]
+    density = (a - 1) * points.log() + (b - 1) * (1 - points).clamp(min=1e-12).log()
+    scale = torch.lgamma(a + b) - torch.lgamma(a) - torch.lgamma(b)
+    return torch.trapezoid((density + scale).exp(), points, dim=0)
