@@ -58,6 +58,16 @@ def scan_bytes(model: clipedit.Model, images: Path, folder: Path, **options: Any
     return (folder.parent / "merged").read_bytes()
 
 
+def start(what: Any) -> Any:
+    """Ray waits half a minute for a node: on a busy machine that can be too short."""
+    for _ in range(3):
+        try:
+            return what()
+        except Exception as error:
+            reason = error
+    raise reason
+
+
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two nodes with a processor each, on the loopback."""
@@ -68,8 +78,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     ):
         monkeypatch.setenv(name, value)
     small = {"num_cpus": 1, "object_store_memory": 200 * 2**20, "node_ip_address": "127.0.0.1"}
-    cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
-    second = cluster.add_node(**small)
+    cluster = start(lambda: Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False}))
+    second = start(lambda: cluster.add_node(**small))
     ray.init(address=cluster.address, log_to_driver=False)
     cluster.wait_for_nodes()
     yield cluster, second
