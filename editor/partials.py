@@ -22,7 +22,7 @@ from .errors import StatisticsError
 from .scan import KIND, Scan, check_bad, load_scan
 from .statistics import Statistics
 
-# The sum is a tree of two levels, so that groups can be summed by several workers with the same bits.
+# The sum is a tree of two levels, always cut alike: rounding grows less than in one long sum.
 GROUP = 256
 MAX_NAMED_BAD = 1_000
 SETTINGS = ("weights_hash", "aligner_digest", "tower", "layers", "mlps", "self_attention")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import tarfile
 import threading
 import time
@@ -58,16 +59,6 @@ def scan_bytes(model: clipedit.Model, images: Path, folder: Path, **options: Any
     return (folder.parent / "merged").read_bytes()
 
 
-def start(what: Any) -> Any:
-    """Ray waits half a minute for a node: on a busy machine that can be too short."""
-    for _ in range(3):
-        try:
-            return what()
-        except Exception as error:
-            reason = error
-    raise reason
-
-
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Two nodes with a processor each, on the loopback."""
@@ -78,8 +69,21 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     ):
         monkeypatch.setenv(name, value)
     small = {"num_cpus": 1, "object_store_memory": 200 * 2**20, "node_ip_address": "127.0.0.1"}
-    cluster = start(lambda: Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False}))
-    second = start(lambda: cluster.add_node(**small))
+    find_node, deadline = ray._private.services.get_node, time.monotonic() + 300
+
+    def wait_for_node(*arguments: Any) -> Any:
+        """Ray gives a node half a minute to start: on a busy machine that is too short."""
+        while True:
+            try:
+                return find_node(*arguments)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+
+    monkeypatch.setattr(ray._private.services, "get_node", wait_for_node)
+    cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    second = cluster.add_node(**small)
     ray.init(address=cluster.address, log_to_driver=False)
     cluster.wait_for_nodes()
     yield cluster, second
@@ -144,10 +148,84 @@ def test_a_shard_that_cannot_be_read_fails_alone_on_a_cluster(
         clipedit.scan_units(edited, damaged, tmp_path / "other", layers=[3], engine=RayEngine("auto"))
 
 
+class Local:
+    """The few calls of Ray that the engine makes, in this process; every second unit is computed twice, as after a failure."""
+
+    def __init__(self) -> None:
+        self.data, self.asked, self.calls = self, {}, 0
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 3.0}
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    get = put
+
+    def from_items(self, rows: list[dict[str, Any]], override_num_blocks: int) -> Local:
+        assert override_num_blocks == len(rows)
+        self.rows = rows
+        return self
+
+    def map_batches(self, actor: type, *, fn_constructor_args: tuple[Any, ...], batch_size: int, **asked: Any) -> Local:
+        assert batch_size == 1
+        self.actor, self.asked = actor(*fn_constructor_args), asked
+        return self
+
+    def iter_rows(self) -> Iterator[dict[str, Any]]:
+        for row in reversed(self.rows):
+            for _ in range(1 + row["index"] % 2):
+                found = self.actor({"index": [row["index"]]})
+            self.calls += 1
+            yield {key: values[0] for key, values in found.items()}
+
+
+@pytest.fixture
+def local(monkeypatch: pytest.MonkeyPatch) -> Local:
+    found = Local()
+    for name in ("ray", "ray.data"):
+        monkeypatch.setitem(sys.modules, name, found)  # type: ignore[arg-type]
+    return found
+
+
+def test_partials_of_another_engine_have_the_same_bits(
+    demo_model: clipedit.Model, shards: Path, tmp_path: Path, local: Local
+) -> None:
+    expected = scan_bytes(demo_model, shards, tmp_path / "here" / "parts", workers=0)
+    for path in sorted((tmp_path / "here" / "parts").iterdir())[2:5]:
+        path.unlink()
+    said: list[str] = []
+    seen: list[int] = []
+    options = {"engine": RayEngine(), "say": said.append, "progress": lambda done, total: seen.append(done)}
+    assert scan_bytes(demo_model, shards, tmp_path / "here" / "parts", **options) == expected
+    assert said == [f"resuming: {SHARDS - 3} of {SHARDS} units are done"] and local.calls == 3
+    assert seen == [A_SHARD, 2 * A_SHARD, 3 * A_SHARD]
+    assert local.asked["concurrency"] == (1, 3) and local.asked["num_cpus"] == 1
+
+
+def test_a_unit_that_fails_on_a_worker_fails_alone(
+    demo_model: clipedit.Model, shards: Path, tmp_path: Path, local: Local
+) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for path in list(shards.iterdir())[:3]:
+        os.link(path, damaged / path.name)
+    (damaged / "x.tar").write_bytes(b"nothing" * 1000)
+    found = clipedit.scan_units(demo_model, damaged, tmp_path / "parts", layers=[3], engine=RayEngine(actors=2))
+    assert found.missing == ("x.tar",) and "Fetch it again" in found.failed["x.tar"]
+    assert len(found.files) == 3 and local.asked["concurrency"] == (1, 2)
+    edited = demo_model.with_tensors({"visual.proj": demo_model.module.visual.proj * 2})
+    with pytest.raises(clipedit.ModelError, match="a worker loads demo with weights"):
+        clipedit.scan_units(edited, damaged, tmp_path / "other", layers=[3], engine=RayEngine())
+
+
 def test_without_ray_the_extra_is_named(
     demo_model: clipedit.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(clipedit.ModelError, match=r'Run `pip install "clipedit\[ray\]"`'):
         clipedit.scan_units(demo_model, demo_calibration_source(4), tmp_path / "parts", engine=RayEngine())
 
