@@ -111,6 +111,10 @@ def mass(model: Model, count: int, seed: int) -> None:
         print(f"| {kind} | {np.mean(found):.3f} | {np.mean(area):.3f} |", flush=True)
 
 
+def show(name: str, row: dict[str, float]) -> None:
+    print(f"| {name} | {row['pixel_accuracy']:.3f} | {row['mean_iou']:.3f} | {row['mean_ap']:.3f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=512)
@@ -120,19 +124,16 @@ def main() -> None:
     weights = compute_class_weights(model, DEMO_CLASSES, DEFAULT_TEMPLATES)
     print("| method | pixel accuracy | mIoU | mAP |\n|---|---|---|---|")
     scanned = scan(model, demo_calibration_source(1024), workers=0)
-    weights = {"all heads": None, "by score": weigh_heads(scanned, model, concept="shape", keep="location")}
-    rows = {
-        f"decomposition, {reading}, {name}": evaluate_segmentation(
-            model, data, classes=DEMO_CLASSES, templates=DEFAULT_TEMPLATES, reading=reading, weights=chosen
-        )
-        for name, chosen in weights.items()
-        for reading in READINGS
-    }
-    rows |= {name: score_heatmaps(heatmaps(name, model, data, weights)) for name in BASELINES}
-    full = [(np.ones((64, 64)), data.mask(i)) for i in range(len(data.source))]
-    rows["nothing is object"] = score_heatmaps(full)
-    for name, row in rows.items():
-        print(f"| {name} | {row['pixel_accuracy']:.3f} | {row['mean_iou']:.3f} | {row['mean_ap']:.3f} |", flush=True)
+    weighed = {"all heads": None, "by score": weigh_heads(scanned, model, concept="shape", keep="location")}
+    for name, chosen in weighed.items():
+        for reading in READINGS:
+            row = evaluate_segmentation(
+                model, data, classes=DEMO_CLASSES, templates=DEFAULT_TEMPLATES, reading=reading, weights=chosen
+            )
+            show(f"decomposition, {reading}, {name}", row)
+    for name in BASELINES:
+        show(name, score_heatmaps(heatmaps(name, model, data, weights)))
+    show("nothing is object", score_heatmaps((np.ones((64, 64)), data.mask(i)) for i in range(len(data.source))))
     mass(model, min(128, options.images), options.seed)
 
 

@@ -30,7 +30,7 @@ from .scan import Progress, Scan, load_scan, scan
 from .scores import score_heads
 from .selection import select_top_heads
 
-DEFAULT_HEADS, BLOCK = 4, 65_536
+DEFAULT_HEADS, BLOCK = 12, 65_536
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,20 @@ def open_index(
 
 
 def choose_property_heads(
-    index: Index, model: Model, concept: str | Concept, *, heads: int = DEFAULT_HEADS
+    index: Index, model: Model, concept: str | Concept, *, heads: int | None = None
 ) -> list[HeadId]:
     """The heads that carry a concept most, by the index's own statistics.
+
+    Args:
+        heads: How many; by default `DEFAULT_HEADS`, or all of a small model.
 
     Raises:
         ConceptError: If the concept is unknown.
         RecipeError: If there are fewer heads.
     """
-    return select_top_heads(score_heads(index.scan, model, concept=concept), heads)
+    scores = score_heads(index.scan, model, concept=concept)
+    present = sum(len(group.ids) for group in index.scan.groups(model) if group.ids[0].kind == "head")
+    return select_top_heads(scores, min(DEFAULT_HEADS, present) if heads is None else heads)
 
 
 def retrieve(
@@ -160,7 +165,7 @@ def run_retrieval(
     known = load_concept(concept, model.folder) if concept else None
     reference = open_image(image) if image is not None else None
     index = open_index(model, images, path, progress=progress)
-    chosen = choose_property_heads(index, model, known, heads=heads or DEFAULT_HEADS) if known else None
+    chosen = choose_property_heads(index, model, known, heads=heads) if known else None
     hits = retrieve(index, model, text=text, image=reference, heads=chosen, count=count)
     if sheet is not None:
         pictures = [index.source.open(hit.position) for hit in hits]

@@ -227,7 +227,7 @@ def test_the_commands(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-d
     assert code == 0, said
     found = json.loads(printed)
     assert found["images"][0]["name"] == "4.png" and found["images"][0]["similarity"] == pytest.approx(1, abs=1e-4)
-    assert len(found["heads"]) == 4 and Image.open(tmp_path / "sheet.png").width == 4 * 204 + 12
+    assert len(found["heads"]) == 12 and Image.open(tmp_path / "sheet.png").width == 4 * 204 + 12
     before = (tmp_path / "index.safetensors").stat().st_mtime_ns
     assert len(json.loads(run(*search, "--text", "a red object")[1])["images"]) == 3
     assert (tmp_path / "index.safetensors").stat().st_mtime_ns == before
