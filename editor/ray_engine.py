@@ -6,6 +6,7 @@ whose worker or node dies is computed again by Ray.
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -70,13 +71,11 @@ class UnitScanner:
     """The actor: a model, and units that are scanned with it."""
 
     def __init__(self, given: dict[str, Any], shared: list[Any]):
-        import ray
-
         from .model import load_model
 
         torch.set_num_threads(given["threads"])
         self.workers, self.of = given["workers"], given["of"]
-        self.units: list[WorkUnit] = ray.get(shared[0])
+        self.units: list[WorkUnit] = importlib.import_module("ray").get(shared[0])
         model = load_model(given["name"], given["pretrained"], device=given["device"])
         if given["aligner"] is not None:
             from .aligned_model import apply_aligner
@@ -132,11 +131,12 @@ def describe_scanner(scanner: Scanner, workers: int | None, of: int) -> dict[str
 
 
 def _connect(address: str | None) -> Any:
+    # By name: type checkers need not find an optional package.
     # Ray reports usage unless it is told not to; nothing is sent from here.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        import ray
-        import ray.data
+        ray = importlib.import_module("ray")
+        importlib.import_module("ray.data")
     except ImportError:
         raise ModelError('cannot scan with Ray: it is not installed. Run `pip install "clipedit[ray]"`.') from None
     if not ray.is_initialized():
