@@ -5,38 +5,48 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .errors import ClipeditError, ExportError
+from .staging import (
+    clear_folder_once,
+    clear_leftovers,
+    create_private_file,
+    create_private_folder,
+    publish_file,
+    publish_folder,
+)
 
 
 @contextmanager
 def staged_file(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder; renamed to `path` if the block succeeds, removed if it does not.
+    """A private temporary file in the same folder; renamed to `path` if the block succeeds, removed if it does not.
+
+    What killed runs left in that folder is removed first.
 
     Raises:
         ExportError: If the folder cannot be written, or the disk is full.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        clear_folder_once(path.parent, os.getpid())
+        temporary = create_private_file(path)
         yield temporary
-        _flush_to_disk(temporary)
-        os.replace(temporary, path)
+        publish_file(temporary, path)
     except OSError as error:
         raise _writing_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def staged_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside `path`; takes its place if the block succeeds, removed if it does not.
+    """A private temporary folder beside `path`; takes its place if the block succeeds, removed if it does not.
 
     Raises:
         ExportError: If `path` exists and `overwrite` is not set, if it is a folder clipedit may not replace (a parent of
@@ -46,13 +56,12 @@ def staged_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     require_free_folder(path, overwrite=overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
-        temporary.chmod(0o755)
+        temporary = create_private_folder(path)
     except OSError as error:
         raise _writing_error(path, error) from error
     try:
         yield temporary
-        _replace_folder(temporary, path)
+        publish_folder(temporary, path)
     except OSError as error:
         raise _writing_error(path, error) from error
     finally:
@@ -60,12 +69,14 @@ def staged_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def require_free_folder(path: Path, *, overwrite: bool) -> None:
-    """Check, before long work starts, that a result may be written to `path`.
+    """Check, before long work starts, that a result may be written to `path`; what killed runs left of it is cleared away.
 
     Raises:
         ExportError: As `staged_folder`.
     """
     path = Path(path)
+    if path.parent.is_dir():
+        clear_leftovers(path)
     if path.is_file() or path.is_symlink():
         raise ExportError(f"cannot write the folder {path}: a file of that name exists. Choose another -o.")
     if path.resolve() in (Path.cwd().resolve(), *Path.cwd().resolve().parents, Path.home().resolve()):
@@ -99,6 +110,26 @@ def require_apart(out: Path, *inputs: str | Path | None) -> None:
             raise ExportError(f"cannot write to {out}: {given} is read from there. Choose another -o.")
 
 
+def find_beside(path: Path, name: object) -> Path:
+    """The file that another one names, which must lie in its folder, links followed on both sides.
+
+    Raises:
+        ValueError: If the name is no plain name, or leads out of the folder.
+    """
+    if not isinstance(name, str) or not is_plain_name(name):
+        raise ValueError(f"{name!r} is not the name of a file beside {path.name}")
+    found = path.parent / name
+    # In the hub's cache both are links into one folder.
+    if found.resolve().parent not in (path.parent.resolve(), path.resolve().parent):
+        raise ValueError(f"{name} is a link that leads out of {path.parent}")
+    return found
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name stays in its folder on every system."""
+    return Path(name).name == name and name not in ("", ".", "..") and not set(name) & set("/\\:\0")
+
+
 def lasting_name(name: str) -> str:
     """Names that are paths are stored so that they hold from any working directory."""
     return str(Path(name).resolve()) if Path(name).exists() and name != "demo" else name
@@ -126,24 +157,6 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], kind: str, described: A
             save_file(ordered, temporary, metadata=metadata)
         except Exception as error:
             raise _writing_error(Path(path), error) from error
-
-
-def _flush_to_disk(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
-
-
-def _replace_folder(temporary: Path, path: Path) -> None:
-    old = path.with_name(f".{path.name}.replaced-{os.getpid()}")
-    if path.exists():
-        os.replace(path, old)
-    try:
-        os.replace(temporary, path)
-    except OSError:
-        if old.exists():
-            os.replace(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _writing_error(path: Path, error: Exception) -> ClipeditError:

@@ -8,7 +8,7 @@ so the sum has the same bits whoever computed which unit, and when.
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,8 +18,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from .bounded import parse_json
 from .errors import StatisticsError
 from .scan import KIND, Scan, check_bad, load_scan
+from .scan_description import check_description
 from .statistics import Statistics
 
 # The sum is a tree of two levels, always cut alike: rounding grows less than in one long sum.
@@ -56,6 +58,8 @@ class Partials:
 
     def remove(self) -> None:
         """Delete the partial scans, and the folder if nothing else is in it."""
+        for path in self.files:  # By name: nothing needs to be read for it, which may fail.
+            path.unlink(missing_ok=True)
         remove_partials(self.folder)
 
 
@@ -67,14 +71,14 @@ def partials_folder(scan: Path) -> Path:
 def partial_path(folder: Path, name: str) -> Path:
     """The file of one unit; a hash keeps names apart that are equal up to odd characters."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-80:].lstrip(".")
-    return folder / f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.safetensors"
+    return folder / f"{plain}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}.safetensors"
 
 
 def read_description(path: Path) -> dict[str, Any] | None:
     """What a scan file says of itself, without its sums; None if it is damaged or no scan."""
     try:
         with safe_open(path, framework="pt") as stream:
-            return json.loads((stream.metadata() or {})[KIND])
+            return check_description(parse_json((stream.metadata() or {})[KIND]))
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
 
