@@ -795,12 +795,15 @@ def export(
 @app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="A folder that `export` or `remove-heads` wrote.")],
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Load what can run code that is in it: torch-export programs.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run an export with its consumer, in a fresh process, against the edited model's own answers."""
     from .export.verify import verify as run
 
-    checks = run(folder)
+    checks = run(folder, trust=trust)
     _print_json([vars(check) for check in checks]) if as_json else _print_checks(checks)
 
 
@@ -821,7 +824,7 @@ def reproduce(
         _print_json([vars(difference) for difference in found])
     else:
         for difference in found:
-            out_console.print(str(difference), markup=False, highlight=False, soft_wrap=True)
+            out_console.print(_printable(str(difference)), markup=False, highlight=False, soft_wrap=True)
         _say(f"{folder}: {f'{wrong} errors' if wrong else 'every file was built again, byte for byte'}")
     if wrong:
         sys.exit(1)
@@ -886,7 +889,7 @@ def concepts_show(name: str, model: ModelOption = "demo") -> None:
     from .editor.concepts import load_concept
 
     for text in load_concept(name, _plain_folder(model, None)).texts:
-        out_console.print(text, markup=False, highlight=False)
+        out_console.print(_printable(text), markup=False, highlight=False)
 
 
 @recipes_app.command("list")
@@ -927,12 +930,13 @@ def recipes_check(
     architecture = load_architecture(model or loaded.document.base.model).with_tower(loaded.document.tower)
     check_heads(loaded.document, architecture)
     check_effect(loaded.document.effect, architecture)
-    out_console.print(f"{loaded.document.name} fits {architecture.name}: {len(loaded.heads)} heads, all of them there")
+    fits = f"{loaded.document.name} fits {architecture.name}: {len(loaded.heads)} heads, all of them there"
+    out_console.print(_printable(fits), markup=False)
 
 
 def main() -> None:
     """Run the command line: exit 0, 1 with a message on stderr, or 2 for wrong usage."""
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(_printable(f"warning: {message}"), file=sys.stderr)
     try:
         app()
     except ClipeditError as error:
@@ -945,7 +949,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(message, file=sys.stderr)
+    print(_printable(message), file=sys.stderr)
     sys.exit(1)
 
 
@@ -1402,7 +1406,12 @@ def _progress() -> Iterator[Follow]:
 
 
 def _say(message: str) -> None:
-    err_console.print(message, markup=False, highlight=False, soft_wrap=True)
+    err_console.print(_printable(message), markup=False, highlight=False, soft_wrap=True)
+
+
+def _printable(text: str) -> str:
+    """What files of others say cannot move the cursor, or hide what was printed."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _print_next(when: str, command: str) -> None:
@@ -1416,7 +1425,7 @@ def _print_json(value: Any) -> None:
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(_printable(cell)) for cell in row))
     out_console.print(table)
 
 
@@ -1485,7 +1494,7 @@ def _print_diff(found: ModelDiff) -> None:
     if rows:
         _print_table(["tensor", "what it is", "heads (change)", "norm", "relative"], rows)
     for other in found.others:
-        out_console.print(f"also: {other}", markup=False, highlight=False, soft_wrap=True)
+        out_console.print(_printable(f"also: {other}"), markup=False, highlight=False, soft_wrap=True)
     also = f"{len(found.others)} other changes" if found.others else "nothing else changed"
     out_console.print(f"{len(found.changed)} of {found.tensors} tensors changed; {also}", highlight=False)
     if found.heads:
@@ -1519,7 +1528,7 @@ def _print_heads(labels: Mapping[str, Sequence[Any]], heads: Sequence[str]) -> N
 
 def _print_checks(checks: Sequence[Check], *, show_all: bool = True) -> None:
     for check in checks if show_all else []:
-        out_console.print(str(check), markup=False, highlight=False, soft_wrap=True)
+        out_console.print(_printable(str(check)), markup=False, highlight=False, soft_wrap=True)
     held = sum(check.holds for check in checks)
     out_console.print(f"verified in a fresh process: {held} of {len(checks)} checks hold", highlight=False)
 

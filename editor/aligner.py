@@ -75,13 +75,27 @@ def load_aligner(path: str | Path) -> Aligner:
     try:
         tensors, described = load_tensors(path, KIND)
         base, clip = described.pop("base"), described.pop("clip")
+        _require_whole(tensors["maps"], tensors["bias"], base, clip, described)
         return Aligner(tensors["maps"], tensors["bias"], base, clip, described)
     except ModelError as error:
         raise AlignmentError(str(error)) from None
-    except (KeyError, AttributeError, TypeError) as error:
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise AlignmentError(
-            f"cannot read the aligner {path}: {error} is missing. Run `clipedit align` again."
+            f"cannot read the aligner {path}: {error} is missing or wrong. Run `clipedit align` again."
         ) from None
+
+
+def _require_whole(maps: Tensor, bias: Tensor, base: Any, clip: Any, described: Any) -> None:
+    if maps.ndim != 3 or bias.ndim != 1 or not (maps.isfinite().all() and bias.isfinite().all()):
+        raise ValueError("`maps`")
+    for name, model in (("base", base), ("clip", clip)):
+        if not all(
+            isinstance(model[key], str | None if key == "pretrained" else str)
+            for key in ("name", "pretrained", "weights_hash")
+        ):
+            raise ValueError(f"`{name}`")
+    if not all(isinstance(value, float | int) for value in described["report"].values()):
+        raise ValueError("`report`")
 
 
 def check_aligner(aligner: Aligner, model: Model, clip: Model, n_components: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,10 +51,38 @@ def apply_recipe(recipe: Recipe, model: Model, *, scan: Scan | None = None, forc
         )
     check_base(recipe, model.weights_hash, model.name, force=force)
     state = model.module.state_dict()
-    tensors = compute_edited_tensors(recipe, lambda name: state[name])
-    edit = direct_edit(recipe, model.tower) if recipe.document.effect == "direct" else None
-    edited = model.with_tensors(tensors, readout_edit=edit, applied=_rebase(recipe, model.weights_hash))
+    with _fitting(recipe, model.name):
+        tensors = compute_edited_tensors(recipe, lambda name: state[name])
+        require_fit(tensors, lambda name: state[name].shape)
+        edit = direct_edit(recipe, model.tower) if recipe.document.effect == "direct" else None
+        edited = model.with_tensors(tensors, readout_edit=edit, applied=_rebase(recipe, model.weights_hash))
     return edited.with_tower(side)
+
+
+@contextmanager
+def _fitting(recipe: Recipe, base: str) -> Iterator[None]:
+    """Arithmetic on tensors of other sizes than the model's raises its own kinds of errors.
+
+    Raises:
+        RecipeError: Naming recipe and base.
+    """
+    try:
+        yield
+    except (RuntimeError, KeyError, ValueError, IndexError, AttributeError) as error:
+        raise RecipeError(
+            f"cannot apply recipe {recipe.document.name} to {base}: its tensors are not of this model ({error}). Give its base."
+        ) from error
+
+
+def require_fit(tensors: Mapping[str, Tensor], shape: Callable[[str], Sequence[int]]) -> None:
+    """Refuse edited tensors of other shapes than the base's.
+
+    Raises:
+        ValueError: Naming the first.
+    """
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != tuple(shape(name)):
+            raise ValueError(f"{name} is {tuple(shape(name))}, the edit's {tuple(tensor.shape)}")
 
 
 def rewrite_checkpoint(recipe: Recipe, base: Path, folder: Path, *, force: bool = False) -> None:
@@ -74,9 +103,9 @@ def rewrite_checkpoint(recipe: Recipe, base: Path, folder: Path, *, force: bool 
     inner = folder / BASE_FOLDER if direct else folder
     inner.mkdir(exist_ok=True)
     weights_name = TIMM_WEIGHTS_NAME if is_timm_folder(base) else WEIGHTS_NAME
-    copy_with_tensors(
-        source, inner / weights_name, {} if direct else compute_edited_tensors(recipe, tensor_reader(source))
-    )
+    with _fitting(recipe, str(base)):
+        tensors = {} if direct else compute_edited_tensors(recipe, tensor_reader(source))
+    copy_with_tensors(source, inner / weights_name, tensors)
     if base.is_dir():
         _copy_companions(base, inner)
     _rebase(recipe, found).save(folder / "recipe.yaml")
@@ -185,6 +214,7 @@ def compute_distilled_embeddings(recipe: Recipe, tower: Tower, features: Feature
 def direct_edit(recipe: Recipe, base: Tower) -> Callable[[Tower, Tensor], Tensor]:
     """A `direct` recipe as a function of a tower and pixels; the readouts are computed here, not for every batch."""
     readouts, parts = compute_edited_readouts(recipe, base), compute_recipe_parts(recipe, base)
+    _require_readable(require_bound(recipe), readouts, base.d_embed)
 
     def encode(tower: Tower, pixels: Tensor) -> Tensor:
         groups = tower.groups(_edited_layers(recipe), mlps=any(name.endswith(".mlp") for name in parts))
@@ -192,6 +222,17 @@ def direct_edit(recipe: Recipe, base: Tower) -> Callable[[Tower, Tensor], Tensor
         return compute_direct_embeddings(recipe, readouts, features, parts)
 
     return encode
+
+
+def _require_readable(tensors: Mapping[str, Tensor], readouts: Mapping[HeadId, Tensor], d_embed: int) -> None:
+    """Refuse maps of other sizes than the readouts that they stand in front of."""
+    wanted = {
+        f"heads.{head}.{part}": readout.shape[1] for head, readout in readouts.items() for part in ("map", "offset")
+    }
+    wanted |= {name: d_embed for name in tensors if name.startswith(("output.", "ablated."))}
+    for name, size in wanted.items():
+        if len(tensors[name]) != size:
+            raise ValueError(f"{name} has {len(tensors[name])} rows, {size} are needed")
 
 
 def compute_recipe_parts(recipe: Recipe, tower: Tower) -> dict[str, Float[Tensor, "d_embed k"]]:

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import yaml
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from .. import recipes
+from .bounded import load_yaml, read_text
 from .errors import ConceptError, nearest_names
 from .model import Model
 
-VARIANCE_KEPT = 0.9
+VARIANCE_KEPT, MAX_LINES_BYTES = 0.9, 2**30
 
 
 class Concept(BaseModel):
@@ -57,13 +57,13 @@ def load_concept(name: str | Path, model_folder: Path | None = None) -> Concept:
     if path is None:
         raise ConceptError(f"unknown concept {str(name)!r}. {nearest_names(str(name), known)} Or give a YAML file.")
     try:
-        return Concept.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Concept.model_validate(load_yaml(path))
     except FileNotFoundError:
         raise ConceptError(f"cannot read the concept {path}: no such file.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConceptError(f"cannot read the concept {path}: {error}.") from None
     except ValidationError as error:
         raise ConceptError(f"cannot use the concept {path}: {describe_validation(error)}.") from None
+    except (OSError, ValueError) as error:
+        raise ConceptError(f"cannot read the concept {path}: {error}.") from None
 
 
 def describe_validation(error: ValidationError) -> str:
@@ -86,8 +86,8 @@ def load_texts(path: str | Path | None = None, model_folder: Path | None = None)
     own = model_folder / "texts.txt" if model_folder else general
     chosen = Path(path) if path is not None else own if own.is_file() else general
     try:
-        lines = [line.strip() for line in chosen.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in read_text(chosen, most=MAX_LINES_BYTES).splitlines()]
+    except (OSError, ValueError) as error:
         raise ConceptError(f"cannot read texts from {chosen}: {error}.") from None
     texts = tuple(dict.fromkeys(line for line in lines if line))
     if not texts:

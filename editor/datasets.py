@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .bounded import read_text
 from .errors import ImageError
 from .images import PATH_COLUMNS, ImageSource, list_images, read_csv_source
 
@@ -128,8 +129,8 @@ def load_lines(path: Path) -> list[str]:
         ImageError: If it cannot be read or has none.
     """
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in read_text(Path(path)).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
         raise ImageError(f"cannot read {path}: {error}.") from None
     if not lines:
         raise ImageError(f"cannot use {path}: it is empty. Write one entry a line.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .architecture import load_architecture
+from .bounded import load_json
 from .components import HeadId
 from .errors import ModelError
 from .model import BASE_FOLDER, CONFIG_NAME, Side, demo_folder, find_checkpoint, pretrained_tags
@@ -242,8 +242,8 @@ def _flat_config(folder: Path) -> dict[str, Any]:
     """A configuration's values by dotted key."""
     path = folder / CONFIG_NAME
     try:
-        nested = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
+        nested = load_json(path) if path.is_file() else {}
+    except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error}.") from None
 
     def flatten(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:

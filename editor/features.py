@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from .bounded import parse_json
 from .components import ComponentGroup, Features
 from .errors import ExportError, ImageError, ModelError, StatisticsError
 from .files import staged_file
@@ -147,10 +148,11 @@ def load_features(path: str | Path) -> CachedFeatures:
     try:
         header = read_header(path)
         with safe_open(path, framework="pt") as stream:
-            described = json.loads((stream.metadata() or {})[KIND])
+            described = parse_json((stream.metadata() or {})[KIND])
         maps = {name: _map_tensor(path, entry) for name, entry in header.items()}
-        keys, read = json.loads(maps.pop("names").numpy().tobytes()), maps.pop("read").tolist()
-    except (ModelError, KeyError, ValueError) as error:
+        keys, read = parse_json(maps.pop("names").numpy().tobytes()), maps.pop("read").tolist()
+        _require_whole(maps, keys, read, described)
+    except (ModelError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise StatisticsError(
             f"cannot read features from {path}: {error}. Write it with `clipedit scan --keep-features`."
         ) from None
@@ -158,6 +160,20 @@ def load_features(path: str | Path) -> CachedFeatures:
     features = Features({name.removesuffix(".u"): tensor for name, tensor in maps.items()}, {}, final, embedding)
     row_of = {key: row for row, key in enumerate(keys) if read[row]}
     return CachedFeatures(features, row_of, described["weights_hash"], tuple(described["layers"]))
+
+
+def _require_whole(maps: Mapping[str, Tensor], keys: Any, read: Any, described: Any) -> None:
+    """A row a name, everywhere."""
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise ValueError("its names are damaged")
+    wrong = [name for name, tensor in maps.items() if tensor.dtype != torch.float32 or len(tensor) != len(keys)]
+    wrong += [name for name in ("final", "embedding") if maps[name].ndim != 2]
+    wrong += [name for name, tensor in maps.items() if name.endswith(".u") and tensor.ndim != 3]
+    if wrong or not isinstance(read, list) or len(read) != len(keys) or not all(mark in (0, 1) for mark in read):
+        raise ValueError(f"{(wrong or ['read'])[0]} does not have a row for each of {len(keys)} names")
+    layers = described["layers"]
+    if not isinstance(described["weights_hash"], str) or not all(type(layer) is int for layer in layers):
+        raise ValueError("its description is damaged")
 
 
 def image_keys(source: ImageSource) -> list[str]:

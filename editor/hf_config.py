@@ -55,7 +55,20 @@ def read_sections(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
         {**(config.get(f"{name}_config") or {}), **(config.get(f"{name}_config_dict") or {})}
         for name in ("vision", "text")
     ]
-    return {**vision, **given[0]}, {**text, **given[1]}
+    sections = {**vision, **given[0]}, {**text, **given[1]}
+    for section, known in zip(sections, defaults[kind], strict=True):
+        wrong = next((key for key, value in known.items() if not _is_like(section[key], value)), None)
+        if wrong is not None and wrong != "eos_token_id":
+            raise ModelError(f"cannot convert the model: its {wrong} is {section[wrong]!r}. Fetch config.json again.")
+    return sections
+
+
+def _is_like(value: Any, usual: Any) -> bool:
+    """Whether a value has the type of the usual one; a number above zero stands for any number."""
+    if isinstance(usual, str | bool):
+        return isinstance(value, type(usual))
+    number = isinstance(value, int | float if isinstance(usual, float) else int) and not isinstance(value, bool)
+    return number and 0 < value < 2**31
 
 
 def convert_clip_config(config: Config) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,10 @@ from open_clip.timm_model import TimmModel
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from .bounded import load_json
+from .config_bounds import require_modest_config
 from .errors import ModelError
+from .files import find_beside
 from .hf_config import (
     convert_clip_config,
     convert_preprocessing,
@@ -43,6 +45,11 @@ def load_hf_folder(folder: Path, *, device: str = "cpu") -> HfModel:
     Raises:
         ModelError: If a file is missing or damaged, or the model is of another kind.
     """
+    with reading_weights(f"hf:{folder}"):
+        return _load(folder, device)
+
+
+def _load(folder: Path, device: str) -> HfModel:
     if not folder.is_dir():
         raise ModelError(
             f"cannot load hf:{folder}: no such folder. Give one that `save_pretrained` wrote, or a clone of it."
@@ -52,6 +59,7 @@ def load_hf_folder(folder: Path, *, device: str = "cpu") -> HfModel:
     layers = vision["num_hidden_layers"], text["num_hidden_layers"]
     clip = config["model_type"] == "clip"
     model_config = convert_clip_config(config) if clip else _name_trunk(convert_siglip_config(config), config)
+    require_modest_config(model_config, _weight_bytes(folder), f"hf:{folder}")
     if not clip or text["vocab_size"] != CLIP_VOCABULARY:
         model_config["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
     state = convert_from_hf(_read_state(folder), clip_names(*layers) if clip else siglip_names(*layers))
@@ -108,9 +116,10 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
     """The weights: one file of safetensors, several with an index, or PyTorch's own format without code."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or index.is_file():
-        names = {"model.safetensors"} if not index.is_file() else set(_read_json(index)["weight_map"].values())
+        named = _read_json(index)["weight_map"].values() if index.is_file() else []
+        paths = [find_beside(index, name) for name in sorted(set(named))] or [folder / "model.safetensors"]
         state: dict[str, Tensor] = {}
-        for path in (folder / name for name in sorted(names)):
+        for path in paths:
             read = tensor_reader(path)
             state |= {name: read(name) for name in read_header(path)}
         return state
@@ -119,8 +128,13 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
         raise ModelError(
             f"cannot load hf:{folder}: it has neither model.safetensors nor pytorch_model.bin. Add the weights."
         )
-    with reading_weights(f"hf:{folder}"):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+
+
+def _weight_bytes(folder: Path) -> int:
+    """Bytes of all files that may hold weights; links are followed, as the hub's cache has them."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
 
 
 def _read_preprocessing(folder: Path) -> dict[str, Any]:
@@ -132,7 +146,7 @@ def _read_preprocessing(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = load_json(path)
     except FileNotFoundError:
         raise ModelError(
             f"cannot load hf:{path.parent}: it has no {path.name}. Give a folder that `save_pretrained` wrote."

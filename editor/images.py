@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,7 +29,9 @@ from .errors import ImageError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 PATH_COLUMNS = ("filename", "img_filename", "path", "file", "image")
-MAX_PIXELS, MAX_ASPECT = 178_956_970, 100
+# By content, not by suffix: what else Pillow reads would run Ghostscript, or code that nobody fuzzes.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_PIXELS, MAX_ASPECT, MAX_SCANS = 178_956_970, 100, 40
 DEMO_CALIBRATION_SEED, DEMO_CALIBRATION_COUNT = 5_001, 4_096
 
 
@@ -86,13 +88,13 @@ class ImageSource:
         """A short hash an image, of its name and size: says whether two sources share it."""
         stamps = self.stamps or self.names
         pairs = zip(self.names, stamps, strict=True)
-        return [hashlib.sha256(f"{name}\0{stamp}".encode()).hexdigest()[:16] for name, stamp in pairs]
+        return [hashlib.sha256(os.fsencode(f"{name}\0{stamp}")).hexdigest()[:16] for name, stamp in pairs]
 
     def fingerprint(self) -> str:
         """SHA-256 over names and sizes: says whether two scans saw the same images."""
         digest = hashlib.sha256()
         for name, stamp in zip(self.names, self.stamps or self.names, strict=True):
-            digest.update(f"{name}\0{stamp}\n".encode())
+            digest.update(os.fsencode(f"{name}\0{stamp}\n"))
         return digest.hexdigest()
 
 
@@ -152,6 +154,8 @@ def read_csv_source(path: Path) -> ImageSource:
         ImageError: If no such column exists, or the CSV cannot be read or has no rows.
     """
     try:
+        if not path.is_file():
+            raise ImageError(f"cannot read {path}: there is no such file.")
         with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = list(csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -204,7 +208,9 @@ def open_image(path: Path) -> Image.Image:
 def read_image(content: Path | io.BytesIO, name: str) -> Image.Image:
     """As `open_image`, from a file or its content; `name` is for messages."""
     try:
-        with Image.open(content) as image:
+        if isinstance(content, Path) and not content.is_file():
+            raise ImageError(f"cannot read {name}: there is no such file.")
+        with Image.open(content, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"cannot read {name}: {image.width} x {image.height} pixels, at most {MAX_PIXELS}.")
             if max(image.size) > MAX_ASPECT * min(image.size):
@@ -212,12 +218,26 @@ def read_image(content: Path | io.BytesIO, name: str) -> Image.Image:
                 raise ImageError(
                     f"cannot read {name}: {image.width} x {image.height} is longer than {MAX_ASPECT} to 1."
                 )
+            _require_few_scans(image, name)
             image.load()
             return _to_rgb(image)
     except ImageError:
         raise
     except Exception as error:  # Decoders raise nearly anything on hostile bytes.
         raise ImageError(f"cannot read {name}: {error or type(error).__name__}.") from None
+
+
+def _require_few_scans(image: Image.Image, name: str) -> None:
+    """A JPEG may go over all its pixels as often as it likes: a small file could take hours."""
+    stream: Any = getattr(image, "fp", None)
+    if image.format not in ("JPEG", "MPO") or stream is None:
+        return
+    at = stream.tell()
+    stream.seek(0)
+    scans = stream.read().count(b"\xff\xda")
+    stream.seek(at)
+    if scans > MAX_SCANS and scans * image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"cannot read {name}: a JPEG of {scans} scans, {MAX_SCANS} are read of so large a one.")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -242,8 +262,15 @@ def _from_folder(folder: Path) -> ImageSource:
 
 
 def _from_paths(paths: Sequence[Path], names: Sequence[str]) -> ImageSource:
-    stamps = tuple(str(path.stat().st_size) if path.is_file() else "missing" for path in paths)
+    stamps = tuple(_stamp(path) for path in paths)
     return ImageSource(tuple(names), OpenPath(tuple(paths)), stamps=stamps)
+
+
+def _stamp(path: Path) -> str:
+    try:
+        return str(path.stat().st_size) if path.is_file() else "missing"
+    except (OSError, ValueError):  # A name that is too long, or holds what no name can.
+        return "missing"
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,12 @@ def _load_celeba(
     if attributes is None or partition is None:
         missing = "list_attr_celeba" if attributes is None else "list_eval_partition"
         raise ImageError(f"cannot read {path} as CelebA: it has no {missing}.txt or .csv. Add it.")
-    splits = {next(iter(row.values())): list(row.values())[1] for row in _read_celeba(partition)}
+    parts = _read_celeba(partition)
+    if len(parts[0]) < 2:
+        raise ImageError(
+            f"cannot read {partition}: it has one column, an image and its part are needed. Fetch it again."
+        )
+    splits = {next(iter(row.values())): list(row.values())[1] for row in parts}
     rows = _read_celeba(attributes)
     for column in (label, *group_by):
         if column not in rows[0]:

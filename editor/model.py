@@ -15,16 +15,17 @@ import torch
 from jaxtyping import Float
 from open_clip.factory import _find_checkpoint_in_dir
 from open_clip.tokenizer import HFTokenizer
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
 
 from .. import demo
 from .components import Decomposition
+from .config_bounds import require_modest_config, require_modest_sizes
 from .errors import ModelError, nearest_names
 from .hf_folder import load_hf_folder
 from .images import ImageSource
 from .open_clip_config import CONFIG_NAME, read_open_clip_config
+from .preprocessing import build_preprocess, require_preprocess
 from .timm_models import (
     create_timm,
     create_timm_from_folder,
@@ -32,8 +33,8 @@ from .timm_models import (
     is_timm_folder,
     is_timm_name,
     require_linear_classifier,
+    require_whole_patches,
     timm_tags,
-    timm_transform,
 )
 from .towers import Tower, build_tower
 from .towers.open_clip_text import OpenClipText
@@ -276,15 +277,6 @@ def load_model(name: str, pretrained: str | None = None, *, device: str = "cpu")
     )
 
 
-def build_preprocess(config: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
-    """From a `Model.config` to a function from a PIL image to pixels `[3, height, width]`."""
-    if "timm_cfg" in config:
-        return timm_transform(config["preprocess_cfg"])
-    keys = PreprocessCfg.__dataclass_fields__
-    known = PreprocessCfg(**{key: value for key, value in config["preprocess_cfg"].items() if key in keys})
-    return image_transform_v2(known, is_train=False)  # pyright: ignore[reportReturnType]
-
-
 def find_checkpoint(folder: Path) -> Path:
     """The weights file that open_clip would read from a folder.
 
@@ -337,19 +329,27 @@ def decompose(model: Model, pixels: Tensor) -> Decomposition:
 
 
 def _load_folder(folder: Path, name: str, device: str) -> Model:
-    if not (folder / CONFIG_NAME).is_file() and is_timm_folder(folder):
-        with reading_weights(str(folder)):
-            timm_module = create_timm_from_folder(folder)
-        return _finish(timm_module.to(device), name, None, describe_timm(timm_module, folder), find_checkpoint(folder))
-    config = read_open_clip_config(folder)
-    checkpoint = find_checkpoint(folder)
-    module = _create(f"local-dir:{folder}", None, device, origin=str(folder))
-    return _finish(module, name, None, config, checkpoint)
+    with reading_weights(str(folder)):
+        if not (folder / CONFIG_NAME).is_file() and is_timm_folder(folder):
+            checkpoint = find_checkpoint(folder)
+            module = create_timm_from_folder(folder, checkpoint.stat().st_size).to(device)
+            config = describe_timm(module, folder)
+            require_whole_patches(module, config["preprocess_cfg"]["size"])
+        else:
+            config = read_open_clip_config(folder)
+            require_modest_sizes(config, str(folder))
+            checkpoint = find_checkpoint(folder)
+            require_modest_config(config["model_cfg"], checkpoint.stat().st_size, str(folder))
+            module = _create(f"local-dir:{folder}", None, device, origin=str(folder))
+        require_preprocess(config, getattr(getattr(module, "visual", None), "image_size", None))
+        return _finish(module, name, None, config, checkpoint)
 
 
 def _load_hf(folder: Path, device: str) -> Model:
     name = f"{HF_PREFIX}{folder.resolve()}"
     module, config, dtypes = load_hf_folder(folder, device=device)
+    with reading_weights(name):
+        require_preprocess(config)
     return replace(_finish(module, name, None, config, None), folder=folder, storage_dtypes=dtypes)
 
 

@@ -7,21 +7,23 @@ included). A bound recipe applied to the same base gives the same bytes.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
 from .. import recipes
+from .bounded import load_yaml
 from .components import HeadId
 from .concepts import describe_validation
 from .errors import ModelError, RecipeError, nearest_names
-from .files import save_tensors, write_text
+from .files import find_beside, is_plain_name, save_tensors, write_text
 from .notebook import html_facts, html_table
 from .weights import load_tensors
 
@@ -30,11 +32,12 @@ Effect = Literal["distilled", "total", "direct"]
 EFFECTS = get_args(Effect)
 HeadOperation = Literal["mean-ablate", "zero-ablate", "scale", "project-out", "keep-only", "reweight"]
 Along = Literal["texts", "text-span", "pca", "labels"]
+_HEAD = re.compile(r"L\d{1,4}H\d{1,4}", re.ASCII)
 WHOLE_PARTS = ("mlps", "self-attention", "layers")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Step(_Section):
@@ -53,7 +56,7 @@ class Step(_Section):
     then: tuple[HeadOperation, ...] = ()
     target: Literal["heads", "output", "texts", "mlps", "self-attention", "layers"] = "heads"
     heads: tuple[str, ...] = ()
-    layers: tuple[int, ...] = ()
+    layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     concept: str | None = None
     texts: tuple[str, ...] | None = None
     along: Along = "texts"
@@ -68,6 +71,13 @@ class Step(_Section):
         if len(set(heads)) != len(heads):
             raise ValueError("a head is named twice")
         return tuple(str(HeadId.parse(head)) for head in heads)
+
+    @field_validator("concept")
+    @classmethod
+    def _concept_is_a_name(cls, concept: str | None) -> str | None:
+        if concept is not None and concept.endswith((".yaml", ".yml")):
+            raise ValueError("must be the name of a concept, not a file: write its texts under `texts`")
+        return concept
 
     @model_validator(mode="after")
     def _only_heads_have_heads(self) -> Step:
@@ -117,7 +127,7 @@ class TensorFile(_Section):
     @field_validator("file")
     @classmethod
     def _stays_in_the_folder(cls, name: str) -> str:
-        if Path(name).name != name or name in ("", ".", "..") or "\\" in name:
+        if not is_plain_name(name):
             raise ValueError("must be a file name, without a folder")
         return name
 
@@ -239,13 +249,13 @@ def load_recipe(path: str | Path) -> Recipe:
         path = known[str(path)]
     path = path / "recipe.yaml" if path.is_dir() else path
     try:
-        document = RecipeDocument.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        document = RecipeDocument.model_validate(load_yaml(path))
     except FileNotFoundError:
         raise RecipeError(f"cannot read the recipe {path}: no such file.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error}.") from None
     except ValidationError as error:
         raise RecipeError(f"cannot use the recipe {path}: {describe_validation(error)}. Correct it there.") from None
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}.") from None
     if document.tensors is None:
         return Recipe(document)
     recipe = Recipe(document, *_load_tensors(path, document.tensors))
@@ -254,14 +264,18 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def _load_tensors(path: Path, file: TensorFile) -> tuple[dict[str, Tensor], dict[str, str]]:
-    beside = path.parent / file.file
+    try:
+        beside = find_beside(path, file.file)
+    except ValueError as error:
+        raise RecipeError(f"cannot use the recipe {path}: {error}. Copy the file itself.") from None
     if not beside.is_file():
         raise RecipeError(f"cannot use the recipe {path}: {file.file} is missing beside it. Copy both files.")
     if hashlib.sha256(beside.read_bytes()).hexdigest() != file.sha256:
         raise RecipeError(f"cannot use the recipe {path}: {file.file} is not the file that was saved with it.")
     try:
-        return load_tensors(beside, KIND)
-    except ModelError as error:
+        tensors, names = load_tensors(beside, KIND)
+        return tensors, dict(names)
+    except (ModelError, TypeError, ValueError) as error:
         raise RecipeError(f"cannot use the recipe {path}: {error}") from None
 
 
@@ -276,3 +290,20 @@ def _require_complete(recipe: Recipe, path: Path) -> None:
         missing = ["folded.*"]
     if missing:
         raise RecipeError(f"cannot use the recipe {path}: its tensors lack {', '.join(missing[:3])}. Copy it whole.")
+    wrong = next((name for name, tensor in found.items() if not _is_usable(name, tensor)), None)
+    names = all(isinstance(key, str) and isinstance(name, str) for key, name in recipe.names.items())
+    if wrong is not None or not names:
+        raise RecipeError(f"cannot use the recipe {path}: its {wrong or 'names'} cannot be used. Make it again.")
+
+
+def _is_usable(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor has a known name, and the numbers and axes that go with it."""
+    kind, _, part = name.partition(".")
+    if kind == "heads":
+        head, _, part = part.partition(".")
+        known = _HEAD.fullmatch(head) is not None and part in ("map", "offset", "value_offset", "value_map")
+    else:
+        known = kind in ("folded", "ablated") or name in ("output.map", "output.offset", "texts.map")
+    is_map = part.endswith("map") and kind != "folded"
+    fits = tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1] if is_map else kind == "folded" or tensor.ndim == 1
+    return known and fits and tensor.is_floating_point() and bool(tensor.isfinite().all())

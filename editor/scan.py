@@ -16,6 +16,7 @@ from .files import lasting_name, save_tensors
 from .images import Batch, ImageSource, list_images, load_batches
 from .model import Model, Side
 from .notebook import html_facts
+from .scan_description import check_description, check_sums
 from .scanner import Scanner
 from .statistics import GroupSums, Statistics
 from .texts import list_texts
@@ -117,7 +118,14 @@ class Scan:
                 f"cannot use this scan with the {model.side} tower of {model.name}: it is of the {self.tower} tower. "
                 f"Scan with --tower {model.side}, or take model.with_tower({self.tower!r})."
             )
-        return model.tower.groups(self.layers, mlps=self.mlps)
+        return self._require_groups(model.tower.groups(choose_layers(model, self.layers), mlps=self.mlps))
+
+    def _require_groups(self, groups: list[ComponentGroup]) -> list[ComponentGroup]:
+        for group in groups:
+            found = self.statistics.groups.get(group.name)
+            if found is None or tuple(found.u.shape) != (len(group.ids), group.k):
+                raise StatisticsError(f"cannot use the scan: its {group.name} is not that of the model. Scan it again.")
+        return groups
 
 
 def scan(
@@ -239,9 +247,10 @@ def load_scan(path: str | Path) -> Scan:
         )
     try:
         tensors, described = load_tensors(path, KIND)
+        described = check_description(described)
         names = [name.removesuffix(".uu") for name in tensors if name.endswith(".uu")]
         groups = {name: GroupSums(*(tensors[f"{name}.{part}"] for part in ("uu", "ug", "u", "v"))) for name in names}
-        statistics = Statistics(described.pop("n"), tensors["gg"], groups)
+        statistics = check_sums(Statistics(described.pop("n"), tensors["gg"], groups))
         described["layers"] = tuple(described["layers"])
         described["bad"] = tuple((name, reason) for name, reason in described["bad"])
         return Scan(statistics, **described)

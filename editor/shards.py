@@ -124,4 +124,4 @@ def _units_of(location: Location, rows: int) -> list[WorkUnit]:
 
 def _key(location: Location, *rows: int) -> str:
     text = "\0".join([location.name, str(location.size), *map(str, rows)])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(os.fsencode(text)).hexdigest()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-import yaml
 from jaxtyping import Float
 from torch import Tensor
 
+from .bounded import load_yaml
 from .components import HeadId
 from .directions import NAMED_SHARE, encode_pool
 from .errors import RecipeError
@@ -80,7 +80,7 @@ def load_weights(path: Path) -> dict[str, tuple[float, ...]]:
         RecipeError: If the file cannot be read, or has another form.
     """
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        found = load_yaml(Path(path))
         return {str(HeadId.parse(head)): tuple(float(value) for value in row) for head, row in found.items()}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise RecipeError(f"cannot read weights from {path}: {error}. Write `L3H5: [1, 1, 0.2, ...]` a head.") from None

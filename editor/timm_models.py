@@ -5,9 +5,8 @@ A folder loads in plain timm by `timm.create_model("local-dir:FOLDER", pretraine
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from timm.data.transforms_factory import create_transform
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
+from .bounded import load_json
+from .config_bounds import require_modest_count, require_modest_sizes
 from .errors import ModelError
 from .weights import read_header
 
@@ -32,7 +33,7 @@ def is_timm_name(name: str) -> bool:
 def is_timm_folder(folder: Path) -> bool:
     """Whether a folder holds timm's `config.json`; one of transformers has no `architecture`."""
     try:
-        config = json.loads((folder / TIMM_CONFIG_NAME).read_text(encoding="utf-8"))
+        config = load_json(folder / TIMM_CONFIG_NAME)
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "architecture" in config
@@ -60,9 +61,36 @@ def create_timm(name: str, pretrained: str | None) -> nn.Module:
     return timm.create_model(name, checkpoint_path=pretrained, **options)
 
 
-def create_timm_from_folder(folder: Path) -> nn.Module:
-    """A module with a folder's weights."""
+def create_timm_from_folder(folder: Path, weight_bytes: int) -> nn.Module:
+    """A module with a folder's weights.
+
+    Raises:
+        ModelError: If its configuration describes a much larger model than its weights are.
+    """
+    config = load_json(folder / TIMM_CONFIG_NAME)
+    require_modest_sizes(config, str(folder))
+    with torch.device("meta"):
+        described: Any = timm.create_model(config["architecture"], **config.get("model_args") or {})
+    require_modest_count(sum(tensor.numel() for tensor in described.parameters()), weight_bytes, str(folder))
     return timm.create_model(f"local-dir:{folder}", pretrained=True)
+
+
+def require_whole_patches(module: Any, size: Sequence[int]) -> None:
+    """Refuse pixels that the first layer cannot cut into its patches.
+
+    Raises:
+        ModelError: With both sizes.
+    """
+    embed = getattr(module, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    if (
+        patch
+        and not getattr(embed, "dynamic_img_pad", False)
+        and any(side % step for side, step in zip(size, patch, strict=True))
+    ):
+        raise ModelError(
+            f"cannot load the model: {list(size)} pixels are no whole number of patches of {list(patch)}. Correct config.json."
+        )
 
 
 def describe_timm(module: nn.Module, folder: Path | None = None) -> dict[str, Any]:
@@ -71,11 +99,11 @@ def describe_timm(module: nn.Module, folder: Path | None = None) -> dict[str, An
     preprocess = {key: data[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode")}
     described = {"preprocess_cfg": {"size": list(data["input_size"][1:]), **preprocess}}
     if folder is not None:
-        return {"timm_cfg": json.loads((folder / TIMM_CONFIG_NAME).read_text(encoding="utf-8")), **described}
+        return {"timm_cfg": load_json(folder / TIMM_CONFIG_NAME), **described}
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / TIMM_CONFIG_NAME
         save_config_for_hf(module, str(path))
-        return {"timm_cfg": json.loads(path.read_text(encoding="utf-8")), **described}
+        return {"timm_cfg": load_json(path), **described}
 
 
 def timm_transform(preprocess: Mapping[str, Any]) -> Callable[..., torch.Tensor]:

@@ -58,7 +58,7 @@ class ParquetVectors:
     def chunks(self) -> Iterator[Tensor]:
         """The rows in order, float64."""
         first = 0
-        for batch in _open_parquet(self.path).iter_batches(CHUNK_ROWS, columns=[self.column]):
+        for batch in _batches(_open_parquet(self.path), self.path, CHUNK_ROWS, columns=[self.column]):
             yield self._vectors(batch, first)
             first += len(batch)
 
@@ -72,7 +72,7 @@ class ParquetVectors:
         at = schema.get_field_index(self.column)
         kind = schema.field(at).type
         with staged_file(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-            for batch in source.iter_batches(CHUNK_ROWS):
+            for batch in _batches(source, self.path, CHUNK_ROWS):
                 found = function(self._vectors(batch, first)).numpy().astype(kind.value_type.to_pandas_dtype())
                 offsets = [] if pa.types.is_fixed_size_list(kind) else [np.arange(len(batch) + 1) * self.width]
                 flat = pa.array(found.ravel(), kind.value_type)
@@ -121,9 +121,10 @@ def _open_npy(path: Path) -> NpyVectors:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(stream)
             start = stream.tell()
-    except (ValueError, OSError, EOFError) as error:
-        raise VectorError(f"cannot read vectors from {path}: {error}. Write it with `numpy.save`.") from None
-    if len(shape) != 2 or dtype.kind != "f" or fortran or 0 in shape:
+    except Exception as error:  # The header is an expression, though one of literals only.
+        reason = str(error) or type(error).__name__
+        raise VectorError(f"cannot read vectors from {path}: {reason}. Write it with `numpy.save`.") from None
+    if len(shape) != 2 or dtype.kind != "f" or fortran or any(type(side) is not int or side < 1 for side in shape):
         order = ", in Fortran order" if fortran else ""
         raise VectorError(
             f"cannot read vectors from {path}: it holds {dtype} of shape {shape}{order}, floats [row, d_embed] in C order are "
@@ -153,7 +154,7 @@ def _find_column(path: Path, column: str | None) -> ParquetVectors:
             f"(of {', '.join(fields) or 'none'}), {column or 'one'} is needed. Name one with --column."
         )
     name = column or vectors[0]
-    first = next(source.iter_batches(1, columns=[name]), None)
+    first = next(_batches(source, path, 1, columns=[name]), None)
     if first is None or not first.column(0)[0].is_valid or not len(first.column(0)[0]):
         raise VectorError(f"cannot read vectors from {path}: {name} is empty. Give a file with a vector a row.")
     return ParquetVectors(path, source.metadata.num_rows, len(first.column(0)[0]), name)
@@ -161,14 +162,20 @@ def _find_column(path: Path, column: str | None) -> ParquetVectors:
 
 def _open_parquet(path: Path) -> Any:
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise VectorError(f"cannot read {path}: Parquet needs pyarrow. `pip install 'clipedit[parquet]'`.") from None
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except Exception as error:  # Its own kinds, and plain ones, on damaged files.
         raise VectorError(f"cannot read vectors from {path}: {error}. Give a Parquet file.") from None
+
+
+def _batches(source: Any, path: Path, rows: int, **options: Any) -> Iterator[Any]:
+    try:
+        yield from source.iter_batches(rows, **options)
+    except Exception as error:  # Its own kinds, and plain ones, on damaged files.
+        raise VectorError(f"cannot read vectors from {path}: {error}. Copy the whole file.") from None
 
 
 def _checked(rows: np.ndarray, first: int, path: Path) -> Tensor:

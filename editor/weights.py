@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import pickle
+import re
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,10 +23,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .bounded import load_json, parse_json
 from .errors import ClipeditError, ModelError
 from .files import staged_file, write_text
 
-_MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES, MAX_TENSORS = 100_000_000, 100_000
 _CACHE_FROM_BYTES = 64 * 2**20
 _DTYPES = {
     "F64": torch.float64,
@@ -56,31 +58,63 @@ class StoredTensor:
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file.
 
+    Its length, the number of tensors and their places in the file are checked here, before the library sees it; that they
+    neither overlap nor leave holes, and have the sizes that their shapes say, is checked by the library.
+
     Raises:
         ModelError: If the file is missing, or is not safetensors (a pickle is never opened).
     """
     path = Path(path)
     try:
+        found = _parse_header(path)
         with safe_open(path, framework="pt"):
-            pass
-        with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > _MAX_HEADER_BYTES:
-                raise SafetensorError("header too large")
-            header = json.loads(stream.read(length))
+            return found
     except FileNotFoundError:
         raise ModelError(f"cannot read {path}: no such file.") from None
-    except (OSError, SafetensorError, ValueError, struct.error) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, struct.error, RecursionError) as error:
         raise ModelError(
-            f"cannot read {path} as safetensors: {error}. Weights are only read as safetensors; "
+            f"cannot read {path} as safetensors: {str(error) or type(error).__name__}. Weights are only read as safetensors; "
             "convert the file in a process that you trust."
         ) from None
+
+
+def _parse_header(path: Path) -> dict[str, StoredTensor]:
+    size = path.stat().st_size
+    if not path.is_file():
+        raise ValueError("it is not a plain file")
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise ValueError(
+                f"its header is said to have {length} bytes, the file has {size}, {MAX_HEADER_BYTES} are read"
+            )
+        header = json.loads(stream.read(length), object_pairs_hook=_unique)
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
     header.pop("__metadata__", None)
-    base = 8 + length
-    return {
-        name: StoredTensor(entry["dtype"], tuple(entry["shape"]), *(base + at for at in entry["data_offsets"]))
-        for name, entry in header.items()
-    }
+    if len(header) > MAX_TENSORS:
+        raise ValueError(f"it has {len(header)} tensors, at most {MAX_TENSORS} are read")
+    return {name: _place_tensor(name, entry, 8 + length, size) for name, entry in header.items()}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Readers differ in which of two equal names they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice in its header")
+    return found
+
+
+def _place_tensor(name: str, entry: Any, base: int, size: int) -> StoredTensor:
+    start, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if not isinstance(entry["dtype"], str) or any(
+        type(number) is not int or number < 0 for number in (*shape, start, end)
+    ):
+        raise ValueError(f"tensor {name} is not described by a type, a shape and offsets")
+    if start > end or base + end > size:
+        raise ValueError(f"tensor {name} lies outside of the file")
+    return StoredTensor(entry["dtype"], shape, base + start, base + end)
 
 
 @contextlib.contextmanager
@@ -92,6 +126,8 @@ def reading_weights(origin: str) -> Iterator[None]:
     """
     try:
         yield
+    except ClipeditError:
+        raise
     except pickle.UnpicklingError:
         raise ModelError(
             f"cannot load {origin}: the file is a pickle that could run code, and was not opened. "
@@ -103,10 +139,10 @@ def reading_weights(origin: str) -> Iterator[None]:
 
 
 def tensor_reader(path: Path) -> ReadTensor:
-    """A function that reads one named tensor of a safetensors file."""
+    """A function that reads one named tensor of a safetensors file; a `ModelError` if it is not there."""
 
     def read(name: str) -> Tensor:
-        with safe_open(path, framework="pt") as stream:
+        with reading_weights(f"{name} of {path}"), safe_open(path, framework="pt") as stream:
             return stream.get_tensor(name)
 
     return read
@@ -119,12 +155,12 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
         ModelError: If the file is missing, or was not written as this kind.
     """
     read_header(path)
-    with safe_open(path, framework="pt") as stream:
+    with reading_weights(str(path)), safe_open(path, framework="pt") as stream:
         metadata = stream.metadata() or {}
         if kind not in metadata:
             raise ModelError(f"cannot read {path}: it is not a {kind} file.")
         try:
-            described = json.loads(metadata[kind])
+            described = parse_json(metadata[kind])
         except ValueError as error:
             raise ModelError(f"cannot read {path}: its metadata is damaged ({error}).") from None
         return {name: stream.get_tensor(name) for name in stream.keys()}, described  # noqa: SIM118
@@ -151,7 +187,7 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
 
 
 def hash_checkpoint(path: Path) -> str:
-    """The weight hash of a safetensors file, cached beside large files by size and modification time."""
+    """The weight hash of a safetensors file, cached beside large files by size, times and place on the disk."""
     path = Path(path)
     cached = _read_cached_hash(path)
     return cached or _store_cached_hash(path, _hash_file(path, read_header(path)))
@@ -235,13 +271,15 @@ def _cache_path(path: Path) -> Path:
 
 def _stamp(path: Path) -> dict[str, int]:
     stat = path.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    # A folder from elsewhere can bring a cache with it, but cannot know its place on this disk.
+    return {key: getattr(stat, f"st_{key}") for key in ("size", "mtime_ns", "ctime_ns", "ino", "dev")}
 
 
 def _read_cached_hash(path: Path) -> str | None:
     try:
-        cached = json.loads(_cache_path(path).read_text())
-        return cached["hash"] if all(cached[key] == value for key, value in _stamp(path).items()) else None
+        cached = load_json(_cache_path(path))
+        known = all(cached[key] == value for key, value in _stamp(path).items())
+        return cached["hash"] if known and re.fullmatch("[0-9a-f]{64}", cached["hash"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,15 @@ from ..demo import world
 from ..editor.errors import ImageError, ModelError, VerificationError
 from ..editor.files import save_tensors
 from ..editor.images import ImageSource, list_images, render_source
-from ..editor.model import Model, build_preprocess
+from ..editor.model import Model
+from ..editor.preprocessing import build_preprocess
 from ..editor.thresholds import ThresholdShift, compute_threshold_shift
 from ..editor.weights import load_tensors
 from .precision import FORCED, LIMITS, Limits
 from .verify import REFERENCE_NAME
 
 KIND = "clipedit-reference-1"
+_IMAGE = re.compile("image_[0-9]{1,6}")
 IMAGES, IMAGES_LOWER, IMAGES_SHIFT = 8, 32, 32
 TEXTS = ("a photo of a bird", "a photo of a circle", "a city street", "the ocean", "something red", "written text",
          "a person", "a forest in winter")  # fmt: skip
@@ -38,7 +41,7 @@ class Reference:
     `config`: as `Model.config`. `options`: what was asked for, `precision` among it."""
 
     target: str
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     texts: tuple[str, ...]
     tensors: dict[str, Tensor]
     options: dict[str, Any]
@@ -50,7 +53,7 @@ class Reference:
 
     def images(self) -> list[Image.Image]:
         """The images, in order."""
-        names = [name for name in self.tensors if name.startswith("image_") and name[6:].isdigit()]
+        names = [name for name in self.tensors if _IMAGE.fullmatch(name)]
         names.sort(key=lambda name: int(name[6:]))
         return [Image.fromarray(self.tensors[name].numpy()) for name in names]
 
@@ -129,11 +132,36 @@ def load_reference(folder: Path) -> Reference:
         tensors, described = load_tensors(folder / REFERENCE_NAME, KIND)
         # References of before there were options are of fp32.
         options = {"precision": "fp32", **described.get("options", {})}
-        return Reference(described["target"], described["config"], tuple(described["texts"]), tensors, options)
-    except (ModelError, KeyError, TypeError) as error:
+        found = Reference(described["target"], described["config"], tuple(described["texts"]), tensors, options)
+        _require_whole(found)
+        return found
+    except (ModelError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise VerificationError(
             f"cannot verify {folder}: {error} Give a folder that `clipedit export` wrote."
         ) from None
+
+
+def _require_whole(reference: Reference) -> None:
+    """What is read of a reference has the types and shapes that it is used with."""
+    if not isinstance(reference.target, str) or not isinstance(reference.config, dict):
+        raise ValueError("its description is damaged.")
+    if reference.options["precision"] not in LIMITS or not all(isinstance(text, str) for text in reference.texts):
+        raise ValueError("its options or texts are damaged.")
+    images = {name: tensor for name, tensor in reference.tensors.items() if _IMAGE.fullmatch(name)}
+    if not images or any(
+        t.dtype != torch.uint8 or t.ndim != 3 or t.shape[2] != 3 or not t.numel() for t in images.values()
+    ):
+        raise ValueError("its images are damaged.")
+    wanted = {"tokens": len(reference.texts), "text_embedding": len(reference.texts), "image_embedding": len(images)}
+    for name, tensor in reference.tensors.items():
+        kind = name.removeprefix("base_")
+        # The base may have answered the first images only.
+        fewer = name == "base_image_embedding" and len(tensor) < wanted[kind]
+        if kind in wanted and (tensor.ndim != 2 or not (len(tensor) == wanted[kind] or fewer)):
+            raise ValueError(f"its {name} is damaged.")
+    shifts = [reference.tensors[name] for name in ("shift_before", "shift_after") if name in reference.tensors]
+    if len(shifts) == 1 or any(shift.ndim != 2 or shift.shape != shifts[0].shape for shift in shifts):
+        raise ValueError("its shifts are damaged.")
 
 
 def _find_earlier(model: Model) -> Reference | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import jinja2
 import yaml
 
 from ..editor.aligned_model import apply_aligner
+from ..editor.bounded import load_json
 from ..editor.components import HeadId
 from ..editor.concepts import Concept, list_concepts, load_concept, load_texts
 from ..editor.errors import ExportError
@@ -159,7 +159,7 @@ def _provenance(edit: Edit) -> dict[str, str]:
 
 def _read_checks(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / VERIFICATION_NAME).read_text(encoding="utf-8"))
+        found = load_json(folder / VERIFICATION_NAME)
         return found if isinstance(found, dict) and isinstance(found.get("checks"), list) else {}
     except (OSError, ValueError):
         return {}

@@ -12,19 +12,36 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from ..editor.apply import apply_recipe
+from ..editor.bounded import load_json
 from ..editor.errors import ClipeditError, ExportError
 from ..editor.files import lasting_name
 from ..editor.images import ImageSource, list_images
 from ..editor.model import Model, load_model
 from ..editor.recipe import Base, load_recipe
 from .patch import RECIPE_NAME
+from .precision import LIMITS
 from .profile import Profile
 
 FOLDER, RECORD_NAME = "reproduce", "reproduce.json"
 # What writes the bytes of an export; other versions of the rest have not been seen to matter.
 _WRITERS = ("clipedit", "torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
 _OTHERS = ("safetensors", "timm", "transformers", "numpy", "pillow")
+
+
+class _Record(BaseModel):
+    """What is read of a record."""
+
+    target: str
+    options: dict[str, Any]
+    edited: bool
+    base: Base
+    inputs: dict[str, Any]
+    edited_weights_hash: str
+    environment: dict[str, str]
+    outputs: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -98,11 +115,11 @@ def reproduce(
 
 
 def _compare_build(folder: Path, record: dict[str, Any], base: Model, source: ImageSource | None) -> list[Difference]:
-    from .targets import PROFILES
+    from .targets import require_target
 
     options = record["options"]
     edited = apply_recipe(load_recipe(_recipe_folder(folder)), base) if record["edited"] else base
-    profile = PROFILES[record["target"]].at(options["precision"])
+    profile = require_target(record["target"], options["precision"]).at(options["precision"])
     profile = replace(profile, prune="pruned" in options, calibration=source)
     with tempfile.TemporaryDirectory() as name:
         profile.write(edited, Path(name), profile)
@@ -121,10 +138,12 @@ def load_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / FOLDER / RECORD_NAME
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        needed = {"target", "options", "base", "inputs", "environment", "outputs", "edited", "edited_weights_hash"}
-        if record["schema_version"] != 1 or not needed <= record.keys():
+        record = load_json(path)
+        if record["schema_version"] != 1:
             raise ValueError("it is of another version")
+        _Record.model_validate(record)
+        if record["options"]["precision"] not in LIMITS or "calibration" not in record["inputs"]:
+            raise ValueError("its options or inputs are damaged")
     except FileNotFoundError:
         raise ExportError(f"cannot reproduce {folder}: it holds no {FOLDER}/{RECORD_NAME}. Give an export.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from ..editor.model import Model
+from .foreign_code import ST_MODULE
 from .hf_folder import SIDECARS, write_hf
 from .profile import Profile
 
@@ -16,7 +17,7 @@ def write_sentence_transformers(model: Model, folder: Path, profile: Profile) ->
     """Write `modules.json` and the folder of its one module."""
     (folder / MODULE).mkdir()
     write_hf(model, folder / MODULE, profile)
-    module = {"idx": 0, "name": "0", "path": MODULE, "type": "sentence_transformers.models.CLIPModel"}
+    module = {"idx": 0, "name": "0", "path": MODULE, "type": ST_MODULE}
     (folder / "modules.json").write_text(json.dumps([module], indent=2) + "\n", encoding="utf-8")
 
 

@@ -35,17 +35,23 @@ class Check:
         return f"{mark} {self.name}: {self.figure:.3g} (needs {self.relation} {self.tolerance:g})"
 
 
-def verify(folder: str | Path) -> list[Check]:
+def verify(folder: str | Path, *, trust: bool = False) -> list[Check]:
     """Verify an export made earlier, and rewrite its `verification.json`.
+
+    Args:
+        trust: Also load what can run code that is in the folder: targets `torch-export`.
 
     Raises:
         VerificationError: If a check fails, or the folder is no export.
     """
-    return verify_in_child(Path(folder))
+    return verify_in_child(Path(folder), trusted=trust)
 
 
-def verify_in_child(folder: Path) -> list[Check]:
+def verify_in_child(folder: Path, *, trusted: bool = True) -> list[Check]:
     """Run the checks in a child process: a crash of the consumer is a failed check, not a crash of this program.
+
+    Args:
+        trusted: Whether it is known who wrote the folder, as when it was written just now.
 
     Raises:
         VerificationError: Naming the first check that fails.
@@ -54,11 +60,25 @@ def verify_in_child(folder: Path) -> list[Check]:
         raise VerificationError(f"cannot verify {folder}: there is no such folder.")
     # A report of an earlier success must not outlive a failure.
     (folder / REPORT_NAME).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "clipedit.export.verify_child", str(folder)]
+    # -P: without it Python would import from the working directory, which may be a stranger's folder.
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "clipedit.export.verify_child",
+        str(folder),
+        *(["trusted"] if trusted else []),
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     try:
         child = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_SECONDS, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise VerificationError(f"cannot verify {folder}: no answer within {TIMEOUT_SECONDS} s.") from None

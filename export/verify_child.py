@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..editor.errors import ClipeditError
 from .consumers import Consumer, load_consumer
+from .foreign_code import refuse_unpickling, require_no_code
 from .reference import Reference, load_reference
 from .targets import find_profile
 from .verify import Check
@@ -108,10 +109,12 @@ def _distance_to_base(found: dict[str, Tensor], expected: dict[str, Tensor], ref
 
 
 def main() -> None:
-    """Print one JSON object with the checks of the folder given as the only argument."""
-    folder = Path(sys.argv[1])
+    """Print one JSON object with the checks of the folder given as the first argument; the second says whether it is trusted."""
+    folder, trusted = Path(sys.argv[1]), sys.argv[2:] == ["trusted"]
+    refuse_unpickling()
     try:
         reference = load_reference(folder)
+        require_no_code(folder, reference.target, trusted=trusted)
         profile = find_profile(reference)
         consumer = load_consumer(folder, reference, profile)
         checks = compute_checks(consumer, reference, resizing=profile.resizing)

@@ -1,0 +1,78 @@
+"""What a scan file says of itself, and the sums in it: checked when they are read, since a file may come from anybody."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .statistics import Statistics
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class _Unit(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    key: str
+    of: Annotated[int, Field(ge=1)]
+
+
+class _Description(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    n: Count
+    model_name: str
+    pretrained: str | None
+    weights_hash: str
+    fingerprint: str
+    layers: list[Count]
+    mlps: bool
+    bad: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = []
+    self_attention: bool = False
+    aligner: str | None = None
+    aligner_digest: str | None = None
+    tower: Literal["image", "text"] = "image"
+    unit: _Unit | None = None
+    more_bad: Count = 0
+
+
+def check_description(described: Any) -> dict[str, Any]:
+    """The description as it was read, if it has the types that it is used with.
+
+    Raises:
+        ValueError: Naming the first that has not.
+    """
+    _Description.model_validate(described)
+    return described
+
+
+def check_sums(statistics: Statistics) -> Statistics:
+    """The sums as they were read, if their shapes go together and they are finite.
+
+    Raises:
+        ValueError: Naming the first that does not.
+    """
+    wide = len(statistics.gg)
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {"gg": (tuple(statistics.gg.shape), (wide, wide))}
+    for name, sums in statistics.groups.items():
+        count, k = (*sums.u.shape, 0, 0)[:2]
+        shapes[f"{name}.u"] = (tuple(sums.u.shape), (count, k))
+        shapes[f"{name}.uu"] = (tuple(sums.uu.shape), (count, k, k))
+        shapes[f"{name}.ug"] = (tuple(sums.ug.shape), (count, k, wide))
+        shapes[f"{name}.v"] = (tuple(sums.v.shape), (count, *sums.v.shape[1:2]))
+    wrong = next(
+        (f"{name} is {found}, {wanted} is needed" for name, (found, wanted) in shapes.items() if found != wanted), None
+    )
+    tensors = [
+        statistics.gg,
+        *(tensor for sums in statistics.groups.values() for tensor in (sums.uu, sums.ug, sums.u, sums.v)),
+    ]
+    if (
+        wrong is not None
+        or wide < 2
+        or not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in tensors)
+    ):
+        raise ValueError(wrong or "its sums are no finite numbers")
+    return statistics
