@@ -35,7 +35,7 @@ from clipedit.editor.weights import read_header
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # FUZZ_EXAMPLES=5000 pytest tests/test_fuzz.py: what RESULTS.md counts.
 BUDGET = settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")), deadline=5_000, derandomize=True, database=None,
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")), deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 SCALARS = (

@@ -179,10 +179,10 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
 )
 def test_yaml_that_would_cost_too_much_is_refused_at_once(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(text)
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(ValueError, match=message):
         load_yaml(tmp_path / "x.yaml")
-    assert time.monotonic() - begun < 5
+    assert time.process_time() - begun < 5
     with pytest.raises(clipedit.RecipeError):
         load_recipe(tmp_path / "x.yaml")
     with pytest.raises(clipedit.ConceptError):
@@ -353,10 +353,10 @@ def test_the_library_itself_refuses_what_we_leave_to_it(kind: str, tmp_path: Pat
 
 def test_a_header_of_very_many_tensors_is_refused_in_time(tmp_path: Path) -> None:
     many = {f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(weights.MAX_TENSORS + 1)}
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(clipedit.ModelError, match="at most 100000 are read"):
         read_header(write_header(tmp_path / "x.safetensors", many, b""))
-    assert time.monotonic() - begun < 10
+    assert time.process_time() - begun < 10
 
 
 def test_a_cached_hash_that_came_with_the_weights_is_not_believed(
@@ -453,9 +453,9 @@ def test_of_an_animation_one_frame_is_read(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (300, 300), (i, 0, 0)) for i in range(40)]
     for name in ("x.gif", "x.tif", "x.webp", "x.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-        begun = time.monotonic()
+        begun = time.process_time()
         assert open_image(tmp_path / name).getpixel((5, 5)) == (0, 0, 0)
-        assert time.monotonic() - begun < 2
+        assert time.process_time() - begun < 2
 
 
 def test_tags_of_a_tiff_that_all_name_the_same_bytes_are_not_all_read(tmp_path: Path) -> None:
