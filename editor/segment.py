@@ -101,7 +101,8 @@ class _Reader:
         reading: Reading,
         weights: Mapping[HeadId, float] | None,
     ):
-        self.model, self.directions, self.reading = model, directions, reading
+        self.model, self.directions = model, directions
+        self.reading: Reading = reading
         carrying = [head for head, weight in (weights or {}).items() if weight > 0]
         self.heads = last_heads(model) if weights is None else tuple(sorted(carrying))
         if not self.heads:

@@ -113,7 +113,7 @@ def write_reference(
         tensors |= {name: tensor for name, tensor in earlier.tensors.items() if name.startswith(("base_", "shift_"))}
     described = {"target": target, "config": model.config, "texts": TEXTS, "options": asked}
     save_tensors(folder / REFERENCE_NAME, tensors, KIND, described)
-    return Reference(target, model.config, TEXTS, tensors, asked)
+    return Reference(target, dict(model.config), TEXTS, tensors, asked)
 
 
 def answer_images(model: Model, pixels: Tensor) -> Tensor:
