@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 PICTURE = Path(__file__).with_name("report.png")
-WIDTH, HEIGHT = 1120, 1330
+WIDTH, HEIGHT = 1120, 878
 
 
 def take(page: Path, out: Path) -> None:
