@@ -61,14 +61,14 @@ def scan_bytes(model: clipedit.Model, images: Path, folder: Path, **options: Any
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Two nodes with a processor each, on the loopback."""
+    """Two nodes with a processor each, on this machine."""
     for name, value in (
         ("RAY_USAGE_STATS_ENABLED", "0"),
         ("OMP_NUM_THREADS", "1"),
         ("RAY_DATA_DISABLE_PROGRESS_BARS", "1"),
     ):
         monkeypatch.setenv(name, value)
-    small = {"num_cpus": 1, "object_store_memory": 200 * 2**20, "node_ip_address": "127.0.0.1"}
+    small = {"num_cpus": 1, "object_store_memory": 200 * 2**20}
     find_node, deadline = ray._private.services.get_node, time.monotonic() + 300
 
     def wait_for_node(*arguments: Any) -> Any:
