@@ -177,12 +177,7 @@ def scan_command(
         return
     with _progress() as follow:
         result = scan(loaded, units[0].open(), keep_features=kept, progress=follow("scan"), **options)
-    result.save(out)
-    _say(
-        f"wrote {out}: {result.statistics.n} {'images' if tower == 'image' else 'texts'}, layers {result.layers[0]}-{result.layers[-1]}"
-    )
-    _say_skipped(result)
-    _print_next("which heads carry a concept", f"clipedit score {out} --concept location")
+    _save_scan(result, out, "images" if tower == "image" else "texts")
 
 
 @app.command()
@@ -199,10 +194,7 @@ def merge(
 
     require_free_file(out, overwrite=overwrite)
     result = merge_partials(partials, max_bad=max_bad, allow_missing=allow_missing)
-    result.save(out)
-    _say(f"wrote {out}: {result.statistics.n} images, layers {result.layers[0]}-{result.layers[-1]}")
-    _say_skipped(result)
-    _print_next("which heads carry a concept", f"clipedit score {out} --concept location")
+    _save_scan(result, out, "images")
 
 
 @app.command()
@@ -1070,6 +1062,13 @@ def _say_skipped(scanned: Scan) -> None:
         _say(f"skipped {scanned.more_bad} more")
 
 
+def _save_scan(scanned: Scan, out: Path, what: str) -> None:
+    scanned.save(out)
+    _say(f"wrote {out}: {scanned.statistics.n} {what}, layers {scanned.layers[0]}-{scanned.layers[-1]}")
+    _say_skipped(scanned)
+    _print_next("which heads carry a concept", f"clipedit score {out} --concept location")
+
+
 def _scan_in_units(
     model: Model, units: list[WorkUnit], out: Path, *, shard: tuple[int, int] | None, resume: bool, **options: Any
 ) -> None:
@@ -1088,22 +1087,13 @@ def _scan_in_units(
         _say(f"wrote shard {shard[0]}/{shard[1]} to {folder}: {len(found.files)} of {len(units)} units are done")
         _print_next("when all shards are done", f"clipedit merge {folder} -o {out}")
         return
-    result = found.merge(max_bad=options["max_bad"])
-    result.save(out)
+    _save_scan(found.merge(max_bad=options["max_bad"]), out, f"items of {len(units)} units")
     found.remove()
-    _say(
-        f"wrote {out}: {result.statistics.n} items of {len(units)} units, layers {result.layers[0]}-{result.layers[-1]}"
-    )
-    _say_skipped(result)
-    _print_next("which heads carry a concept", f"clipedit score {out} --concept location")
 
 
 def _print_drift(found: DriftReport, top: int, scan: Path, images: str) -> None:
-    by_size = sorted(
-        found.heads, key=lambda name: -max(found.heads[name].mean_shift, found.heads[name].covariance_distance)
-    )
     rows = [[name, f"{found.heads[name].mean_shift:.2f}", f"{found.heads[name].covariance_distance:.2f}",
-             "drifted" if found.heads[name].drifted else ""] for name in by_size[:top]]  # fmt: skip
+             "drifted" if found.heads[name].drifted else ""] for name in found.ranked[:top]]  # fmt: skip
     _print_table(["head", "mean shift / sd", "covariance distance", ""], rows)
     if not found.drifted:
         _say(

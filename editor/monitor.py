@@ -18,9 +18,9 @@ from torch import Tensor
 
 from .components import ComponentGroup
 from .errors import StatisticsError
-from .images import Batch, ImageSource, list_images
+from .images import ImageSource, list_images
 from .model import Model
-from .scan import Progress, Scan, check_bad, read_batches
+from .scan import Progress, Scan, Tally, read_batches
 from .scanner import Scanner
 from .statistics import Statistics
 from .texts import list_texts
@@ -44,10 +44,15 @@ class HeadDrift:
     covariance_distance: float
     drifted: bool
 
+    @property
+    def change(self) -> float:
+        """The larger of both figures."""
+        return max(self.mean_shift, self.covariance_distance)
+
 
 @dataclass(frozen=True)
 class DriftReport:
-    """The comparison of new images with a scan; `drifted` names the heads that changed, the strongest first."""
+    """The comparison of new images with a scan."""
 
     images: int
     calibration_images: int
@@ -55,10 +60,14 @@ class DriftReport:
     heads: dict[str, HeadDrift]
 
     @property
+    def ranked(self) -> list[str]:
+        """All heads, the one that changed most first."""
+        return sorted(self.heads, key=lambda name: -self.heads[name].change)
+
+    @property
     def drifted(self) -> list[str]:
-        """Heads that changed."""
-        found = [name for name, head in self.heads.items() if head.drifted]
-        return sorted(found, key=lambda name: -max(self.heads[name].mean_shift, self.heads[name].covariance_distance))
+        """Heads that changed, the strongest first."""
+        return [name for name in self.ranked if self.heads[name].drifted]
 
 
 def monitor(
@@ -111,18 +120,9 @@ def _scan_blocks(
 ) -> list[Statistics]:
     """Statistics of random parts of the new images: how much they differ says how much chance does."""
     order = np.random.default_rng(SEED).permutation(len(source)).tolist()
-    bad, done = [], 0
-
-    def after(batch: Batch) -> None:
-        nonlocal done
-        bad.extend(batch.bad)
-        done += len(batch.indices) + len(batch.bad)
-        check_bad(bad, len(source), max_bad)
-        if progress is not None:
-            progress(done, len(source))
-
+    tally = Tally(len(source), max_bad, progress)
     parts = [source.subset(order[start::BLOCKS]) for start in range(BLOCKS)]
-    return [scanner.sum_batches(read_batches(scanner, part, workers), after) for part in parts]
+    return [scanner.sum_batches(read_batches(scanner, part, workers), tally.add) for part in parts]
 
 
 @dataclass(frozen=True)

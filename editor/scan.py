@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,20 +164,11 @@ def scan(
     source = list_texts(images) if model.side == "text" else list_images(images)
     chosen = choose_layers(model, layers)
     scanner = Scanner(model, chosen, mlps, self_attention, batch_size, precision, compiled)
-    bad, done = [], 0
-
-    def after(batch: Batch) -> None:
-        nonlocal done
-        bad.extend(batch.bad)
-        done += len(batch.indices) + len(batch.bad)
-        check_bad(bad, len(source), max_bad)
-        if progress is not None:
-            progress(done, len(source))
-
+    tally = Tally(len(source), max_bad, progress)
     kept = write_features(keep_features, model, scanner.groups, source, chosen) if keep_features else nullcontext(None)
     with kept as write:
-        statistics = scanner.sum_batches(read_batches(scanner, source, workers), after, write)
-    return describe_scan(scanner, statistics, source.fingerprint(), bad)
+        statistics = scanner.sum_batches(read_batches(scanner, source, workers), tally.add, write)
+    return describe_scan(scanner, statistics, source.fingerprint(), tally.bad)
 
 
 def read_batches(scanner: Scanner, source: ImageSource, workers: int | None) -> Iterator[Batch]:
@@ -232,6 +223,29 @@ def check_bad(bad: Sequence[tuple[str, str]], total: int, max_bad: float) -> Non
         raise ImageError(
             f"cannot go on: {len(bad)} of {total} images cannot be read, {max_bad:.1%} are tolerated (--max-bad). {reasons}"
         )
+
+
+@dataclass
+class Tally:
+    """What one pass over `total` images has seen so far."""
+
+    total: int
+    max_bad: float
+    progress: Progress | None = None
+    done: int = 0
+    bad: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, batch: Batch) -> None:
+        """Count a batch, and say how far the pass is.
+
+        Raises:
+            ImageError: As `check_bad`.
+        """
+        self.bad += batch.bad
+        self.done += len(batch.indices) + len(batch.bad)
+        check_bad(self.bad, self.total, self.max_bad)
+        if self.progress is not None:
+            self.progress(self.done, self.total)
 
 
 def load_scan(path: str | Path) -> Scan:

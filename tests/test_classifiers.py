@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ import timm
 import torch
 
 import clipedit
-from clipedit import cli
 from clipedit.demo import world
 from clipedit.demo.train_classifier import create_classifier, draw_biased_scenes, save_classifier, train_classifier
 from clipedit.editor.datasets import load_labelled_images, write_metadata
@@ -44,21 +42,6 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "metadata.csv", [{**row, "split": s} for row, s in zip(source.attributes, splits, strict=True)]
     )
     return folder
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["clipedit", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capfd.readouterr()
-
-    return call
 
 
 def test_the_trunk_computes_what_the_clip_computes(demo_model: clipedit.Model) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +12,10 @@ import torch
 from PIL import Image, ImageOps
 
 import clipedit
-from clipedit import cli
 from clipedit.demo import world
 from clipedit.editor.images import ImageSource, demo_calibration_source, render_source
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +116,7 @@ def test_too_few_images_and_unknown_heads_are_refused(demo_model: clipedit.Model
 
 
 def test_the_exit_code_says_whether_to_measure_again(
-    calibration: clipedit.Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    calibration: clipedit.Scan, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
 ) -> None:
     calibration.save(tmp_path / "scan")
     for name, source in (("same", draw(31, 128)), ("inverted", changed(draw(24, 128), ImageOps.invert))):
@@ -132,20 +124,11 @@ def test_the_exit_code_says_whether_to_measure_again(
         for index in range(128):
             source.open(index).save(tmp_path / name / f"{index}.png")
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["clipedit", "monitor", str(tmp_path / "scan"), *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capfd.readouterr()
-
-    code, out, err = run(tmp_path / "same")
+    code, out, err = run("monitor", tmp_path / "scan", tmp_path / "same")
     assert code == 0 and "mean shift / sd" in out and "no drift: 128 images look to all 16 heads like the 256 of" in err
-    code, out, err = run(tmp_path / "inverted", "--json")
+    code, out, err = run("monitor", tmp_path / "scan", tmp_path / "inverted", "--json")
     found = json.loads(out)
     assert code == 1
     assert found["re_measure"] and found["drifted"][0] in found["heads"] and found["images"] == 128
-    code, out, err = run(tmp_path / "nowhere")
+    code, out, err = run("monitor", tmp_path / "scan", tmp_path / "nowhere")
     assert code == 1 and "there is no such folder" in err and not out

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import clipedit
 from clipedit.editor.images import demo_calibration_source
@@ -30,13 +29,7 @@ except ImportError:
 needs_ray = pytest.mark.skipif(ray is None, reason='Ray is not installed: pip install ".[ray]"')
 SHARDS, A_SHARD = 8, 16
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

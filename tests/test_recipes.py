@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import open_clip
 import pytest
 
 import clipedit
-from clipedit import cli
 from clipedit.editor.architecture import check_origin, load_architecture
 from clipedit.editor.bind import check_effect, check_heads
 from clipedit.editor.images import demo_calibration_source
 from clipedit.editor.recipe import list_recipes
 
 LAST_FOUR = {"ViT-B-16": (12, 12), "ViT-L-14": (24, 16), "ViT-H-14": (32, 16)}  # layers and heads
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["clipedit", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capfd.readouterr()
-
-    return call
 
 
 def test_three_architectures_have_every_kind_of_recipe() -> None:

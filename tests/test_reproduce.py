@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,28 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import clipedit
-from clipedit import cli
 from clipedit.editor.images import demo_calibration_source
 from clipedit.editor.recipe import KIND
 from clipedit.export.edited_folder import apply_to_folder
 from clipedit.export.reproduce import FOLDER, RECORD_NAME, compare_environments
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["clipedit", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capfd.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module", params=["distilled", "total"])

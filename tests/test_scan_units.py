@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 import clipedit
-from clipedit import cli
 from clipedit.editor.images import ImageSource, demo_calibration_source
 from clipedit.editor.partials import partial_path, remove_partials
 from clipedit.editor.scan_units import Partials
@@ -20,18 +17,11 @@ from clipedit.editor.units import WorkUnit, list_units
 
 IMAGES, UNIT = 40, 10
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class StopError(Exception):
     pass
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Batches of four images gain nothing from threads, and wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -266,36 +256,22 @@ def test_large_sources_are_cut_without_being_asked() -> None:
     assert isinstance(list_units(many)[0], WorkUnit) and list_units(many)[0].open().names[:2] == ("0", "1")
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["clipedit", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, capfd.readouterr().err
-
-    return call
-
-
 def test_the_command_line_scans_in_units_and_shards(run, photos: Path, tmp_path: Path, reference: bytes) -> None:  # type: ignore[no-untyped-def]
     common = ["--layers", "3", "--batch-size", "4", "--unit-size", UNIT, "--workers", "0"]
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
-    code, told = run("scan", photos, "-o", whole, *common)
+    code, _, told = run("scan", photos, "-o", whole, *common)
     assert code == 0 and f"wrote {whole}: 40 items of 4 units, layers 3-3" in told
     assert whole.read_bytes() == reference and not Path(f"{whole}.partials").exists()
     for shard in ("1/2", "0/2"):
-        code, told = run("scan", photos, "-o", parts, *common, "--shard", shard)
+        code, _, told = run("scan", photos, "-o", parts, *common, "--shard", shard)
         assert code == 0 and f"wrote shard {shard} to {parts}.partials" in told
         assert f"clipedit merge {parts}.partials -o {parts}" in told
-    code, told = run("merge", f"{parts}.partials", "-o", parts)
+    code, _, told = run("merge", f"{parts}.partials", "-o", parts)
     assert code == 0 and "40 images" in told and parts.read_bytes() == reference
-    code, told = run("merge", f"{parts}.partials", "-o", parts)
+    code, _, told = run("merge", f"{parts}.partials", "-o", parts)
     assert code == 1 and "it exists" in told
     assert run("scan", photos, "-o", tmp_path / "x", *common, "--shard", "2/2")[0] == 2
-    code, told = run("scan", photos, "-o", tmp_path / "x", *common, "--keep-features")
+    code, _, told = run("scan", photos, "-o", tmp_path / "x", *common, "--keep-features")
     assert code == 2 and "needs one pass here" in told
 
 

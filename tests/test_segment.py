@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 import clipedit
-from clipedit import cli
 from clipedit.editor import retrieve
 from clipedit.editor.components import HeadId
 from clipedit.editor.readings import READINGS, combine_shares, weigh_heads
@@ -27,21 +25,6 @@ from clipedit.editor.segment import (
     score_heatmaps,
     segment_folder,
 )
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["clipedit", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return (code, *capfd.readouterr())
-
-    return call
 
 
 @pytest.mark.parametrize("seed", range(4))

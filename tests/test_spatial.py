@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 
 import clipedit
-from clipedit import cli
 from clipedit.demo import world
 from clipedit.editor.pictures import draw_overlay, draw_sheet
 from clipedit.editor.queries import encode_contrast, require_text_fits
@@ -133,21 +131,6 @@ def test_overlays_have_the_proportions_of_the_image(demo_model: clipedit.Model, 
 def test_hostile_captions_are_drawn_as_text() -> None:
     sheet = draw_sheet([Image.new("RGB", (9, 9))] * 3, ["<script>", 'a "quote"\nand a line', "é" * 500], columns=2)
     assert sheet.size == (2 * 268 + 12, 2 * 292 + 12)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    def call(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["clipedit", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return (code, *capfd.readouterr())
-
-    return call
 
 
 def test_the_heatmap_command(run, tmp_path: Path, demo_scan: clipedit.Scan) -> None:  # type: ignore[no-untyped-def]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transform import PreprocessCfg
 
 import clipedit
-from clipedit import cli
 from clipedit.editor.architecture import load_architecture
 from clipedit.editor.bind import bind_recipe, default_heads
 from clipedit.editor.concepts import concept_directions, load_concept
@@ -195,20 +194,9 @@ def test_direct_text_edits_and_image_models_are_refused(
         bind_recipe(document("total", "L2H7"), text_scan, text_model)
 
 
-def test_the_command_line_edits_the_text_tower(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_edits_the_text_tower(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(list_texts("demo").names[:64]) + "\n")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["clipedit", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capfd.readouterr()
 
     scan, out = tmp_path / "s.safetensors", tmp_path / "out"
     code, _, err = run("scan", texts, "--tower", "text", "-o", scan)
