@@ -21,6 +21,7 @@ from clipedit.editor.scan import Scan
 from clipedit.editor.statistics import GroupSums, Statistics
 
 LAYERS, HEADS, D_HEAD, D_MODEL = (20, 21, 22, 23), 16, 64, 1024
+IMAGES = 8_192
 
 
 def make_statistics(seed: int) -> Statistics:
@@ -40,7 +41,7 @@ def make_statistics(seed: int) -> Statistics:
         )
         groups[f"L{layer}.heads"] = GroupSums(*heads)
         groups[f"L{layer}.bias"] = GroupSums(random(1, 1, 1), random(1, 1, wide), random(1, 1), random(1, 0))
-    return Statistics(8_192, random(wide, wide), groups)
+    return Statistics(IMAGES, random(wide, wide), groups)
 
 
 def write_files(folder: Path, count: int) -> list[Path]:
@@ -53,20 +54,30 @@ def write_files(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def peak_megabytes() -> float:
+def peak_of(paths: list[Path]) -> tuple[float, float, int]:
+    """Seconds of a sum, the highest resident memory in it (megabytes), and the images in it."""
+    Path("/proc/self/clear_refs").write_text("5")  # The kernel forgets the peak so far.
+    started = time.perf_counter()
+    merged = partials._sum(paths)
+    seconds = time.perf_counter() - started
     status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return seconds, int(status.split("VmHWM:")[1].split()[0]) / 1024, merged.statistics.n
 
 
-def sum_many(paths: list[Path], count: int) -> tuple[float, float]:
-    """Seconds a partial and the growth of peak memory, of `count` partials that lie in few files."""
+def measure(paths: list[Path], count: int) -> str:
+    """A sum of `count` partials that lie in few files, beside a sum of two groups."""
     many = [paths[index % len(paths)] for index in range(count)]
-    partials.load_scan(many[0])
-    before, started = peak_megabytes(), time.perf_counter()
-    merged = partials._sum(many)
-    seconds = (time.perf_counter() - started) / count
-    assert merged.statistics.n == 8_192 * count
-    return seconds, peak_megabytes() - before
+    _, few, _ = peak_of(many[: 2 * partials.GROUP])
+    seconds, peak, images = peak_of(many)
+    assert images == IMAGES * count
+    started = time.perf_counter()
+    for path in many[:1_000]:
+        partials.read_description(path)
+    described = (time.perf_counter() - started) / min(count, 1_000)
+    return (
+        f"{count} partials: {seconds / count * 1e3:.1f} ms each, {seconds / 60:.1f} minutes in all, and {described * 1e3:.2f} ms each "
+        f"for the descriptions; peak memory {peak:.0f} MB, of {2 * partials.GROUP} partials {few:.0f} MB"
+    )
 
 
 def check_exact(paths: list[Path], folder: Path) -> None:
@@ -91,12 +102,7 @@ def main() -> None:
         paths = write_files(Path(folder), options.files)
         check_exact(paths, Path(folder))
         for count in map(int, options.partials.split(",")):
-            seconds, growth = sum_many(paths, count)
-            print(
-                f"{count} partials: {seconds * 1e3:.1f} ms each, {seconds * count / 60:.1f} minutes in all, "
-                f"peak memory {growth:+.0f} MB over the first one ({peak_megabytes():.0f} MB in all)",
-                flush=True,
-            )
+            print(measure(paths, count), flush=True)
 
 
 if __name__ == "__main__":

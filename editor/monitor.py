@@ -106,13 +106,33 @@ def monitor(
         raise StatisticsError(f"cannot monitor {min(chosen - set(names))}: the scan has {names[0]} to {names[-1]}.")
     scanner = Scanner(model, scan.layers, batch_size=batch_size)
     blocks = _scan_blocks(scanner, source, workers, max_bad, progress)
-    sides = _Sides(scan.statistics, blocks, limit, FALSE_ALARMS / len(names))
+    found = compare_statistics(model, groups, scan.statistics, blocks, limit=limit)
+    kept = {name: found[name] for name in names if name in chosen}
+    return DriftReport(sum(block.n for block in blocks), scan.statistics.n, limit, kept)
+
+
+def compare_statistics(
+    model: Model,
+    groups: Sequence[ComponentGroup],
+    calibration: Statistics,
+    blocks: Sequence[Statistics],
+    *,
+    limit: float,
+) -> dict[str, HeadDrift]:
+    """How heads changed between calibration images and new ones.
+
+    Args:
+        groups: Groups of heads that both sides hold.
+        blocks: Statistics of random parts of the new images, at least two.
+        limit: As for `monitor`.
+    """
+    level = FALSE_ALARMS / sum(len(group.ids) for group in groups)
+    sides = _Sides(calibration, blocks, limit, level)
     readouts = model.tower.compute_readouts(groups)
     found: dict[str, HeadDrift] = {}
     for group in groups:
         found |= sides.compare(group, _metric_root(readouts[group.name]))
-    kept = {name: found[name] for name in names if name in chosen}
-    return DriftReport(sum(block.n for block in blocks), scan.statistics.n, limit, kept)
+    return found
 
 
 def _scan_blocks(

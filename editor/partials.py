@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from .statistics import Statistics
 
 # The sum is a tree of two levels, always cut alike: rounding grows less than in one long sum.
 GROUP = 256
-MAX_NAMED_BAD = 1_000
+MAX_NAMED_BAD, MAX_THREADS = 1_000, 4
 SETTINGS = ("weights_hash", "aligner_digest", "tower", "layers", "mlps", "self_attention")
 UNIT_SETTINGS = ("batch_size", "precision", "compiled")
 
@@ -99,7 +101,7 @@ def find_difference(given: dict[str, Any], wanted: dict[str, Any]) -> str | None
 def merge_partials(paths: Sequence[str | Path], *, max_bad: float | None = None, allow_missing: bool = False) -> Scan:
     """The sum of partial scans, in the order of their units: the same bytes for any order of `paths`.
 
-    Memory is that of three scans, however many there are.
+    Memory is that of two scans a thread, of which there are at most four, and one: however many there are.
 
     Args:
         paths: Files, or folders of them; ordinary scans are merged too, in the order of their fingerprints.
@@ -189,23 +191,52 @@ def _merge_scans(paths: Sequence[Path]) -> Scan:
     return merged
 
 
+@dataclass(frozen=True)
+class _Node:
+    """The sum of a run of partials, and what is listed of them."""
+
+    statistics: Statistics
+    fingerprints: list[str]
+    bad: list[tuple[str, str]]
+    more_bad: int
+
+
 def _sum(paths: Sequence[Path]) -> Scan:
     first = load_scan(paths[0])
     total: Statistics | None = None
     prints, bad, more = [], [], 0
-    for start in range(0, len(paths), GROUP):
-        node: Statistics | None = None
-        for path in paths[start : start + GROUP]:
-            scan = load_scan(path)
-            node = scan.statistics if node is None else node.add(scan.statistics)
-            prints.append(scan.fingerprint)
-            more += scan.more_bad + max(0, len(bad) + len(scan.bad) - MAX_NAMED_BAD)
-            bad = [*bad, *scan.bad][:MAX_NAMED_BAD]
-        assert node is not None
-        total = node if total is None else total.add(node)
+    for node in _sum_groups(paths):
+        total = node.statistics if total is None else total.add(node.statistics)
+        prints += node.fingerprints
+        more += node.more_bad + max(0, len(bad) + len(node.bad) - MAX_NAMED_BAD)
+        bad = [*bad, *node.bad][:MAX_NAMED_BAD]
     assert total is not None
     fingerprint = prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest()
     return replace(first, statistics=total, fingerprint=fingerprint, bad=tuple(bad), unit=None, more_bad=more)
+
+
+def _sum_groups(paths: Sequence[Path]) -> Iterator[_Node]:
+    """Sums of groups, in order; as many groups are read at a time as there are threads, so bits do not depend on these."""
+    threads = min(MAX_THREADS, os.cpu_count() or 1)
+    groups = iter([paths[start : start + GROUP] for start in range(0, len(paths), GROUP)])
+    with ThreadPoolExecutor(threads) as pool:
+        running = deque(pool.submit(_sum_group, group) for group in islice(groups, threads))
+        while running:
+            yield running.popleft().result()
+            running.extend(pool.submit(_sum_group, group) for group in islice(groups, 1))
+
+
+def _sum_group(paths: Sequence[Path]) -> _Node:
+    node: Statistics | None = None
+    prints, bad, more = [], [], 0
+    for path in paths:
+        scan = load_scan(path)
+        node = scan.statistics if node is None else node.add(scan.statistics)
+        prints.append(scan.fingerprint)
+        more += scan.more_bad + max(0, len(bad) + len(scan.bad) - MAX_NAMED_BAD)
+        bad = [*bad, *scan.bad][:MAX_NAMED_BAD]
+    assert node is not None
+    return _Node(node, prints, bad, more)
 
 
 def _short(value: Any) -> str:

@@ -58,7 +58,7 @@ class RayEngine:
             fn_constructor_args=(describe_scanner(scanner, workers, of), [shared]),
             batch_size=1,
             batch_format="numpy",
-            concurrency=(1, min(count, len(rows))),
+            concurrency=min(count, len(rows)),
             **per_actor,
         )
         for row in results.iter_rows():

@@ -19,12 +19,12 @@ _ROWS = {
 }
 _MEASURES = {
     "worst_group": ("Worst group", "the group that is served worst"),
-    "worst_group_listed": ("Worst group, listed", "places that the concept's texts name"),
-    "worst_group_held_out": ("Worst group, held out", "places that nobody listed"),
-    "overall": ("Overall", "all images"),
+    "worst_group_listed": ("Worst group, listed", "two shapes, two places in the texts"),
+    "worst_group_held_out": ("Worst group, held out", "two shapes, two unlisted places"),
+    "overall": ("Overall", "all images, all classes"),
     "mean_of_groups": ("Mean of groups", "every group weighs the same"),
     "retention": ("Retention", "a task that should stay as it was"),
-    "place_accuracy": ("Place", "how well the removed concept is still read: lower is better"),
+    "place_accuracy": ("Place", "can it still be read? lower is better"),
 }
 _VERBS = {"mean-ablate": "replaced by their mean", "zero-ablate": "set to zero", "scale": "scaled",
           "project-out": "projected onto what the concept's texts do not say"}  # fmt: skip

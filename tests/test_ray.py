@@ -196,7 +196,7 @@ def test_partials_of_another_engine_have_the_same_bits(
     assert scan_bytes(demo_model, shards, tmp_path / "here" / "parts", **options) == expected
     assert said == [f"resuming: {SHARDS - 3} of {SHARDS} units are done"] and local.calls == 3
     assert seen == [A_SHARD, 2 * A_SHARD, 3 * A_SHARD]
-    assert local.asked["concurrency"] == (1, 3) and local.asked["num_cpus"] == 1
+    assert local.asked["concurrency"] == 3 and local.asked["num_cpus"] == 1
 
 
 def test_a_unit_that_fails_on_a_worker_fails_alone(
@@ -209,7 +209,7 @@ def test_a_unit_that_fails_on_a_worker_fails_alone(
     (damaged / "x.tar").write_bytes(b"nothing" * 1000)
     found = clipedit.scan_units(demo_model, damaged, tmp_path / "parts", layers=[3], engine=RayEngine(actors=2))
     assert found.missing == ("x.tar",) and "Fetch it again" in found.failed["x.tar"]
-    assert len(found.files) == 3 and local.asked["concurrency"] == (1, 2)
+    assert len(found.files) == 3 and local.asked["concurrency"] == 2
     edited = demo_model.with_tensors({"visual.proj": demo_model.module.visual.proj * 2})
     with pytest.raises(clipedit.ModelError, match="a worker loads demo with weights"):
         clipedit.scan_units(edited, damaged, tmp_path / "other", layers=[3], engine=RayEngine())
