@@ -43,6 +43,7 @@ from .weights import hash_checkpoint, hash_state, read_header, reading_weights, 
 WEIGHTS_NAME = "open_clip_model.safetensors"
 BASE_FOLDER = "base"
 HF_PREFIX = "hf:"
+MAX_TEXT_LISTS = 16
 Side = Literal["image", "text"]
 
 
@@ -200,7 +201,17 @@ class Model:
         """
         if self.alignment is not None:
             return self.alignment.clip.encode_text(texts)
-        return self.encode_tokens(self.tokenizer(texts))
+        # Selection, directions and report ask for the same lists; in other batches the last bits would differ.
+        key = tuple(texts)
+        if key not in self._texts:
+            self._texts[key] = self.encode_tokens(self.tokenizer(texts))
+            if len(self._texts) > MAX_TEXT_LISTS:
+                del self._texts[next(iter(self._texts))]
+        return self._texts[key].clone()
+
+    @cached_property
+    def _texts(self) -> dict[tuple[str, ...], Tensor]:
+        return {}
 
     @torch.no_grad()
     def encode_tokens(self, tokens: Tensor) -> Float[Tensor, "text d_embed"]:

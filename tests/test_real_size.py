@@ -51,7 +51,7 @@ def run_path(name: str, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_small_clip_goes_the_whole_path(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_path("ViT-S-32", photos, tmp_path, monkeypatch)
+    run_path("ViT-S-32-alt", photos, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
