@@ -95,11 +95,11 @@ FeaturesOption = Annotated[
         help="Features that `scan --keep-features` wrote, in place of running the model on labelled images.",
     ),
 ]
-DEFAULT_OUT = Path("clipedit-out")
+DEFAULT_OUT, DEMO_OUT = Path("clipedit-out"), Path("clipedit-demo")
 
 
 @app.command()
-def demo(out: OutOption = DEFAULT_OUT, overwrite: OverwriteOption = False, as_json: JsonOption = False) -> None:
+def demo(out: OutOption = DEMO_OUT, overwrite: OverwriteOption = False, as_json: JsonOption = False) -> None:
     """Run the whole path on the embedded model: find the location heads, remove them, measure, export, verify."""
     from .demo.pipeline import run_demo
 
@@ -200,7 +200,7 @@ def merge(
 @app.command()
 def monitor(
     scan: Annotated[Path, typer.Argument(help="The calibration scan, as `clipedit scan` or `remove-heads` wrote it.")],
-    images: Annotated[str, typer.Argument(help="New images, as for `scan`; at least 128.")],
+    images: Annotated[str, typer.Argument(help="New images, as for `scan`; at least 256.")],
     recipe: Annotated[Path | None, typer.Option(help="Look at the heads that this recipe edits only.")] = None,
     limit: Annotated[float, typer.Option(min=0, help="From what a change counts: of means in standard deviations, of covariances relative.")] = 0.3,
     top: Annotated[int, typer.Option(min=1, help="Heads to print.")] = 10,

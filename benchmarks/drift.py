@@ -22,7 +22,7 @@ from clipedit.editor.monitor import BLOCKS, compare_statistics
 from clipedit.editor.scanner import Scanner
 from clipedit.editor.statistics import Statistics, add_features
 
-SEED, CALIBRATION, SIZES, LIMITS = 8_801, 4_096, (128, 256, 512, 2_048), (0.3, 0.0)
+SEED, CALIBRATION, SIZES, LIMITS = 8_801, 4_096, (256, 512, 1_024, 2_048), (0.3, 0.0)
 Draw = Callable[[np.random.Generator], Image.Image]
 
 

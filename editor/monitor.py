@@ -25,8 +25,8 @@ from .scanner import Scanner
 from .statistics import Statistics
 from .texts import list_texts
 
-BLOCKS, MIN_IMAGES, SEED = 8, 128, 7_001
-# One false alarm in 100 checks, over all heads together.
+BLOCKS, MIN_IMAGES, SEED = 8, 256, 7_001
+# One false alarm in 100 checks, over all heads and both tests together.
 FALSE_ALARMS = 0.01
 
 
@@ -85,7 +85,7 @@ def monitor(
     """Compare new images with the images of a scan.
 
     Args:
-        images: As for `scan`; at least 128.
+        images: As for `scan`; at least 256.
         heads: Those that matter, such as a recipe's; all that were scanned by default.
         limit: From what a shift or a distance counts, beyond noise.
 
@@ -126,7 +126,7 @@ def compare_statistics(
         blocks: Statistics of random parts of the new images, at least two.
         limit: As for `monitor`.
     """
-    level = FALSE_ALARMS / sum(len(group.ids) for group in groups)
+    level = FALSE_ALARMS / (2 * sum(len(group.ids) for group in groups))
     sides = _Sides(calibration, blocks, limit, level)
     readouts = model.tower.compute_readouts(groups)
     found: dict[str, HeadDrift] = {}
@@ -165,7 +165,7 @@ class _Sides:
         shift_left = (shift - fewer).clamp(min=0).sqrt()
         distance_left = ((distance - noise).clamp(min=0) / old.square().sum((1, 2)).clamp(min=1e-60)).sqrt()
         freedom = _freedom(old)
-        shifted = _chance_of_shift(shift / fewer, freedom) < self.level
+        shifted = _chance_of_shift(shift / fewer, old) < self.level
         # A Gaussian's covariance varies along the products of its directions; noise is itself estimated, from a few blocks.
         pairs = (freedom.square() / 2).clamp(min=1)
         spread = (
@@ -209,15 +209,23 @@ def _freedom(covariance: Float[Tensor, "head k k"]) -> Float[Tensor, " head"]:
     return _trace(covariance).square() / covariance.square().sum((1, 2)).clamp(min=1e-60)
 
 
-def _chance_of_shift(ratio: Float[Tensor, " head"], freedom: Float[Tensor, " head"]) -> Float[Tensor, " head"]:
-    """How often chance gives a squared shift that is so many times what it gives on average: a chi-square's tail."""
-    return torch.special.gammaincc(freedom / 2, freedom * ratio / 2)
+def _chance_of_shift(ratio: Float[Tensor, " head"], covariance: Float[Tensor, "head k k"]) -> Float[Tensor, " head"]:
+    """How often chance gives a squared shift that is so many times what it gives on average.
+
+    A squared shift is a sum of squares weighted by the covariance's eigenvalues; its tail is that of the chi-square with the
+    same mean, variance and skewness (Pearson's three moments, as in Imhof 1961, section 4).
+    """
+    square = covariance @ covariance
+    first, second, third = _trace(covariance), _trace(square), _trace(square @ covariance)
+    freedom = second**3 / third.square()
+    standard = (ratio - 1) * first / second.sqrt()
+    return torch.special.gammaincc(freedom / 2, (freedom + standard * freedom.sqrt()).clamp(min=0) / 2)
 
 
 def _chance_of_distance(
     ratio: Float[Tensor, " head"], above: Float[Tensor, " head"], below: Float[Tensor, " head"]
 ) -> Float[Tensor, " head"]:
-    """The same of a ratio of two estimates, with their degrees of freedom: the tail of F, an incomplete beta integral."""
+    """How often chance gives so large a ratio of two estimates, with their degrees of freedom: the tail of F, an incomplete beta integral."""
     a, b = below / 2, above / 2
     end = below / (below + above * ratio)
     points = end * torch.linspace(1e-6, 1, 4_001, dtype=torch.float64)[:, None]

@@ -35,7 +35,7 @@ def changed(source: ImageSource, change: Callable[[Image.Image], Image.Image]) -
     return ImageSource(source.names, lambda index: change(source.open(index)), stamps=source.stamps)
 
 
-@pytest.mark.parametrize(("seed", "count"), [(31, 128), (32, 192)])
+@pytest.mark.parametrize(("seed", "count"), [(31, 256), (32, 320)])
 def test_new_images_of_the_same_world_are_quiet(
     demo_model: clipedit.Model, calibration: clipedit.Scan, seed: int, count: int
 ) -> None:
@@ -45,9 +45,9 @@ def test_new_images_of_the_same_world_are_quiet(
 
 
 DRIFTS = {
-    "other places": lambda: draw(21, 128, lambda scene: scene.place in ("space", "snow")),
-    "grey": lambda: changed(draw(23, 128), lambda image: ImageOps.grayscale(image).convert("RGB")),
-    "inverted": lambda: changed(draw(24, 128), ImageOps.invert),
+    "other places": lambda: draw(21, 256, lambda scene: scene.place in ("space", "snow")),
+    "grey": lambda: changed(draw(23, 256), lambda image: ImageOps.grayscale(image).convert("RGB")),
+    "inverted": lambda: changed(draw(24, 256), ImageOps.invert),
 }
 
 
@@ -91,44 +91,48 @@ def test_a_change_of_scale_has_the_size_it_says(demo_model: clipedit.Model, cali
 
 
 def test_chances_are_those_of_the_distributions() -> None:
-    """Against draws: chi-square and F at a few degrees of freedom."""
+    """Against draws: sums of weighted squares, far out in the tail too, and F at a few degrees of freedom."""
     from clipedit.editor.monitor import _chance_of_distance, _chance_of_shift
 
     generator = np.random.default_rng(0)
+    for weights in ((1.0, 1.0, 1.0), (1.0, 0.5, 0.2, 0.2, 0.1), (1.0, 0.05, 0.05, 0.05)):
+        squares = (generator.standard_normal((400_000, len(weights))) ** 2 @ np.array(weights)) / sum(weights)
+        for value, within in ((1.0, 0.06), (3.0, 0.1), (float(np.quantile(squares, 0.999)), 0.15)):
+            chance = _chance_of_shift(
+                torch.tensor([value]).double(), torch.tensor(weights).double().diag()[None]
+            ).item()
+            assert chance == pytest.approx((squares > value).mean(), rel=within)
     for above, below in ((3.0, 21.0), (8.0, 56.0), (1.0, 7.0)):
-        square = generator.chisquare(above, 400_000) / above
-        ratio = square / (generator.chisquare(below, 400_000) / below)
+        ratio = generator.chisquare(above, 400_000) / above / (generator.chisquare(below, 400_000) / below)
         for value in (1.0, 3.0):
-            args = (torch.tensor([value]).double(), torch.tensor([above]).double())
-            assert _chance_of_shift(*args).item() == pytest.approx((square > value).mean(), abs=0.004)
-            found = _chance_of_distance(*args, torch.tensor([below]).double()).item()
-            assert found == pytest.approx((ratio > value).mean(), abs=0.004)
+            given = (torch.tensor([number]).double() for number in (value, above, below))
+            assert _chance_of_distance(*given).item() == pytest.approx((ratio > value).mean(), abs=0.004)
 
 
 def test_too_few_images_and_unknown_heads_are_refused(demo_model: clipedit.Model, calibration: clipedit.Scan) -> None:
-    with pytest.raises(clipedit.StatisticsError, match="cannot monitor 127 images: noise would hide a drift, 128"):
-        clipedit.monitor(calibration, demo_model, draw(1, 127))
+    with pytest.raises(clipedit.StatisticsError, match="cannot monitor 255 images: noise would hide a drift, 256"):
+        clipedit.monitor(calibration, demo_model, draw(1, 255))
     with pytest.raises(clipedit.StatisticsError, match="cannot monitor L0H0: the scan has L2H0 to L3H7"):
-        clipedit.monitor(calibration, demo_model, draw(1, 128), heads=["L0H0"], workers=0)
+        clipedit.monitor(calibration, demo_model, draw(1, 256), heads=["L0H0"], workers=0)
     edited = demo_model.with_tensors({"visual.proj": demo_model.module.visual.proj * 2})
     with pytest.raises(clipedit.StatisticsError, match="it was made with weights"):
-        clipedit.monitor(calibration, edited, draw(1, 128))
+        clipedit.monitor(calibration, edited, draw(1, 256))
 
 
 def test_the_exit_code_says_whether_to_measure_again(
     calibration: clipedit.Scan, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
 ) -> None:
     calibration.save(tmp_path / "scan")
-    for name, source in (("same", draw(31, 128)), ("inverted", changed(draw(24, 128), ImageOps.invert))):
+    for name, source in (("same", draw(31, 256)), ("inverted", changed(draw(24, 256), ImageOps.invert))):
         (tmp_path / name).mkdir()
-        for index in range(128):
+        for index in range(256):
             source.open(index).save(tmp_path / name / f"{index}.png")
 
     code, out, err = run("monitor", tmp_path / "scan", tmp_path / "same")
-    assert code == 0 and "mean shift / sd" in out and "no drift: 128 images look to all 16 heads like the 256 of" in err
+    assert code == 0 and "mean shift / sd" in out and "no drift: 256 images look to all 16 heads like the 256 of" in err
     code, out, err = run("monitor", tmp_path / "scan", tmp_path / "inverted", "--json")
     found = json.loads(out)
     assert code == 1
-    assert found["re_measure"] and found["drifted"][0] in found["heads"] and found["images"] == 128
+    assert found["re_measure"] and found["drifted"][0] in found["heads"] and found["images"] == 256
     code, out, err = run("monitor", tmp_path / "scan", tmp_path / "nowhere")
     assert code == 1 and "there is no such folder" in err and not out

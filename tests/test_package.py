@@ -73,7 +73,7 @@ def test_the_wheel_and_the_sdist_hold_the_data(tmp_path: Path) -> None:
     import shutil
 
     clone = tmp_path / "clipedit"
-    ignored = shutil.ignore_patterns(".git", "build", "*.egg-info", "__pycache__", "clipedit-out*")
+    ignored = shutil.ignore_patterns(".git", "build", "*.egg-info", "__pycache__", "clipedit-out*", "clipedit-demo*")
     shutil.copytree(ROOT, clone, ignore=ignored)
     code = (
         "from setuptools import build_meta as b; import os; os.makedirs('dist', exist_ok=True)\n"
