@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import world
+from .muon import Fp32Muon
 
 MODEL_CONFIG = {
     "embed_dim": 64,
@@ -74,13 +75,14 @@ def compute_loss(
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def build_optimizers(model: CLIP, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for embeddings, gains, biases and projections."""
+def build_optimizers(model: CLIP, learning_rate: float, *, fp32: bool = False) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for embeddings, gains, biases and projections; no bf16 where `fp32` is given."""
+    muon = Fp32Muon if fp32 else torch.optim.Muon
     matrices = [p for name, p in model.named_parameters() if "resblocks" in name and p.ndim == 2]
     chosen = {id(parameter) for parameter in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        muon(matrices, lr=learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.98), fused=True),
     ]
 
@@ -132,7 +134,7 @@ def train(options: argparse.Namespace) -> None:
     tokenizer = open_clip.SimpleTokenizer(context_length=MODEL_CONFIG["text_cfg"]["context_length"])
     tokens = tokenizer(captions)
     encode_image = torch.compile(model.visual) if options.compile else model.visual
-    optimizers = build_optimizers(model, options.learning_rate)
+    optimizers = build_optimizers(model, options.learning_rate, fp32=options.fp32)
     log, started, order = [], time.time(), np.empty(0, int)
     for step in range(options.steps):
         if len(order) < options.batch:
@@ -141,7 +143,9 @@ def train(options: argparse.Namespace) -> None:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, options.steps, options.learning_rate)
-        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16, enabled=not options.fp32):
+        # The embedded model was trained with the plain kernel; in fp32 the fused one takes a quarter less time.
+        backend = SDPBackend.FLASH_ATTENTION if options.fp32 else SDPBackend.MATH
+        with sdpa_kernel(backend), torch.autocast("cpu", torch.bfloat16, enabled=not options.fp32):
             loss = compute_loss(model, encode_image, normalise(images[chosen]), tokens[torch.from_numpy(chosen)])
         loss.backward()
         for optimizer in optimizers:

@@ -77,20 +77,23 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 
 def test_a_family_goes_the_whole_path(photos: Path, tmp_path: Path, run: Callable[..., int]) -> None:
-    check_path("SigLIP", ("direct", "total"), photos, tmp_path, run)
+    check_path("SigLIP", ("direct", "total"), photos, tmp_path, run, graphs=False)
     assert run("remove-heads", "--concept", "location", "--model", tmp_path / "base", "--scan", tmp_path / "scan",
                "-o", tmp_path / "distilled") == 1  # fmt: skip
     assert not (tmp_path / "distilled").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["EVA", "CoCa"])
+@pytest.mark.parametrize("name", ["SigLIP", "EVA", "CoCa"])
 def test_every_family_goes_the_whole_path(name: str, photos: Path, tmp_path: Path, run: Callable[..., int]) -> None:
-    check_path(name, ("direct", "total", "distilled"), photos, tmp_path, run)
+    effects = ("direct", "total") if name == "SigLIP" else ("direct", "total", "distilled")
+    check_path(name, effects, photos, tmp_path, run, graphs=True)
 
 
-def check_path(name: str, effects: tuple[str, ...], photos: Path, folder: Path, run: Callable[..., int]) -> None:
-    """Scan, label, score, edit, apply, export and verify; every consumer loads what was written."""
+def check_path(
+    name: str, effects: tuple[str, ...], photos: Path, folder: Path, run: Callable[..., int], *, graphs: bool
+) -> None:
+    """Scan, label, score, edit, apply, export and verify; every consumer loads what was written. Tracing `graphs` takes a minute."""
     base, scan = write_folder(name, folder / "base"), folder / "scan"
     assert run("scan", photos, "--model", base, "-o", scan, "--mlps") == 0
     assert run("score", scan, "--concept", "location") == 0
@@ -107,7 +110,8 @@ def check_path(name: str, effects: tuple[str, ...], photos: Path, folder: Path, 
         edited = clipedit.load_model(str(out)).encode_image(pixels)
         assert torch.equal(clipedit.load_model(str(again)).encode_image(pixels), edited)
         assert (edited - before).norm() > 1e-3 * before.norm()
-    assert run("export", folder / "direct", "--target", "onnx", "-o", folder / "onnx") == 0
+    if graphs:
+        assert run("export", folder / "direct", "--target", "onnx", "-o", folder / "onnx") == 0
     assert run("export", folder / "total", "--target", "open-clip", "-o", folder / "open-clip") == 0
     assert run("verify", folder / "open-clip") == 0
     total = clipedit.load_model(str(folder / "total")).encode_image(pixels)
