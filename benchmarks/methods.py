@@ -240,8 +240,12 @@ def draw_rows(rows: Mapping[str, Sequence[Row]], path: Path) -> None:
         axis.plot(*zip(*points, strict=True), marker, alpha=0.7, label=label) if points else None
         for name, row in of_kind.items():
             if name in NAMED:
-                where = {"xytext": (6, -3), "textcoords": "offset points", "fontsize": 8}
-                axis.annotate(NAMED[name], (row[WORST[0]], row[WORST[1]]), **where)
+                # Labels of points on the right stand to their left, or below where others lie.
+                low = row[WORST[1]] < 0.64
+                left = {"xytext": (4, -14) if low else (-6, -3), "ha": "right"}
+                side = left if row[WORST[0]] > 0.9 else {"xytext": (6, -3), "ha": "left"}
+                point = (row[WORST[0]], row[WORST[1]])
+                axis.annotate(NAMED[name], point, textcoords="offset points", fontsize=8, **side)
     axis.margins(x=0.15)
     axis.legend(fontsize=8, loc="upper left")
     axis.set(xlabel="worst group, listed places", ylabel="worst group, places nobody listed")
