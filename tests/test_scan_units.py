@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import clipedit
+from clipedit.editor import partials
 from clipedit.editor.images import ImageSource, demo_calibration_source
 from clipedit.editor.partials import partial_path, remove_partials
 from clipedit.editor.scan_units import Partials
@@ -95,6 +96,43 @@ def test_shards_merged_in_any_order_give_the_same_bytes(
     assert clipedit.merge_partials(files[1:], allow_missing=True).statistics.n == 30
     with pytest.raises(clipedit.StatisticsError, match="unit 000000010-000000019 is there twice"):
         clipedit.merge_partials([*files, tmp_path / "shard1"])
+
+
+def test_groups_are_summed_to_the_same_bytes_by_any_number_of_threads(
+    demo_model: clipedit.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = scan_some(demo_model, demo_calibration_source(22), tmp_path / "parts", unit_size=2)
+    monkeypatch.setattr(partials, "GROUP", 2)
+    tree = None
+    for start in range(0, 11, 2):
+        one, *other = (clipedit.load_scan(path).statistics for path in found.files[start : start + 2])
+        node = one + other[0] if other else one
+        tree = node if tree is None else tree + node
+    for threads in (1, 2, 3, 8):
+        monkeypatch.setattr(partials, "MAX_THREADS", threads)
+        monkeypatch.setattr(partials.os, "cpu_count", lambda: 8)
+        merged = found.merge()
+        assert tree is not None and merged.statistics.n == tree.n == 22
+        assert torch.equal(merged.statistics.gg, tree.gg)
+        assert torch.equal(merged.statistics.groups["L3.heads"].ug, tree.groups["L3.heads"].ug)
+    # What is wrong in a partial's numbers is found by the thread that reads it.
+    damaged = clipedit.load_scan(found.files[7])
+    damaged.statistics.gg[0, 0] = float("nan")
+    damaged.save(found.files[7])
+    with pytest.raises(clipedit.StatisticsError, match=found.files[7].name):
+        found.merge()
+
+
+def test_sums_so_large_that_their_own_sum_is_infinite_are_read(demo_model: clipedit.Model, tmp_path: Path) -> None:
+    scanned = clipedit.scan(demo_model, demo_calibration_source(8), layers=[3])
+    for value, good in ((1.7e308, True), (float("inf"), False), (float("nan"), False)):
+        gg = torch.full_like(scanned.statistics.gg, value)
+        dataclasses.replace(scanned, statistics=dataclasses.replace(scanned.statistics, gg=gg)).save(tmp_path / "scan")
+        if good:
+            assert torch.equal(clipedit.load_scan(tmp_path / "scan").statistics.gg, gg)
+        else:
+            with pytest.raises(clipedit.StatisticsError, match="its sums are no finite numbers"):
+                clipedit.load_scan(tmp_path / "scan")
 
 
 def test_units_add_up_to_one_pass(demo_model: clipedit.Model, photos: Path, tmp_path: Path, reference: bytes) -> None:
