@@ -19,6 +19,7 @@ import clipedit
 from clipedit.demo import world
 from clipedit.editor.components import Features
 from clipedit.editor.monitor import BLOCKS, compare_statistics
+from clipedit.editor.scan import choose_layers
 from clipedit.editor.scanner import Scanner
 from clipedit.editor.statistics import Statistics, add_features
 
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--sets", type=int, default=50, help="of new images for every calibration; of drifts a fifth")
     options = parser.parse_args()
     model = clipedit.load_model("demo")
-    scanner = Scanner(model, tuple(range(model.tower.n_layers - 4, model.tower.n_layers)))
+    scanner = Scanner(model, choose_layers(model, None))
     groups = [group for group in scanner.groups if group.ids[0].kind == "head"]
     pool = collect(scanner, draw_quiet, options.pool, SEED)
     print(f"| drift | limit | {' | '.join(f'{size} images' for size in SIZES)} |\n|---|---|{'---|' * len(SIZES)}")

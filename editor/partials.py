@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
@@ -202,17 +202,17 @@ class _Node:
 
 
 def _sum(paths: Sequence[Path]) -> Scan:
-    first = load_scan(paths[0])
-    total: Statistics | None = None
-    prints, bad, more = [], [], 0
-    for node in _sum_groups(paths):
-        total = node.statistics if total is None else total.add(node.statistics)
-        prints += node.fingerprints
-        more += node.more_bad + max(0, len(bad) + len(node.bad) - MAX_NAMED_BAD)
-        bad = [*bad, *node.bad][:MAX_NAMED_BAD]
-    assert total is not None
+    first, found = load_scan(paths[0]), _add_up(_sum_groups(paths))
+    prints = found.fingerprints
     fingerprint = prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest()
-    return replace(first, statistics=total, fingerprint=fingerprint, bad=tuple(bad), unit=None, more_bad=more)
+    return replace(
+        first,
+        statistics=found.statistics,
+        fingerprint=fingerprint,
+        bad=tuple(found.bad),
+        unit=None,
+        more_bad=found.more_bad,
+    )
 
 
 def _sum_groups(paths: Sequence[Path]) -> Iterator[_Node]:
@@ -227,16 +227,21 @@ def _sum_groups(paths: Sequence[Path]) -> Iterator[_Node]:
 
 
 def _sum_group(paths: Sequence[Path]) -> _Node:
-    node: Statistics | None = None
+    scans = map(load_scan, paths)
+    return _add_up(_Node(scan.statistics, [scan.fingerprint], list(scan.bad), scan.more_bad) for scan in scans)
+
+
+def _add_up(nodes: Iterable[_Node]) -> _Node:
+    """The sum of nodes, in their order and in the memory of the first."""
+    total: Statistics | None = None
     prints, bad, more = [], [], 0
-    for path in paths:
-        scan = load_scan(path)
-        node = scan.statistics if node is None else node.add(scan.statistics)
-        prints.append(scan.fingerprint)
-        more += scan.more_bad + max(0, len(bad) + len(scan.bad) - MAX_NAMED_BAD)
-        bad = [*bad, *scan.bad][:MAX_NAMED_BAD]
-    assert node is not None
-    return _Node(node, prints, bad, more)
+    for node in nodes:
+        total = node.statistics if total is None else total.add(node.statistics)
+        prints += node.fingerprints
+        more += node.more_bad + max(0, len(bad) + len(node.bad) - MAX_NAMED_BAD)
+        bad = [*bad, *node.bad][:MAX_NAMED_BAD]
+    assert total is not None
+    return _Node(total, prints, bad, more)
 
 
 def _short(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -34,19 +35,27 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """The command line: exit code, what it printed, and what it said on stderr."""
+class Result(NamedTuple):
+    """The exit code of a command, what it printed, and what it said on stderr."""
 
-    def call(*arguments: object) -> tuple[int, str, str]:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """The command line."""
+
+    def call(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["clipedit", *map(str, arguments)])
         capfd.readouterr()
         try:
             cli.main()
             code = 0
         except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capfd.readouterr()
+            code = int(stop.code or 0) if not isinstance(stop.code, str) else 1
+        return Result(code, *capfd.readouterr())
 
     return call
 

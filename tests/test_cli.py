@@ -19,35 +19,13 @@ import torch
 from PIL import Image
 
 import clipedit
-from clipedit import cli
 from clipedit.editor.datasets import write_metadata
 from clipedit.editor.images import demo_calibration_source
-
-
-class Result:
-    def __init__(self, code: int, out: str, err: str):
-        self.code, self.out, self.err = code, out, err
 
 
 @pytest.fixture(autouse=True)
 def _small_demo_scans(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipedit.editor.images.demo_calibration_source", lambda: demo_calibration_source(64))
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    def call(*arguments: str | Path) -> Result:
-        monkeypatch.setattr(sys, "argv", ["clipedit", *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0) if not isinstance(stop.code, str) else 1
-        out, err = capfd.readouterr()
-        return Result(code, out, err)
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 import clipedit
-from clipedit import cli
 from clipedit.editor.images import demo_calibration_source
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
@@ -65,39 +63,28 @@ def write_folder(name: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    def call(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["clipedit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return int(stop.value.code or 0)
-
-    return call
-
-
-def test_a_family_goes_the_whole_path(photos: Path, tmp_path: Path, run: Callable[..., int]) -> None:
+def test_a_family_goes_the_whole_path(photos: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
     check_path("SigLIP", ("direct", "total"), photos, tmp_path, run, graphs=False)
     assert run("remove-heads", "--concept", "location", "--model", tmp_path / "base", "--scan", tmp_path / "scan",
-               "-o", tmp_path / "distilled") == 1  # fmt: skip
+               "-o", tmp_path / "distilled").code == 1  # fmt: skip
     assert not (tmp_path / "distilled").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SigLIP", "EVA", "CoCa"])
-def test_every_family_goes_the_whole_path(name: str, photos: Path, tmp_path: Path, run: Callable[..., int]) -> None:
+def test_every_family_goes_the_whole_path(name: str, photos: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
     effects = ("direct", "total") if name == "SigLIP" else ("direct", "total", "distilled")
     check_path(name, effects, photos, tmp_path, run, graphs=True)
 
 
 def check_path(
-    name: str, effects: tuple[str, ...], photos: Path, folder: Path, run: Callable[..., int], *, graphs: bool
+    name: str, effects: tuple[str, ...], photos: Path, folder: Path, run: Callable[..., Any], *, graphs: bool
 ) -> None:
     """Scan, label, score, edit, apply, export and verify; every consumer loads what was written. Tracing `graphs` takes a minute."""
     base, scan = write_folder(name, folder / "base"), folder / "scan"
-    assert run("scan", photos, "--model", base, "-o", scan, "--mlps") == 0
-    assert run("score", scan, "--concept", "location") == 0
-    assert run("label", scan, "--texts-per-head", "2") == 0
+    assert run("scan", photos, "--model", base, "-o", scan, "--mlps").code == 0
+    assert run("score", scan, "--concept", "location").code == 0
+    assert run("label", scan, "--texts-per-head", "2").code == 0
     unedited = clipedit.load_model(str(base))
     pixels = torch.randn(2, 3, *unedited.image_shape)
     before = unedited.encode_image(pixels)
@@ -105,31 +92,31 @@ def check_path(
         out, again = folder / effect, folder / f"{effect}-again"
         report = () if effect == effects[0] else ("--no-report",)
         asked = ("--model", base, "--scan", scan, "--effect", effect, "--heads", 3, "-o", out, *report)
-        assert run("remove-heads", "--concept", "location", *asked) == 0
-        assert run("apply", out, "--model", base, "-o", again) == 0
+        assert run("remove-heads", "--concept", "location", *asked).code == 0
+        assert run("apply", out, "--model", base, "-o", again).code == 0
         edited = clipedit.load_model(str(out)).encode_image(pixels)
         assert torch.equal(clipedit.load_model(str(again)).encode_image(pixels), edited)
         assert (edited - before).norm() > 1e-3 * before.norm()
     if graphs:
-        assert run("export", folder / "direct", "--target", "onnx", "-o", folder / "onnx") == 0
-    assert run("export", folder / "total", "--target", "open-clip", "-o", folder / "open-clip") == 0
-    assert run("verify", folder / "open-clip") == 0
+        assert run("export", folder / "direct", "--target", "onnx", "-o", folder / "onnx").code == 0
+    assert run("export", folder / "total", "--target", "open-clip", "-o", folder / "open-clip").code == 0
+    assert run("verify", folder / "open-clip").code == 0
     total = clipedit.load_model(str(folder / "total")).encode_image(pixels)
     module: Any = open_clip.create_model(f"local-dir:{folder / 'open-clip'}").eval()
     assert torch.allclose(module.encode_image(pixels, normalize=False), total, atol=1e-4)
 
 
-def test_what_a_tower_cannot_hold_is_said_before_the_images_are_read(
-    tmp_path: Path, run: Callable[..., int], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_tower_cannot_hold_is_said_before_the_images_are_read(tmp_path: Path, run: Callable[..., Any]) -> None:
     base = write_folder("SigLIP", tmp_path / "base")
     options = ("--model", base, "--images", tmp_path / "no-such-folder", "-o", tmp_path / "out")
-    assert run("remove-heads", "--concept", "location", *options) == 1
-    message = capfd.readouterr().err
+    code, _, message = run("remove-heads", "--concept", "location", *options)
+    assert code == 1
     assert "cannot make a distilled edit of" in message and "it has no final linear map" in message
     assert "Use --effect total or --effect direct." in message
-    assert run("remove-heads", "--concept", "location", "--effect", "total", "--output-strength", 0.5, *options) == 1
-    assert "cannot edit the output of" in capfd.readouterr().err
+    code, _, message = run(
+        "remove-heads", "--concept", "location", "--effect", "total", "--output-strength", 0.5, *options
+    )
+    assert code == 1 and "cannot edit the output of" in message
 
 
 def test_a_projection_under_total_on_an_attention_pool_warns_where_it_is_ablation(photos: Path, tmp_path: Path) -> None:
