@@ -147,7 +147,7 @@ def scan_command(
 ) -> None:  # fmt: skip
     """Collect the statistics of a model's heads on images."""
     from .editor.features import features_path
-    from .editor.files import require_free_file
+    from .editor.files.whole import require_free_file
     from .editor.scan import scan
     from .editor.units import list_units
 
@@ -189,7 +189,7 @@ def merge(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older scan.")] = False,
 ) -> None:  # fmt: skip
     """Sum partial scans to the scan of all their images; the same bytes for any order."""
-    from .editor.files import require_free_file
+    from .editor.files.whole import require_free_file
     from .editor.partials import merge_partials
 
     require_free_file(out, overwrite=overwrite)
@@ -282,7 +282,7 @@ def train_head(
 ) -> None:
     """Train a linear head on labelled images; what is written is an ordinary timm classifier."""
     from .editor.datasets import load_labelled_images
-    from .editor.files import require_apart, require_free_folder
+    from .editor.files.whole import require_apart, require_free_folder
     from .export.classifier_folder import train_head_to_folder
 
     require_free_folder(out, overwrite=overwrite)
@@ -390,7 +390,7 @@ def heatmap_command(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Show where heads see a text in an image: red speaks for it, blue against it."""
-    from .editor.files import require_apart, require_free_file
+    from .editor.files.whole import require_apart, require_free_file
     from .editor.heatmaps import draw_heatmap_file, head_texts
 
     require_apart(out, image, scan, aligner)
@@ -422,7 +422,7 @@ def segment_command(
     overwrite: OverwriteOption = False,
 ) -> None:  # fmt: skip
     """Write a mask an image: white where heads see the text."""
-    from .editor.files import require_apart
+    from .editor.files.whole import require_apart
     from .editor.segment import segment_folder
 
     require_apart(out, images, aligner, scan)
@@ -456,7 +456,7 @@ def retrieve_command(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Find images that share one property with a text or a reference image."""
-    from .editor.files import require_free_file
+    from .editor.files.whole import require_free_file
     from .editor.retrieve import run_retrieval
 
     if out is not None:
@@ -516,7 +516,7 @@ def remove_heads(
     """Find the heads that carry a concept, remove them, and write the repaired model with its recipe."""
     from .editor.bind import bind_recipe, check_effect
     from .editor.concepts import load_concept
-    from .editor.files import require_apart, require_free_folder
+    from .editor.files.whole import require_apart, require_free_folder
     from .editor.plot import plot_frontier, require_plot, save_figure
     from .editor.selectors import select_recipe
     from .editor.singular import load_weights
@@ -583,7 +583,7 @@ def apply_command(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Apply a saved recipe: the same base gives the same bytes."""
-    from .editor.files import require_apart
+    from .editor.files.whole import require_apart
     from .editor.recipe import load_recipe
     from .export.edited_folder import apply_to_folder
 
@@ -637,8 +637,8 @@ def reindex(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Carry stored embeddings of the unedited model to those of the edited one, without reading an image again."""
+    from .editor.files.vectors import open_vectors
     from .editor.reindex import compute_embedding_map, reindex_vectors
-    from .editor.vectors import open_vectors
 
     open_vectors(vectors, column=column)  # A misspelt path must not cost the loading of a model.
     target = _require_free_file(out if out.suffix else out.with_suffix(vectors.suffix), vectors, overwrite=overwrite)
@@ -763,7 +763,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a model in the layout its consumer reads, and verify it in a fresh process."""
-    from .editor.files import require_apart
+    from .editor.files.whole import require_apart
     from .export.targets import export_model, require_target
     from .export.verify import REFERENCE_NAME
     from .export.verify import verify as verify_folder
@@ -852,7 +852,7 @@ def report_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file given as -o.")] = False,
 ) -> None:  # fmt: skip
     """Write a page on an edit: what was removed and why, before and after, every head's card, the checks."""
-    from .editor.files import require_free_file
+    from .editor.files.whole import require_free_file
     from .export.report import write_report
 
     if out is not None:

@@ -20,11 +20,11 @@ import atheris
 with atheris.instrument_imports(include=["clipedit.editor", "yaml"], enable_loader_override=False):
     from clipedit import ClipeditError
     from clipedit.editor.concepts import load_concept
+    from clipedit.editor.files.tensors import read_header
+    from clipedit.editor.files.vectors import open_vectors
     from clipedit.editor.images import list_images, open_image
     from clipedit.editor.recipe import load_recipe
     from clipedit.editor.scan import load_scan
-    from clipedit.editor.vectors import open_vectors
-    from clipedit.editor.weights import read_header
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "recipe": ("x.yaml", load_recipe),

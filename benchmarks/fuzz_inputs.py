@@ -20,10 +20,10 @@ import clipedit
 from clipedit.demo import world
 from clipedit.editor.concepts import library_folder, load_texts
 from clipedit.editor.datasets import load_classes, load_labelled_images, load_lines
+from clipedit.editor.files.vectors import open_vectors
 from clipedit.editor.images import list_images
 from clipedit.editor.layouts import load_dataset
 from clipedit.editor.recipe import list_recipes
-from clipedit.editor.vectors import open_vectors
 
 Generator = random.Random
 

@@ -40,13 +40,13 @@ from clipedit.editor.aligner import load_aligner
 from clipedit.editor.apply import compute_edited_tensors, rewrite_checkpoint
 from clipedit.editor.concepts import load_concept
 from clipedit.editor.features import load_features
+from clipedit.editor.files.tensors import hash_checkpoint, read_header
 from clipedit.editor.images import demo_calibration_source, open_image
 from clipedit.editor.model import demo_folder, load_model
 from clipedit.editor.partials import merge_partials
 from clipedit.editor.recipe import load_recipe
 from clipedit.editor.scan import load_scan
 from clipedit.editor.singular import load_weights
-from clipedit.editor.weights import hash_checkpoint, read_header
 from clipedit.export.reference import load_reference
 from clipedit.export.reproduce import load_record
 from clipedit.export.targets import PROFILES
@@ -138,7 +138,7 @@ def _make_safetensors(generator: Generator, folder: Path) -> Path:
 def _read_weights(path: Path) -> None:
     header = read_header(path)
     hash_checkpoint(path)
-    from clipedit.editor.weights import tensor_reader
+    from clipedit.editor.files.tensors import tensor_reader
 
     read = tensor_reader(path)
     for name in header:

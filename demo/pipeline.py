@@ -15,7 +15,7 @@ from ..editor.concepts import load_texts
 from ..editor.control import measure_controls
 from ..editor.datasets import write_metadata
 from ..editor.evaluate import collect_embeddings
-from ..editor.files import staged_folder, write_text
+from ..editor.files.whole import staged_folder, write_text
 from ..editor.images import list_images
 from ..editor.model import Model, load_model
 from ..editor.recipe import Recipe

@@ -15,11 +15,11 @@ from torch import Tensor
 from .aligner import Aligner, compute_aligned, compute_alignment_loss, compute_report, describe_model, fit_shared_map
 from .errors import AlignmentError, ModelError
 from .evaluate import collect_embeddings
-from .files import save_tensors
+from .files.tensors import load_tensors
+from .files.whole import save_tensors
 from .images import ImageSource, list_images, load_batches
 from .model import Model, decompose
 from .scan import Progress
-from .weights import load_tensors
 
 STATE_KIND = "clipedit-alignment-state-1"
 LEAST_IMAGES = 256

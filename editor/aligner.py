@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .errors import AlignmentError, ModelError
-from .files import lasting_name, save_tensors
+from .files.tensors import load_tensors
+from .files.whole import lasting_name, save_tensors
 from .model import Model
-from .weights import load_tensors
 
 KIND = "clipedit-aligner-1"
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from .bind import bind_recipe, check_heads
 from .components import Features, HeadId
 from .errors import RecipeError
+from .files.tensors import ReadTensor, copy_with_tensors, hash_checkpoint, tensor_reader
 from .model import BASE_FOLDER, WEIGHTS_NAME, Model, find_checkpoint
 from .parts import ablate_parts, ablated_names, collect_with_parts, compute_part_readouts, place
 from .recipe import Recipe
 from .scan import Scan
 from .timm_models import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME, is_timm_folder
 from .towers import Tower
-from .weights import ReadTensor, copy_with_tensors, hash_checkpoint, tensor_reader
 
 _COMPANIONS = frozenset({".json", ".txt", ".model", ".md"})
 _NOT_OF_THE_BASE = ("verification.json", "README.md")

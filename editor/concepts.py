@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from .. import recipes
-from .bounded import load_yaml, read_text
 from .errors import ConceptError, nearest_names
+from .files.bounded import load_yaml, read_text
 from .model import Model
 
 VARIANCE_KEPT, MAX_LINES_BYTES = 0.9, 2**30

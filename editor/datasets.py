@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .bounded import read_text
 from .errors import ImageError
+from .files.bounded import read_text
 from .images import PATH_COLUMNS, ImageSource, list_images, read_csv_source
 
 LABEL_COLUMNS = ("label", "class", "y", "shape")

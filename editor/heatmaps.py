@@ -12,7 +12,7 @@ from PIL import Image
 from .components import HeadId
 from .concepts import load_texts
 from .errors import ConceptError, ModelError
-from .files import staged_file
+from .files.whole import staged_file
 from .images import open_image
 from .model import Model
 from .pictures import draw_overlay, draw_sheet

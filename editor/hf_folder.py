@@ -13,10 +13,11 @@ from open_clip.timm_model import TimmModel
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from .bounded import load_json
 from .config_bounds import require_modest_config
 from .errors import ModelError
-from .files import find_beside
+from .files.bounded import load_json
+from .files.tensors import read_header, reading_weights, tensor_reader
+from .files.whole import find_beside
 from .hf_config import (
     convert_clip_config,
     convert_preprocessing,
@@ -25,7 +26,6 @@ from .hf_config import (
     siglip_trunk_arguments,
 )
 from .hf_names import clip_names, convert_from_hf, siglip_names
-from .weights import read_header, reading_weights, tensor_reader
 
 CLIP_VOCABULARY = 49408
 _SMALLEST_TIMM = "test_vit"

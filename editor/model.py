@@ -22,6 +22,7 @@ from .. import demo
 from .components import Decomposition
 from .config_bounds import require_modest_config, require_modest_sizes
 from .errors import ModelError, nearest_names
+from .files.tensors import hash_checkpoint, hash_state, read_header, reading_weights, round_to_storage, stored_dtype
 from .hf_folder import load_hf_folder
 from .images import ImageSource
 from .open_clip_config import CONFIG_NAME, read_open_clip_config
@@ -38,7 +39,6 @@ from .timm_models import (
 )
 from .towers import Tower, build_tower
 from .towers.open_clip_text import OpenClipText
-from .weights import hash_checkpoint, hash_state, read_header, reading_weights, round_to_storage, stored_dtype
 
 WEIGHTS_NAME = "open_clip_model.safetensors"
 BASE_FOLDER = "base"

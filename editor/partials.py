@@ -20,8 +20,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .bounded import parse_json
 from .errors import StatisticsError
+from .files.bounded import parse_json
 from .scan import KIND, Scan, check_bad, load_scan
 from .scan_description import check_description
 from .statistics import Statistics

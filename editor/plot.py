@@ -14,7 +14,7 @@ from PIL import Image
 from .completeness import CompletenessRow
 from .components import HeadId
 from .errors import ExportError, StatisticsError
-from .files import staged_file
+from .files.whole import staged_file
 from .pictures import draw_overlay
 from .scores import HeadScore
 from .spatial import Heatmap

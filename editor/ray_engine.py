@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .errors import ClipeditError, ImageError, ModelError
-from .files import lasting_name
+from .files.whole import lasting_name
 from .scanner import Scanner
 from .shards import WorkUnit
 

@@ -19,13 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import Tensor
 
 from .. import recipes
-from .bounded import load_yaml
 from .components import HeadId
 from .concepts import describe_validation
 from .errors import ModelError, RecipeError, nearest_names
-from .files import find_beside, is_plain_name, save_tensors, write_text
+from .files.bounded import load_yaml
+from .files.tensors import load_tensors
+from .files.whole import find_beside, is_plain_name, save_tensors, write_text
 from .notebook import html_facts, html_table
-from .weights import load_tensors
 
 KIND = "clipedit-recipe-1"
 Effect = Literal["distilled", "total", "direct"]

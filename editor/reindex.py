@@ -17,13 +17,13 @@ from .components import Features, HeadId
 from .errors import RecipeError, VectorError
 from .evaluate import collect_features, compute_recipe_embeddings
 from .fidelity import Fidelity, compute_fidelity
+from .files.vectors import open_vectors
 from .head_maps import edited_groups
 from .images import ImageSource
 from .model import Model
 from .parts import ablated_names
 from .recipe import Effect, Recipe
 from .scan import Progress, Scan
-from .vectors import open_vectors
 
 RIDGE = 1e-6
 UNIT_TOLERANCE = 2e-3

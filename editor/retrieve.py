@@ -21,7 +21,7 @@ from .components import Features, HeadId
 from .concepts import Concept, load_concept
 from .errors import ConceptError, StatisticsError
 from .features import features_path, load_features
-from .files import staged_file
+from .files.whole import staged_file
 from .images import ImageSource, list_images, open_image
 from .model import Model
 from .pictures import draw_sheet

@@ -12,7 +12,8 @@ from .components import ComponentGroup
 from .devices import Precision
 from .errors import ImageError, ModelError, StatisticsError
 from .features import write_features
-from .files import lasting_name, save_tensors
+from .files.tensors import load_tensors
+from .files.whole import lasting_name, save_tensors
 from .images import Batch, ImageSource, list_images, load_batches
 from .model import Model, Side
 from .notebook import html_facts
@@ -20,7 +21,6 @@ from .scan_description import check_description, check_sums
 from .scanner import Scanner
 from .statistics import GroupSums, Statistics
 from .texts import list_texts
-from .weights import load_tensors
 
 KIND = "clipedit-scan-1"
 Progress = Callable[[int, int], None]

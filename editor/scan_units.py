@@ -10,7 +10,7 @@ from typing import Any
 
 from .devices import Precision
 from .errors import ImageError, StatisticsError
-from .files import staged_file
+from .files.whole import staged_file
 from .images import Batch, ImageSource
 from .partials import Partials, find_difference, partial_path, read_description, remove_partials
 from .ray_engine import RayEngine

@@ -21,7 +21,7 @@ from ..demo import world
 from .components import HeadId
 from .errors import ConceptError, ImageError
 from .evaluate import compute_class_weights
-from .files import staged_folder
+from .files.whole import staged_folder
 from .images import SUFFIXES, ImageSource, list_images, open_image, render_source
 from .model import Model
 from .pictures import encode_image_file

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .bounded import load_yaml
 from .components import HeadId
 from .directions import NAMED_SHARE, encode_pool
 from .errors import RecipeError
+from .files.bounded import load_yaml
 from .model import Model
 from .operations import SingularDirections
 from .towers.open_clip_attention import residual_readout, value_output_weights

@@ -9,8 +9,8 @@ from typing import Any
 
 from .blobs import MAX_IMAGE_BYTES, OpenBlob, Spool
 from .errors import ImageError
+from .files.locations import Location, open_location
 from .images import ImageSource
-from .locations import Location, open_location
 
 PARQUET_SUFFIXES, ARROW_SUFFIXES = (".parquet",), (".arrow",)
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content", "data")

@@ -11,8 +11,8 @@ from typing import Any
 
 from .blobs import OpenBlob, Spool
 from .errors import ImageError
+from .files.locations import Location, is_remote, open_location
 from .images import SUFFIXES, ImageSource
-from .locations import Location, is_remote, open_location
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_SHARD_BYTES = 2**37

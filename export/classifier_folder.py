@@ -12,7 +12,7 @@ import torch
 from ..editor.datasets import LabelledImages
 from ..editor.errors import ModelError
 from ..editor.evaluate import collect_embeddings
-from ..editor.files import staged_folder, write_text
+from ..editor.files.whole import staged_folder, write_text
 from ..editor.linear_head import TRAINED_ON_NAME, choose_head, find_head
 from ..editor.model import Model
 from .timm_folder import write_timm_folder

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..editor.files.tensors import tensor_reader
 from ..editor.model import Model
-from ..editor.weights import tensor_reader
 from .profile import Profile
 from .reference import Reference, answer_images
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..editor.apply import apply_recipe, rewrite_checkpoint
-from ..editor.files import staged_folder
+from ..editor.files.whole import staged_folder
 from ..editor.images import ImageSource
 from ..editor.model import BASE_FOLDER, Model
 from ..editor.recipe import Recipe

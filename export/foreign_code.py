@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..editor.bounded import load_json
 from ..editor.errors import VerificationError
+from ..editor.files.bounded import load_json
 from ..editor.open_clip_config import CONFIG_NAME, read_open_clip_config
 
 # Reading a program evaluates expressions that are in it.

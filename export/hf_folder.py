@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ..editor.errors import ExportError
-from ..editor.files import save_tensors
+from ..editor.files.tensors import round_to_storage
+from ..editor.files.whole import save_tensors
 from ..editor.hf_names import clip_names, convert_to_hf
 from ..editor.model import Model
-from ..editor.weights import round_to_storage
 from .preprocessor_config import NAME as PREPROCESSOR_NAME
 from .preprocessor_config import require_clip_preprocessing, write_preprocessor
 from .profile import Profile, require_plain

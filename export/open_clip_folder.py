@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..editor.files import save_tensors
+from ..editor.files.whole import save_tensors
 from ..editor.model import CONFIG_NAME, WEIGHTS_NAME, Model
 from .profile import Profile, require_plain
 

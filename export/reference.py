@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ..demo import world
 from ..editor.errors import ImageError, ModelError, VerificationError
-from ..editor.files import save_tensors
+from ..editor.files.tensors import load_tensors
+from ..editor.files.whole import save_tensors
 from ..editor.images import ImageSource, list_images, render_source
 from ..editor.model import Model
 from ..editor.preprocessing import build_preprocess
 from ..editor.thresholds import ThresholdShift, compute_threshold_shift
-from ..editor.weights import load_tensors
 from .precision import FORCED, LIMITS, Limits
 from .verify import REFERENCE_NAME
 

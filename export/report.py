@@ -11,11 +11,11 @@ import jinja2
 import yaml
 
 from ..editor.aligned_model import apply_aligner
-from ..editor.bounded import load_json
 from ..editor.components import HeadId
 from ..editor.concepts import Concept, list_concepts, load_concept, load_texts
 from ..editor.errors import ExportError
-from ..editor.files import staged_file
+from ..editor.files.bounded import load_json
+from ..editor.files.whole import staged_file
 from ..editor.images import ImageSource, list_images
 from ..editor.model import Model, load_model
 from ..editor.recipe import Recipe, load_recipe

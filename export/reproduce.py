@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..editor.apply import apply_recipe
-from ..editor.bounded import load_json
 from ..editor.errors import ClipeditError, ExportError
-from ..editor.files import lasting_name
+from ..editor.files.bounded import load_json
+from ..editor.files.whole import lasting_name
 from ..editor.images import ImageSource, list_images
 from ..editor.model import Model, load_model
 from ..editor.recipe import Base, load_recipe

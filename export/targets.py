@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..editor.errors import ExportError, nearest_names
-from ..editor.files import require_free_folder, staged_folder
+from ..editor.files.whole import require_free_folder, staged_folder
 from ..editor.images import ImageSource, list_images
 from ..editor.model import Model
 from . import (

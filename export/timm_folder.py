@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..editor.errors import ExportError
-from ..editor.files import write_text
+from ..editor.files.whole import write_text
 from ..editor.model import Model
 from ..editor.timm_models import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME
 from .profile import Profile, require_plain

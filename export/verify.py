@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..editor.errors import VerificationError
-from ..editor.files import write_text
+from ..editor.files.whole import write_text
 
 REPORT_NAME, REFERENCE_NAME = "verification.json", "verification.safetensors"
 TIMEOUT_SECONDS = 1_800

@@ -24,13 +24,13 @@ from hypothesis import strategies as st
 import clipedit
 from clipedit.editor.concepts import load_concept
 from clipedit.editor.datasets import load_labelled_images
+from clipedit.editor.files.tensors import read_header
+from clipedit.editor.files.vectors import open_vectors
 from clipedit.editor.hf_config import read_sections
 from clipedit.editor.images import list_images
 from clipedit.editor.layouts import load_dataset
 from clipedit.editor.recipe import load_recipe
 from clipedit.editor.scan import load_scan
-from clipedit.editor.vectors import open_vectors
-from clipedit.editor.weights import read_header
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # FUZZ_EXAMPLES=5000 pytest tests/test_fuzz.py: what RESULTS.md counts.

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 import clipedit
+from clipedit.editor.files.locations import expand_range
 from clipedit.editor.images import demo_calibration_source, list_images
-from clipedit.editor.locations import expand_range
 from clipedit.editor.shards import list_shards
 from clipedit.editor.units import list_units
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import clipedit
-from clipedit.editor import staging
-from clipedit.editor.files import require_free_folder, staged_file, staged_folder, write_text
+from clipedit.editor.files import staging
+from clipedit.editor.files.whole import require_free_folder, staged_file, staged_folder, write_text
 
 
 def mode(path: Path) -> int:

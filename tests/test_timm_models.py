@@ -16,8 +16,8 @@ from timm.models._hub import save_for_hf
 
 import clipedit
 from clipedit import cli
+from clipedit.editor.files.tensors import hash_checkpoint
 from clipedit.editor.images import demo_calibration_source
-from clipedit.editor.weights import hash_checkpoint
 
 RECIPE = """schema_version: 1
 name: two-heads

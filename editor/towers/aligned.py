@@ -29,7 +29,7 @@ from .spatial_staged import SpatialStaged
 from .spatial_vit import SpatialViT
 
 if TYPE_CHECKING:
-    from . import Tower
+    from ..towers import Tower
 
 
 class AlignedTower:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ImageError
+from ..errors import ImageError
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_RANGE = 1_000_000

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .errors import ClipeditError, ExportError
+from ..errors import ClipeditError, ExportError
 from .staging import (
     clear_folder_once,
     clear_leftovers,

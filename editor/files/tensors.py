@@ -23,9 +23,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..errors import ClipeditError, ModelError
 from .bounded import load_json, parse_json
-from .errors import ClipeditError, ModelError
-from .files import staged_file, write_text
+from .whole import staged_file, write_text
 
 MAX_HEADER_BYTES, MAX_TENSORS = 100_000_000, 100_000
 _CACHE_FROM_BYTES = 64 * 2**20

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import VectorError
-from .files import staged_file
+from ..errors import VectorError
+from .whole import staged_file
 
 CHUNK_ROWS = 4_096
 Rewrite = Callable[[Float[Tensor, "row d_embed"]], Float[Tensor, "row d_embed"]]
