@@ -25,8 +25,8 @@ from .recipe import RecipeDocument
 from .scan import Scan
 from .selection import EditPlan, Evidence, require_labelled, write_document
 from .tables import TaskTable, load_task, measure_subsets, scanned_heads, subset_rows, tabulate
-from .towers.open_clip_attention import collect_attention
-from .towers.open_clip_vit import OpenClipViT
+from .towers.vit.open_clip_attention import collect_attention
+from .towers.vit.open_clip_vit import OpenClipViT
 
 BATCH = 64
 

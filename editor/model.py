@@ -38,7 +38,7 @@ from .timm_models import (
     timm_tags,
 )
 from .towers import Tower, build_tower
-from .towers.open_clip_text import OpenClipText
+from .towers.vit.open_clip_text import OpenClipText
 
 WEIGHTS_NAME = "open_clip_model.safetensors"
 BASE_FOLDER = "base"
@@ -61,7 +61,7 @@ class Alignment:
 class Model:
     """A CLIP, or a vision transformer of timm. Embeddings are unnormalised, in the joint image-text space, float32.
 
-    timm models have no text tower; their embedding is the representation before the classifier (`editor/towers/timm_trunk.py`).
+    timm models have no text tower; their embedding is the representation before the classifier (`editor/towers/ends/timm_trunk.py`).
 
     Attributes:
         name, pretrained: What `load_model` was given; enough to load the model again.

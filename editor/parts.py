@@ -17,7 +17,7 @@ from .model import Model
 from .recipe import WHOLE_PARTS, RecipeDocument
 from .scan import Scan
 from .towers import Tower
-from .towers.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
+from .towers.vit.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
 
 AblatedPart = tuple[Float[Tensor, "d_embed k"], Float[Tensor, " d_embed"]]
 

@@ -18,8 +18,8 @@ from .devices import BatchLimit, Precision, lower_precision, start_size, sums_de
 from .images import Batch
 from .model import Model
 from .statistics import Statistics, add_features, empty_statistics
-from .towers.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
-from .towers.open_clip_vit import OpenClipViT
+from .towers.vit.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
+from .towers.vit.open_clip_vit import OpenClipViT
 
 KeepFeatures = Callable[[Features, Sequence[int]], None]
 

@@ -16,8 +16,8 @@ from .errors import RecipeError
 from .files.bounded import load_yaml
 from .model import Model
 from .operations import SingularDirections
-from .towers.open_clip_attention import residual_readout, value_output_weights
-from .towers.open_clip_vit import OpenClipViT
+from .towers.vit.open_clip_attention import residual_readout, value_output_weights
+from .towers.vit.open_clip_vit import OpenClipViT
 
 NEAREST_TEXTS = 10
 

@@ -22,7 +22,7 @@ from clipedit.editor.operations import OperationInput, identity_map, keep_only, 
 from clipedit.editor.recipe import Base, Recipe, RecipeDocument, Step, load_recipe
 from clipedit.editor.selection import compute_span_angle
 from clipedit.editor.singular import load_weights, score_directions
-from clipedit.editor.towers.open_clip_attention import residual_readout, value_output_weights
+from clipedit.editor.towers.vit.open_clip_attention import residual_readout, value_output_weights
 from clipedit.export.edited_folder import apply_to_folder
 
 HEADS = ("L3H1", "L2H3")

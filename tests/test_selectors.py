@@ -26,7 +26,7 @@ from clipedit.editor.labelled_contrast import compute_excess
 from clipedit.editor.overlay import overlay_word
 from clipedit.editor.selection import EditPlan, Evidence, write_document
 from clipedit.editor.tables import TaskImages, TaskTable, load_task, measure_subsets, subset_rows, tabulate
-from clipedit.editor.towers.open_clip_attention import collect_attention
+from clipedit.editor.towers.vit.open_clip_attention import collect_attention
 
 
 @pytest.fixture(scope="module")

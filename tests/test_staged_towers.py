@@ -24,7 +24,7 @@ from clipedit.editor.scan import Scan
 from clipedit.editor.spatial import compute_token_shares, head_ids
 from clipedit.editor.statistics import add_features, empty_statistics
 from clipedit.editor.towers import build_tower
-from clipedit.editor.towers.spatial_staged import _place
+from clipedit.editor.towers.staged.spatial_staged import _place
 
 PIXELS = (3, 3, 64, 64)
 TEXT = {"context_length": 16, "vocab_size": 100, "width": 32, "heads": 2, "layers": 1}

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from ..components import ComponentGroup, Features, TokenReading
 from ..errors import ModelError
-from .maxvit import MaxViT
-from .open_clip_vit import OpenClipViT
 from .refusals import explain_refusals
-from .swin import Swin
-from .timm_eva import TimmEva
-from .timm_vit import TimmViT
+from .staged.maxvit import MaxViT
+from .staged.swin import Swin
+from .vit.open_clip_vit import OpenClipViT
+from .vit.timm_eva import TimmEva
+from .vit.timm_vit import TimmViT
 
 
 @runtime_checkable

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ..components import ComponentGroup, Features, TokenReading
 from ..errors import ModelError, RecipeError
-from .spatial_staged import SpatialStaged
-from .spatial_vit import SpatialViT
+from .staged.spatial_staged import SpatialStaged
+from .vit.spatial_vit import SpatialViT
 
 if TYPE_CHECKING:
     from ..towers import Tower

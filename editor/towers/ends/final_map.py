@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..errors import RecipeError
+from ...errors import RecipeError
 
 
 @dataclass(frozen=True)

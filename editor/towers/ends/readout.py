@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..components import ComponentGroup, ComponentId
+from ...components import ComponentGroup, ComponentId
 from .final_map import FinalMap
 from .norms import FrozenNorm
 from .pools import AttentionPool, MeanPool

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..components import TokenReading
+from ...components import TokenReading
 from .staged import AttentionLayer, StagedTower, recording
 from .staged_end import as_tokens
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
-from .norms import FrozenNorm
+from ..ends.norms import FrozenNorm
 from .spatial_vit import Projected
 
 

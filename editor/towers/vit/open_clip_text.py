@@ -15,11 +15,11 @@ from jaxtyping import Float, Int
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 from torch import Tensor, nn
 
-from .final_map import FinalMap
-from .norms import FrozenNorm
-from .pools import MeanPool
+from ..ends.final_map import FinalMap
+from ..ends.norms import FrozenNorm
+from ..ends.pools import MeanPool
+from ..ends.readout import Readout
 from .pre_norm_vit import BlockWeights, PreNormViT
-from .readout import Readout
 
 _POOLS = ("argmax", "eos", "first", "last")
 

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from .final_map import FinalMap
-from .norms import FrozenNorm
-from .pools import FirstQueryPool, MeanPool
+from ..ends.final_map import FinalMap
+from ..ends.norms import FrozenNorm
+from ..ends.pools import FirstQueryPool, MeanPool
+from ..ends.readout import Readout
 from .pre_norm_vit import BlockWeights
-from .readout import Readout
 from .spatial_vit import Projected, SpatialViT
 
 

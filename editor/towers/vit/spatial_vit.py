@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..components import TokenReading
+from ...components import TokenReading
 from .pre_norm_vit import PreNormViT
 
 

@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTransformerBlock, window_partition
 from torch import Tensor, nn
 
+from ..ends.timm_trunk import find_trunk
 from .spatial_staged import SpatialStaged
 from .staged import AttentionLayer, Plan, Source
 from .staged_end import Recorded, StagedEnd
-from .timm_trunk import find_trunk
 
 
 class Swin(SpatialStaged):

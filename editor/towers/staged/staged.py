@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..components import ComponentGroup, ComponentId, Features
-from .pre_norm_vit import text_projection_names
+from ...components import ComponentGroup, ComponentId, Features
+from ..vit.pre_norm_vit import text_projection_names
 from .staged_end import Recorded, StagedEnd, as_tokens
 
 

@@ -1,4 +1,4 @@
-"""timm's `VisionTransformer`: DeiT, DeiT-3, DINO, DINOv2, AugReg; in open_clip SigLIP, SigLIP 2, MobileCLIP-B."""
+"""timm's `Eva`: EVA, EVA02, DINOv3; in open_clip EVA01-CLIP, EVA02-CLIP and PE-Core."""
 
 from __future__ import annotations
 
@@ -6,34 +6,22 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from jaxtyping import Float
-from timm.layers import Attention
-from timm.models.vision_transformer import (
-    Block,
-    ParallelScalingBlock,
-    ParallelThingsBlock,
-    ResPostBlock,
-    VisionTransformer,
-)
+from timm.layers import AttentionRope
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
 from torch import Tensor, nn
 
-from .norms import FrozenNorm
+from ..ends.norms import FrozenNorm
+from ..ends.timm_trunk import build_readout, embed_image, find_grid, find_trunk, trunk_refusal
 from .pre_norm_vit import BlockWeights
 from .spatial_vit import Projected, SpatialViT
 from .timm_attention import attention_refusal, project_heads
-from .timm_trunk import build_readout, embed_image, find_grid, find_trunk, trunk_refusal
-
-_REASONS = {
-    ResPostBlock: "its blocks are post-norm: what a head writes is normalised before it is added",
-    ParallelScalingBlock: "its blocks run attention and MLP in parallel through one projection",
-    ParallelThingsBlock: "its blocks run several attentions in parallel",
-}
 
 
-class TimmViT(SpatialViT):
-    """Adapter for a bare `VisionTransformer`, and for open_clip models whose trunk is one."""
+class TimmEva(SpatialViT):
+    """Adapter for a bare `Eva`, and for open_clip models whose trunk is one."""
 
-    title: ClassVar[str] = "timm ViT"
-    supports: ClassVar[str] = "timm VisionTransformer (CLS, average or MAP pooling), bare or in open_clip"
+    title: ClassVar[str] = "timm Eva"
+    supports: ClassVar[str] = "timm Eva (rotary positions, SwiGLU, norms inside attention), bare or in open_clip"
 
     def __init__(self, module: nn.Module):
         self.trunk, self.prefix = find_trunk(module)
@@ -43,13 +31,15 @@ class TimmViT(SpatialViT):
     @staticmethod
     def refusal(module: nn.Module) -> str | None:
         """Why this tower cannot read a module, or None if it can."""
-        reason = trunk_refusal(module, VisionTransformer)
+        reason = trunk_refusal(module, Eva)
         if reason is not None:
             return reason
         for block in find_trunk(module)[0].blocks:
-            if type(block) is not Block:
-                return _REASONS.get(type(block), f"its blocks are of class {type(block).__name__}")
-            if reason := attention_refusal(block.attn, (Attention,)):
+            if type(block) is EvaBlockPostNorm:
+                return "its blocks are post-norm: what a head writes is normalised before it is added"
+            if type(block) is not EvaBlock:
+                return f"its blocks are of class {type(block).__name__}"
+            if reason := attention_refusal(block.attn, (EvaAttention, AttentionRope)):
                 return reason
         return None
 
@@ -58,8 +48,10 @@ class TimmViT(SpatialViT):
         return embed_image(self.module, pixels)
 
     def _embed_tokens(self, pixels: Tensor) -> tuple[Float[Tensor, "image token d_model"], Sequence[Tensor | None]]:
-        tokens = self.trunk._pos_embed(self.trunk.patch_embed(pixels))
-        return self.trunk.norm_pre(self.trunk.patch_drop(tokens)), [None] * self.n_layers
+        tokens, rotation = self.trunk._pos_embed(self.trunk.patch_embed(pixels))
+        # Learned rotations differ a layer: [layer, ...].
+        layers = list(rotation) if self.trunk.rope_mixed and rotation is not None else [rotation] * self.n_layers
+        return self.trunk.norm_pre(tokens), layers
 
     def _project(self, block: Any, stream: Float[Tensor, "image token d_model"], rotation: Tensor | None) -> Projected:
         return project_heads(block.attn, block.norm1(stream), rotation)
@@ -69,8 +61,8 @@ class TimmViT(SpatialViT):
 
     def _block(self, layer: int) -> BlockWeights:
         block = self.blocks[layer]
-        scales = (getattr(block.ls1, "gamma", None), getattr(block.ls2, "gamma", None))
-        return BlockWeights(block.attn.proj, scales[0], FrozenNorm(block.attn.norm), block.norm2, block.mlp, scales[1])
+        inner = FrozenNorm(block.attn.norm)
+        return BlockWeights(block.attn.proj, block.gamma_1, inner, block.norm2, block.mlp, block.gamma_2)
 
     def _output_name(self, layer: int) -> str:
         return f"{self.prefix}blocks.{layer}.attn.proj"

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..components import ComponentGroup, ComponentId, Features
-from .norms import FrozenNorm
-from .readout import Reading, Readout
+from ...components import ComponentGroup, ComponentId, Features
+from ..ends.norms import FrozenNorm
+from ..ends.readout import Reading, Readout
 
 
 @dataclass(frozen=True)

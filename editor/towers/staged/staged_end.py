@@ -10,8 +10,8 @@ from jaxtyping import Float
 from timm.layers.classifier import NormMlpClassifierHead
 from torch import Tensor, nn
 
-from .final_map import FinalMap
-from .timm_trunk import find_trunk
+from ..ends.final_map import FinalMap
+from ..ends.timm_trunk import find_trunk
 
 Recorded = Mapping[str, Tensor]
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..components import ComponentGroup, ComponentId, Features
-from ..errors import ModelError
+from ...components import ComponentGroup, ComponentId, Features
+from ...errors import ModelError
 from .open_clip_vit import OpenClipViT
 
 

@@ -1,0 +1,1 @@
+"""Transformers in stages: Swin, MaxViT and CoAtNet."""
