@@ -26,17 +26,17 @@ from .editor.errors import ClipeditError, ExportError, ImageError, ModelError, R
 if TYPE_CHECKING:
     from .editor.completeness import CompletenessRow
     from .editor.components import HeadId
-    from .editor.datasets import LabelledImages
     from .editor.diff import ModelDiff
     from .editor.directions import LabelledEmbeddings
+    from .editor.images.labelled import LabelledImages
+    from .editor.images.skew import RetrievalSet
+    from .editor.images.units import WorkUnit
     from .editor.model import Model
     from .editor.monitor import DriftReport
     from .editor.recipe import Recipe, RecipeDocument
     from .editor.reindex import EmbeddingMap
     from .editor.scan import Scan
     from .editor.selection import Evidence
-    from .editor.skew import RetrievalSet
-    from .editor.units import WorkUnit
     from .export.verify import Check
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -148,8 +148,8 @@ def scan_command(
     """Collect the statistics of a model's heads on images."""
     from .editor.features import features_path
     from .editor.files.whole import require_free_file
+    from .editor.images.units import list_units
     from .editor.scan import scan
-    from .editor.units import list_units
 
     if keep_features and (unit_size or shard or engine == "ray"):
         raise typer.BadParameter(
@@ -281,8 +281,8 @@ def train_head(
     as_json: JsonOption = False,
 ) -> None:
     """Train a linear head on labelled images; what is written is an ordinary timm classifier."""
-    from .editor.datasets import load_labelled_images
     from .editor.files.whole import require_apart, require_free_folder
+    from .editor.images.labelled import load_labelled_images
     from .export.classifier_folder import train_head_to_folder
 
     require_free_folder(out, overwrite=overwrite)
@@ -674,11 +674,11 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Measure zero-shot accuracy of models side by side: overall, worst group, mean of groups."""
     from .editor.control import measure_folder_controls
-    from .editor.datasets import load_classes, load_labelled_images, load_lines
     from .editor.evaluate import DEFAULT_TEMPLATES
     from .editor.evaluate import evaluate as run
-    from .editor.layouts import load_dataset
-    from .editor.skew import RetrievalSet
+    from .editor.images.labelled import load_classes, load_labelled_images, load_lines
+    from .editor.images.layouts import load_dataset
+    from .editor.images.skew import RetrievalSet
 
     if segmentation:
         if label or group_by or split or retention or control:
@@ -722,8 +722,8 @@ def completeness(
     """Replace heads by their texts and measure what is left: accuracy against m and the pool, with random controls."""
     from .editor.completeness import default_steps, measure_completeness
     from .editor.concepts import load_pools
-    from .editor.datasets import load_lines
     from .editor.evaluate import DEFAULT_TEMPLATES
+    from .editor.images.labelled import load_lines
     from .editor.plot import plot_completeness, require_plot, save_figure
 
     if plot is not None:
@@ -1021,7 +1021,7 @@ def _scan_or_load(model: Model, images: str | None, scan: Path | None, follow: F
 
 def _say_features_size(path: Path, model: Model, images: str, layers: Sequence[int] | None, mlps: bool) -> None:
     from .editor.features import compute_features_bytes
-    from .editor.images import list_images
+    from .editor.images.source import list_images
     from .editor.scan import choose_layers
 
     count = len(list_images(images))
@@ -1030,7 +1030,7 @@ def _say_features_size(path: Path, model: Model, images: str, layers: Sequence[i
 
 
 def _test_scores(scan: Path, labels: str, columns: str | None, measure: str, as_json: bool) -> None:
-    from .editor.datasets import load_attributes
+    from .editor.images.labelled import load_attributes
     from .editor.score_test import evaluate_scores
 
     labelled = load_attributes(labels)
@@ -1185,7 +1185,7 @@ def _measure_reindex(
 ) -> dict[str, dict[str, float]]:
     """Fidelity on held-out images; those of the demo's test split for the demo."""
     from .demo.measure import test_source
-    from .editor.images import list_images
+    from .editor.images.source import list_images
     from .editor.reindex import measure_fidelity
 
     if images is None and model.name != "demo":
@@ -1223,9 +1223,9 @@ def _load_evidence(
     regions: str | None, budget: float, features: Path | None,
 ) -> Evidence:  # fmt: skip
     """What selectors other than text-difference look at; refused before images are scanned if it does not suffice."""
-    from .editor.datasets import load_labelled_images
     from .editor.features import load_features
-    from .editor.layouts import load_selection_set
+    from .editor.images.labelled import load_labelled_images
+    from .editor.images.layouts import load_selection_set
     from .editor.selection import Evidence, require_labelled
 
     if select == "text-difference":
@@ -1260,8 +1260,8 @@ def _load_erased(
     document: RecipeDocument, model: Model, labelled: str | None, erase: str | None, split: str | None, follow: Follow
 ) -> LabelledEmbeddings | None:
     """The labelled images of a recipe that erases labels, embedded; None for other recipes, or without labels."""
-    from .editor.datasets import load_labelled_images
     from .editor.evaluate import collect_labelled
+    from .editor.images.labelled import load_labelled_images
 
     if not any(step.operation == "leace" or step.along == "labels" for step in document.steps) or labelled is None:
         return None
@@ -1282,10 +1282,10 @@ def _with_fidelity(
 ) -> Recipe:  # fmt: skip
     """The recipe with its fidelity to `direct`: on the images that were measured, else on the calibration images."""
     from .demo.measure import test_source
-    from .editor.datasets import load_labelled_images
     from .editor.fidelity import measure_fidelity
-    from .editor.images import list_images
-    from .editor.texts import list_texts
+    from .editor.images.labelled import load_labelled_images
+    from .editor.images.source import list_images
+    from .editor.images.texts import list_texts
 
     if recipe.document.effect == "direct" or (dataset is None and images is None):
         return recipe
@@ -1339,8 +1339,8 @@ def _evaluate_segmentation(
     *,
     as_json: bool,
 ) -> None:
-    from .editor.datasets import load_classes, load_lines
     from .editor.evaluate import DEFAULT_TEMPLATES
+    from .editor.images.labelled import load_classes, load_lines
     from .editor.segment import DEMO_CLASSES, evaluate_segmentation, load_masked_images
 
     if classes is None and dataset != "demo":

@@ -24,7 +24,7 @@ from clipedit.editor.apply import apply_recipe
 from clipedit.editor.bind import make_recipe
 from clipedit.editor.control import measure_controls
 from clipedit.editor.evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
-from clipedit.editor.images import demo_calibration_source
+from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.model import Model, load_model
 from clipedit.editor.scan import Scan, scan
 from clipedit.editor.score_test import evaluate_scores

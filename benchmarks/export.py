@@ -23,7 +23,7 @@ from PIL import Image
 
 import clipedit
 from clipedit.editor.bind import bind_recipe
-from clipedit.editor.images import ImageSource
+from clipedit.editor.images.source import ImageSource
 from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.export.encoders import ImageEncoder
 from clipedit.export.onnx_folder import PROFILE

@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["clipedit.editor", "yaml"], enable_load
     from clipedit.editor.concepts import load_concept
     from clipedit.editor.files.tensors import read_header
     from clipedit.editor.files.vectors import open_vectors
-    from clipedit.editor.images import list_images, open_image
+    from clipedit.editor.images.source import list_images, open_image
     from clipedit.editor.recipe import load_recipe
     from clipedit.editor.scan import load_scan
 

@@ -19,10 +19,10 @@ from PIL import Image, PngImagePlugin
 import clipedit
 from clipedit.demo import world
 from clipedit.editor.concepts import library_folder, load_texts
-from clipedit.editor.datasets import load_classes, load_labelled_images, load_lines
 from clipedit.editor.files.vectors import open_vectors
-from clipedit.editor.images import list_images
-from clipedit.editor.layouts import load_dataset
+from clipedit.editor.images.labelled import load_classes, load_labelled_images, load_lines
+from clipedit.editor.images.layouts import load_dataset
+from clipedit.editor.images.source import list_images
 from clipedit.editor.recipe import list_recipes
 
 Generator = random.Random

@@ -41,7 +41,7 @@ from clipedit.editor.apply import compute_edited_tensors, rewrite_checkpoint
 from clipedit.editor.concepts import load_concept
 from clipedit.editor.features import load_features
 from clipedit.editor.files.tensors import hash_checkpoint, read_header
-from clipedit.editor.images import demo_calibration_source, open_image
+from clipedit.editor.images.source import demo_calibration_source, open_image
 from clipedit.editor.model import demo_folder, load_model
 from clipedit.editor.partials import merge_partials
 from clipedit.editor.recipe import load_recipe

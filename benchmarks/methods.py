@@ -34,7 +34,7 @@ from clipedit.editor.errors import ClipeditError
 from clipedit.editor.evaluate import collect_embeddings, collect_features, collect_labelled, compute_recipe_embeddings
 from clipedit.editor.features import load_features
 from clipedit.editor.fidelity import Fidelity, compute_fidelity
-from clipedit.editor.images import ImageSource
+from clipedit.editor.images.source import ImageSource
 from clipedit.editor.model import Model, load_model
 from clipedit.editor.operations import project_output
 from clipedit.editor.recipe import Effect, Recipe, RecipeDocument

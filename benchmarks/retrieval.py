@@ -21,7 +21,7 @@ from clipedit.demo import world
 from clipedit.editor.components import Features, HeadId
 from clipedit.editor.concepts import load_concept
 from clipedit.editor.evaluate import collect_features
-from clipedit.editor.images import ImageSource, render_source
+from clipedit.editor.images.source import ImageSource, render_source
 from clipedit.editor.queries import encode_queries
 from clipedit.editor.retrieve import compute_written
 from clipedit.editor.scores import score_heads

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 import clipedit
 from clipedit.editor.bind import bind_recipe
-from clipedit.editor.images import ImageSource, load_batches
+from clipedit.editor.images.source import ImageSource, load_batches
 from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.editor.spatial import compute_token_shares, draw_heatmaps
 from clipedit.editor.textspan import compute_text_span
@@ -211,7 +211,7 @@ def measure_memory() -> None:
     for count in (500, 8_000):
         code = (
             "import clipedit, torch; torch.set_num_threads(2)\n"
-            "from clipedit.editor.images import demo_calibration_source\n"
+            "from clipedit.editor.images.source import demo_calibration_source\n"
             f"clipedit.scan(clipedit.load_model('demo'), demo_calibration_source({count}), workers=0)\n"
             f"{PRINT_PEAK}"
         )

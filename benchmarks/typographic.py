@@ -22,10 +22,10 @@ from clipedit.editor.apply import apply_recipe
 from clipedit.editor.bind import bind_recipe
 from clipedit.editor.concepts import Concept
 from clipedit.editor.control import draw_control_documents, mean_rows
-from clipedit.editor.datasets import LabelledImages
 from clipedit.editor.evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
 from clipedit.editor.fidelity import compute_fidelity
-from clipedit.editor.images import ImageSource
+from clipedit.editor.images.labelled import LabelledImages
+from clipedit.editor.images.source import ImageSource
 from clipedit.editor.model import Model, load_model
 from clipedit.editor.recipe import Recipe
 from clipedit.editor.scan import scan

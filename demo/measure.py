@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from ..editor.datasets import LabelledImages
 from ..editor.errors import ImageError
 from ..editor.evaluate import GROUP, compute_class_weights
-from ..editor.images import ImageSource, render_source
+from ..editor.images.labelled import LabelledImages
+from ..editor.images.source import ImageSource, render_source
 from ..editor.linear_head import classify_by_head
 from ..editor.model import Model
 from . import world

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..editor.images import ImageSource
+from ..editor.images.source import ImageSource
 from . import world
 from .measure import LISTED_PLACES
 

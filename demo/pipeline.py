@@ -13,10 +13,10 @@ from ..editor.apply import apply_recipe
 from ..editor.bind import make_recipe
 from ..editor.concepts import load_texts
 from ..editor.control import measure_controls
-from ..editor.datasets import write_metadata
 from ..editor.evaluate import collect_embeddings
 from ..editor.files.whole import staged_folder, write_text
-from ..editor.images import list_images
+from ..editor.images.labelled import write_metadata
+from ..editor.images.source import list_images
 from ..editor.model import Model, load_model
 from ..editor.recipe import Recipe
 from ..editor.scan import Progress, Scan, scan

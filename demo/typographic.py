@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from open_clip.model import CLIP
 from PIL import Image
 
-from ..editor.images import ImageSource
+from ..editor.images.source import ImageSource
 from ..editor.model import load_model
 from ..editor.overlay import draw_word
 from . import world

@@ -17,7 +17,7 @@ from .errors import AlignmentError, ModelError
 from .evaluate import collect_embeddings
 from .files.tensors import load_tensors
 from .files.whole import save_tensors
-from .images import ImageSource, list_images, load_batches
+from .images.source import ImageSource, list_images, load_batches
 from .model import Model, decompose
 from .scan import Progress
 

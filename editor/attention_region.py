@@ -16,9 +16,9 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .datasets import LabelledImages
 from .errors import ImageError, ModelError
-from .images import ImageSource, open_image
+from .images.labelled import LabelledImages
+from .images.source import ImageSource, open_image
 from .model import Model
 from .overlay import Box, overlay_word
 from .recipe import RecipeDocument

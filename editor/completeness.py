@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .components import ComponentGroup, Features
-from .datasets import LabelledImages
 from .errors import ConceptError, StatisticsError
 from .evaluate import DEFAULT_TEMPLATES, Measure, build_measure, iterate_pixels
+from .images.labelled import LabelledImages
 from .model import Model
 from .scan import Progress, Scan
 from .statistics import Statistics

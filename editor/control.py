@@ -13,7 +13,6 @@ from .aligned_model import apply_aligner
 from .apply import apply_recipe, require_bound
 from .bind import bind_recipe
 from .components import HeadId
-from .datasets import LabelledImages
 from .directions import LabelledEmbeddings
 from .evaluate import (
     DEFAULT_TEMPLATES,
@@ -23,13 +22,14 @@ from .evaluate import (
     collect_features,
     compute_recipe_embeddings,
 )
-from .images import ImageSource
+from .images.labelled import LabelledImages
+from .images.skew import RetrievalSet
+from .images.source import ImageSource
 from .model import Model, load_model
 from .parts import ablated_names
 from .recipe import Recipe, RecipeDocument, load_recipe
 from .scan import Progress, Scan, load_scan
 from .selection import draw_random_heads
-from .skew import RetrievalSet
 
 DRAWS = 10
 

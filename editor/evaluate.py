@@ -19,18 +19,18 @@ from .apply import (
     compute_recipe_parts,
 )
 from .components import Features
-from .datasets import LabelledImages
 from .directions import LabelledEmbeddings
 from .errors import ImageError
 from .features import CachedFeatures
-from .images import ImageSource, load_batches
-from .layouts import load_dataset
+from .images.labelled import LabelledImages
+from .images.layouts import load_dataset
+from .images.skew import RetrievalSet, compute_max_skew
+from .images.source import ImageSource, load_batches
 from .linear_head import classify_by_head, require_unseen
 from .model import Model
 from .parts import collect_with_parts, place
 from .recipe import Recipe
 from .scan import Progress, check_bad
-from .skew import RetrievalSet, compute_max_skew
 
 Measure = Callable[[Tensor, Sequence[int]], dict[str, float]]
 GROUP = "group: "

@@ -24,7 +24,7 @@ from .errors import ExportError, ImageError, ModelError, StatisticsError
 from .files.bounded import parse_json
 from .files.tensors import StoredTensor, read_header
 from .files.whole import staged_file
-from .images import ImageSource
+from .images.source import ImageSource
 from .model import Model
 
 KIND = "clipedit-features-1"

@@ -13,7 +13,7 @@ from .bind import bind_recipe
 from .directions import LabelledEmbeddings
 from .evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
 from .features import CachedFeatures
-from .images import ImageSource
+from .images.source import ImageSource
 from .model import Model
 from .parts import ablated_names
 from .recipe import Recipe

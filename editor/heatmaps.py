@@ -13,7 +13,7 @@ from .components import HeadId
 from .concepts import load_texts
 from .errors import ConceptError, ModelError
 from .files.whole import staged_file
-from .images import open_image
+from .images.source import open_image
 from .model import Model
 from .pictures import draw_overlay, draw_sheet
 from .queries import encode_contrast

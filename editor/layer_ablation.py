@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .components import ComponentGroup
-from .datasets import LabelledImages
 from .errors import StatisticsError
 from .evaluate import build_measure, iterate_pixels
-from .images import ImageSource
+from .images.labelled import LabelledImages
+from .images.source import ImageSource
 from .model import Model
 from .scan import Progress, Scan
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .errors import ImageError, ModelError, nearest_names
-from .images import ImageSource
+from .images.source import ImageSource
 from .model import Model
 
 TRAINED_ON_NAME = "head_images.txt"

@@ -24,7 +24,7 @@ from .config_bounds import require_modest_config, require_modest_sizes
 from .errors import ModelError, nearest_names
 from .files.tensors import hash_checkpoint, hash_state, read_header, reading_weights, round_to_storage, stored_dtype
 from .hf_folder import load_hf_folder
-from .images import ImageSource
+from .images.source import ImageSource
 from .open_clip_config import CONFIG_NAME, read_open_clip_config
 from .preprocessing import build_preprocess, require_preprocess
 from .timm_models import (

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from .components import ComponentGroup
 from .errors import StatisticsError
-from .images import ImageSource, list_images
+from .images.source import ImageSource, list_images
+from .images.texts import list_texts
 from .model import Model
 from .scan import Progress, Scan, Tally, read_batches
 from .scanner import Scanner
 from .statistics import Statistics
-from .texts import list_texts
 
 BLOCKS, MIN_IMAGES, SEED = 8, 256, 7_001
 # One false alarm in 100 checks, over all heads and both tests together.

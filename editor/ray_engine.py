@@ -18,8 +18,8 @@ import torch
 
 from .errors import ClipeditError, ImageError, ModelError
 from .files.whole import lasting_name
+from .images.shards import WorkUnit
 from .scanner import Scanner
-from .shards import WorkUnit
 
 
 class UnitResult(NamedTuple):

@@ -19,7 +19,7 @@ from .evaluate import collect_features, compute_recipe_embeddings
 from .fidelity import Fidelity, compute_fidelity
 from .files.vectors import open_vectors
 from .head_maps import edited_groups
-from .images import ImageSource
+from .images.source import ImageSource
 from .model import Model
 from .parts import ablated_names
 from .recipe import Effect, Recipe

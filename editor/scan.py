@@ -14,13 +14,13 @@ from .errors import ImageError, ModelError, StatisticsError
 from .features import write_features
 from .files.tensors import load_tensors
 from .files.whole import lasting_name, save_tensors
-from .images import Batch, ImageSource, list_images, load_batches
+from .images.source import Batch, ImageSource, list_images, load_batches
+from .images.texts import list_texts
 from .model import Model, Side
 from .notebook import html_facts
 from .scan_description import check_description, check_sums
 from .scanner import Scanner
 from .statistics import GroupSums, Statistics
-from .texts import list_texts
 
 KIND = "clipedit-scan-1"
 Progress = Callable[[int, int], None]

@@ -11,12 +11,12 @@ from typing import Any
 from .devices import Precision
 from .errors import ImageError, StatisticsError
 from .files.whole import staged_file
-from .images import Batch, ImageSource
+from .images.source import Batch, ImageSource
+from .images.units import AnySource, WorkUnit, choose_shard, list_units
 from .partials import Partials, find_difference, partial_path, read_description, remove_partials
 from .ray_engine import RayEngine
 from .scan import Progress, check_bad, choose_layers, describe_scan, read_batches
 from .scanner import Scanner
-from .units import AnySource, WorkUnit, choose_shard, list_units
 
 Say = Callable[[str], None]
 # Before so many images are seen, a few unreadable ones do not stop a scan whose size is not known.

@@ -14,7 +14,7 @@ from .components import Features
 from .concepts import Concept, list_concepts, load_concept
 from .errors import ImageError
 from .evaluate import DEFAULT_TEMPLATES, collect_features, compute_class_weights
-from .images import PATH_COLUMNS, ImageSource
+from .images.source import PATH_COLUMNS, ImageSource
 from .model import Model
 from .scan import Progress, Scan
 from .scores import score_heads

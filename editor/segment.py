@@ -22,7 +22,7 @@ from .components import HeadId
 from .errors import ConceptError, ImageError
 from .evaluate import compute_class_weights
 from .files.whole import staged_folder
-from .images import SUFFIXES, ImageSource, list_images, open_image, render_source
+from .images.source import SUFFIXES, ImageSource, list_images, open_image, render_source
 from .model import Model
 from .pictures import encode_image_file
 from .queries import encode_contrast

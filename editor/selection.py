@@ -17,9 +17,9 @@ from torch import Tensor
 
 from .components import HeadId
 from .concepts import Concept, compute_concept_directions, load_concept
-from .datasets import LabelledImages
 from .errors import ConceptError, ImageError, RecipeError
 from .features import CachedFeatures
+from .images.labelled import LabelledImages
 from .model import Model
 from .recipe import Along, Base, Effect, HeadOperation, RecipeDocument, Step
 from .scan import Progress, Scan

@@ -13,8 +13,8 @@ from torch import Tensor
 from .apply import compute_edited_readouts, require_bound
 from .bind import bind_recipe
 from .components import Features, HeadId
-from .datasets import LabelledImages
 from .evaluate import DEFAULT_TEMPLATES, collect_features, compute_class_weights
+from .images.labelled import LabelledImages
 from .model import Model
 from .scan import Scan
 from .selection import EditPlan, Evidence, write_document

@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from ..editor.images import ImageSource
+from ..editor.images.source import ImageSource
 from ..editor.model import Model
 from .encoders import HalfPrecision, ImageEncoder, Normalised, TextEncoder
 from .precision import collect_calibration_images, collect_calibration_texts, quantize_graph

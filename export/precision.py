@@ -16,7 +16,7 @@ import numpy as np
 
 from ..editor.concepts import load_texts
 from ..editor.errors import ImageError
-from ..editor.images import ImageSource
+from ..editor.images.source import ImageSource
 from ..editor.model import Model
 
 CALIBRATION_INPUTS = 128

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..editor.errors import ExportError
-from ..editor.images import ImageSource
+from ..editor.images.source import ImageSource
 from ..editor.model import Model
 
 Precision = Literal["fp32", "fp16", "int8"]

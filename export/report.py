@@ -16,7 +16,7 @@ from ..editor.concepts import Concept, list_concepts, load_concept, load_texts
 from ..editor.errors import ExportError
 from ..editor.files.bounded import load_json
 from ..editor.files.whole import staged_file
-from ..editor.images import ImageSource, list_images
+from ..editor.images.source import ImageSource, list_images
 from ..editor.model import Model, load_model
 from ..editor.recipe import Recipe, load_recipe
 from ..editor.scan import Progress, Scan, load_scan

@@ -15,7 +15,7 @@ from clipedit.editor import align as align_module
 from clipedit.editor.align import AlignOptions, align
 from clipedit.editor.aligned_model import apply_aligner
 from clipedit.editor.aligner import Aligner, compute_aligned, compute_orthogonality, fit_shared_map, load_aligner
-from clipedit.editor.images import demo_calibration_source
+from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.model import decompose
 
 

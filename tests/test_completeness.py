@@ -22,8 +22,8 @@ from clipedit.editor.completeness import (
     span_basis,
 )
 from clipedit.editor.concepts import load_pools
-from clipedit.editor.datasets import LabelledImages
-from clipedit.editor.images import demo_calibration_source, render_source
+from clipedit.editor.images.labelled import LabelledImages
+from clipedit.editor.images.source import demo_calibration_source, render_source
 from clipedit.editor.plot import plot_completeness, save_figure
 
 

@@ -17,7 +17,7 @@ import clipedit
 from clipedit import cli
 from clipedit.editor.devices import require_device, sums_device
 from clipedit.editor.features import load_features
-from clipedit.editor.images import Batch, demo_calibration_source
+from clipedit.editor.images.source import Batch, demo_calibration_source
 from clipedit.editor.scanner import Scanner
 from clipedit.editor.statistics import Statistics, add_features, empty_statistics
 from clipedit.editor.towers import build_tower
@@ -173,14 +173,14 @@ def test_a_batch_is_pinned_whole() -> None:
     for name, value in (("pixels", Pixels()), ("indices", (0,)), ("bad", (("a", "b"),))):
         object.__setattr__(batch, name, value)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clipedit.editor.images.Batch", lambda *parts: parts)
+        patch.setattr("clipedit.editor.images.source.Batch", lambda *parts: parts)
         assert batch.pin_memory() == ("pinned", (0,), (("a", "b"),))
 
 
 def test_the_command_line_knows_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("clipedit.editor.images.demo_calibration_source", lambda: demo_calibration_source(16))
+    monkeypatch.setattr("clipedit.editor.images.source.demo_calibration_source", lambda: demo_calibration_source(16))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 
     def run(*arguments: str) -> tuple[int, str]:

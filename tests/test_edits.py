@@ -15,7 +15,7 @@ from clipedit.editor.components import HeadId
 from clipedit.editor.concepts import concept_directions, load_concept
 from clipedit.editor.evaluate import collect_features, compute_recipe_embeddings
 from clipedit.editor.files.tensors import hash_checkpoint, hash_state, read_header
-from clipedit.editor.images import demo_calibration_source, render_source
+from clipedit.editor.images.source import demo_calibration_source, render_source
 from clipedit.editor.operations import AffineMap, OperationInput, identity_map, project_out, with_strength
 from clipedit.editor.recipe import Base, Recipe, RecipeDocument, Step
 from clipedit.export.edited_folder import apply_to_folder, write_edited_model

@@ -23,7 +23,7 @@ from torch import nn
 import clipedit
 from clipedit.editor.bind import bind_recipe
 from clipedit.editor.components import HeadId
-from clipedit.editor.images import ImageSource
+from clipedit.editor.images.source import ImageSource
 from clipedit.editor.model import Model, decompose
 from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.editor.spatial import compute_token_shares

@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 
 import clipedit
 from clipedit.editor.concepts import load_concept
-from clipedit.editor.datasets import load_labelled_images
 from clipedit.editor.files.tensors import read_header
 from clipedit.editor.files.vectors import open_vectors
 from clipedit.editor.hf_config import read_sections
-from clipedit.editor.images import list_images
-from clipedit.editor.layouts import load_dataset
+from clipedit.editor.images.labelled import load_labelled_images
+from clipedit.editor.images.layouts import load_dataset
+from clipedit.editor.images.source import list_images
 from clipedit.editor.recipe import load_recipe
 from clipedit.editor.scan import load_scan
 

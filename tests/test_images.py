@@ -15,8 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 import clipedit
-from clipedit.editor import images
-from clipedit.editor.images import list_images, open_image
+from clipedit.editor.images import source as images
+from clipedit.editor.images.source import list_images, open_image
 
 
 def photograph(name: str = "china.jpg") -> Image.Image:

@@ -21,7 +21,7 @@ from open_clip.model import CLIP
 import clipedit
 from clipedit import cli
 from clipedit.editor.bind import bind_recipe
-from clipedit.editor.images import demo_calibration_source
+from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.model import Model
 from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.editor.towers import build_tower

@@ -17,7 +17,7 @@ from clipedit.editor.concepts import concept_directions, load_concept
 from clipedit.editor.directions import LabelledEmbeddings, compute_mean_differences
 from clipedit.editor.evaluate import collect_features, compute_recipe_embeddings
 from clipedit.editor.fidelity import compute_fidelity, measure_fidelity
-from clipedit.editor.images import demo_calibration_source
+from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.operations import OperationInput, identity_map, keep_only, project_out
 from clipedit.editor.recipe import Base, Recipe, RecipeDocument, Step, load_recipe
 from clipedit.editor.selection import compute_span_angle

@@ -97,7 +97,7 @@ def readme_blocks(language: str) -> list[str]:
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from clipedit.editor.images import demo_calibration_source
+    from clipedit.editor.images.source import demo_calibration_source
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 import clipedit
-from clipedit.editor.images import demo_calibration_source
+from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.images.units import list_units
 from clipedit.editor.ray_engine import RayEngine, describe_scanner
 from clipedit.editor.scanner import Scanner
-from clipedit.editor.units import list_units
 
 try:
     import ray

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 import clipedit
-from clipedit.editor.images import ImageSource, demo_calibration_source
+from clipedit.editor.images.source import ImageSource, demo_calibration_source
 from clipedit.export.head_cards import Edit
 from clipedit.export.report import render_report, write_report
 from clipedit.export.report_figures import build_measures, describe_result

@@ -11,10 +11,10 @@ import torch
 
 import clipedit
 from clipedit.editor import partials
-from clipedit.editor.images import ImageSource, demo_calibration_source
+from clipedit.editor.images.source import ImageSource, demo_calibration_source
+from clipedit.editor.images.units import WorkUnit, list_units
 from clipedit.editor.partials import partial_path, remove_partials
 from clipedit.editor.scan_units import Partials
-from clipedit.editor.units import WorkUnit, list_units
 
 IMAGES, UNIT = 40, 10
 

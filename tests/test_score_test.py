@@ -10,7 +10,7 @@ import torch
 
 import clipedit
 from clipedit.demo import world
-from clipedit.editor.images import ImageSource, demo_calibration_source, render_source
+from clipedit.editor.images.source import ImageSource, demo_calibration_source, render_source
 from clipedit.editor.score_test import (
     compute_average_precision,
     compute_spearman,
@@ -91,7 +91,7 @@ def test_columns_that_cannot_be_tested_are_refused(
 def test_layers_are_ablated_from_the_last_to_the_first(
     demo_model: clipedit.Model, balanced: ImageSource, tmp_path: Path
 ) -> None:
-    from clipedit.editor.datasets import LabelledImages
+    from clipedit.editor.images.labelled import LabelledImages
     from clipedit.editor.layer_ablation import measure_layer_ablation
     from clipedit.editor.plot import plot_layer_ablation, require_plot, save_figure
 

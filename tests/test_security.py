@@ -27,7 +27,6 @@ from safetensors.torch import save_file
 
 import clipedit
 from clipedit import cli
-from clipedit.editor import images
 from clipedit.editor.config_bounds import require_modest_config
 from clipedit.editor.files import tensors as weights
 from clipedit.editor.files.bounded import load_json, load_yaml
@@ -35,7 +34,8 @@ from clipedit.editor.files.tensors import hash_checkpoint, read_header
 from clipedit.editor.files.vectors import open_vectors
 from clipedit.editor.files.whole import find_beside
 from clipedit.editor.hf_folder import load_hf_folder
-from clipedit.editor.images import list_images, open_image, read_csv_source
+from clipedit.editor.images import source as images
+from clipedit.editor.images.source import list_images, open_image, read_csv_source
 from clipedit.editor.model import demo_folder
 from clipedit.editor.recipe import load_recipe
 from clipedit.export.foreign_code import refuse_unpickling, require_no_code

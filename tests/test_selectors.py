@@ -19,9 +19,9 @@ from clipedit.editor.apply import compute_direct_embeddings, compute_edited_read
 from clipedit.editor.attention_region import collect_region_shares, find_regions, parse_box, prune_in_order, subset
 from clipedit.editor.bind import bind_recipe
 from clipedit.editor.concepts import load_concept
-from clipedit.editor.datasets import LabelledImages
 from clipedit.editor.frontier import Point, choose_within, pareto_front, search_subsets
-from clipedit.editor.images import ImageSource, list_images
+from clipedit.editor.images.labelled import LabelledImages
+from clipedit.editor.images.source import ImageSource, list_images
 from clipedit.editor.labelled_contrast import compute_excess
 from clipedit.editor.overlay import overlay_word
 from clipedit.editor.selection import EditPlan, Evidence, write_document
@@ -252,6 +252,6 @@ def test_images_without_names_of_classes_are_no_labelled_set(tmp_path: Path) -> 
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     assert isinstance(list_images(tmp_path), ImageSource)
     with pytest.raises(clipedit.ImageError, match="give a folder a class, or a metadata.csv"):
-        from clipedit.editor.datasets import load_labelled_images
+        from clipedit.editor.images.labelled import load_labelled_images
 
         load_labelled_images(tmp_path)

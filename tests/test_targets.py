@@ -20,7 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import clipedit
-from clipedit.editor.images import demo_calibration_source
+from clipedit.editor.images.source import demo_calibration_source
 from clipedit.export.consumers import Consumer, load_consumer
 from clipedit.export.model_card import write_model_card
 from clipedit.export.onnx_graphs import write_graphs

@@ -18,9 +18,9 @@ from clipedit.editor.architecture import load_architecture
 from clipedit.editor.bind import bind_recipe, default_heads
 from clipedit.editor.concepts import concept_directions, load_concept
 from clipedit.editor.fidelity import measure_fidelity
+from clipedit.editor.images.texts import list_texts, text_source
 from clipedit.editor.model import Model, decompose
 from clipedit.editor.recipe import Base, RecipeDocument, Step
-from clipedit.editor.texts import list_texts, text_source
 from clipedit.editor.towers import build_tower
 from clipedit.export.edited_folder import apply_to_folder
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import clipedit
 from clipedit.editor.concepts import load_texts
-from clipedit.editor.images import demo_calibration_source, load_batches
+from clipedit.editor.images.source import demo_calibration_source, load_batches
 from clipedit.editor.textspan import compute_text_span
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from .errors import ImageError
-from .files.locations import Location, expand_range, is_remote, list_locations, open_location
-from .images import SUFFIXES, ImageSource, read_image
-from .table_images import ARROW_SUFFIXES, PARQUET_SUFFIXES, cut_parquet, open_arrow, open_parquet
-from .tar_images import TAR_SUFFIXES, open_tar
+from ..errors import ImageError
+from ..files.locations import Location, expand_range, is_remote, list_locations, open_location
+from .parquet import ARROW_SUFFIXES, PARQUET_SUFFIXES, cut_parquet, open_arrow, open_parquet
+from .source import SUFFIXES, ImageSource, read_image
+from .tar import TAR_SUFFIXES, open_tar
 
 SHARD_SUFFIXES = (*TAR_SUFFIXES, *PARQUET_SUFFIXES, *ARROW_SUFFIXES)
 UNIT_IMAGES = 8_192

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import ImageError
-from .images import ImageSource
+from ..errors import ImageError
+from .source import ImageSource
 
 DEFAULT_TOP = 1000
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..demo import world
-from .concepts import load_texts
-from .errors import ImageError
-from .images import DEMO_CALIBRATION_COUNT, DEMO_CALIBRATION_SEED, ImageSource
+from ...demo import world
+from ..concepts import load_texts
+from ..errors import ImageError
+from .source import DEMO_CALIBRATION_COUNT, DEMO_CALIBRATION_SEED, ImageSource
 
 
 def list_texts(source: object) -> ImageSource:

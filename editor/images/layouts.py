@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .datasets import LabelledImages, load_labelled_images
-from .errors import ImageError
-from .images import list_images, source_of_rows
+from ..errors import ImageError
+from .labelled import LabelledImages, load_labelled_images
 from .skew import RetrievalSet
+from .source import list_images, source_of_rows
 
 Layout = Literal["table", "waterbirds", "folders", "celeba", "fairface", "counteranimal", "typographic"]
 CELEBA_LABEL, CELEBA_GROUP, CELEBA_VALIDATION, CELEBA_TEST = "Blond_Hair", "Male", "1", "2"

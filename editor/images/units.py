@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from .errors import ImageError
-from .images import ImageSource, list_images
+from ..errors import ImageError
 from .shards import UNIT_IMAGES, WorkUnit, list_shards
+from .source import ImageSource, list_images
 from .texts import list_texts
 
 AnySource = str | Path | ImageSource | Sequence[str | Path]

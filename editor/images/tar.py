@@ -9,10 +9,10 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from ..errors import ImageError
+from ..files.locations import Location, is_remote, open_location
 from .blobs import OpenBlob, Spool
-from .errors import ImageError
-from .files.locations import Location, is_remote, open_location
-from .images import SUFFIXES, ImageSource
+from .source import SUFFIXES, ImageSource
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_SHARD_BYTES = 2**37

@@ -1,7 +1,7 @@
 """Images: where they are listed, and how one is read safely.
 
 Sources: a folder (searched recursively, so ImageFolder layouts too), a CSV with a column of paths, a list of files, shards
-(`editor/shards.py`), or `demo` for freshly rendered images of the embedded world.
+(`editor/images/shards.py`), or `demo` for freshly rendered images of the embedded world.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..demo import world
-from .errors import ImageError
+from ...demo import world
+from ..errors import ImageError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 PATH_COLUMNS = ("filename", "img_filename", "path", "file", "image")
@@ -59,7 +59,7 @@ class OpenPath:
 class ImageSource:
     """Images that can be opened by index, with the attributes of each (the columns of a CSV, or none).
 
-    A source of texts (`editor/texts.py`) `holds_texts` in place of images, for text towers.
+    A source of texts (`editor/images/texts.py`) `holds_texts` in place of images, for text towers.
 
     `names` are what is printed when an image is bad, `sizes` and `times` fix the fingerprint.
     """

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import ImageError
-from .files.bounded import read_text
-from .images import PATH_COLUMNS, ImageSource, list_images, read_csv_source
+from ..errors import ImageError
+from ..files.bounded import read_text
+from .source import PATH_COLUMNS, ImageSource, list_images, read_csv_source
 
 LABEL_COLUMNS = ("label", "class", "y", "shape")
 WATERBIRDS = {"0": "landbird", "1": "waterbird"}
@@ -100,7 +100,7 @@ def load_attributes(path: str | Path) -> ImageSource:
         ImageError: If there is no such table.
     """
     if path == "demo":
-        from ..demo.measure import test_source
+        from ...demo.measure import test_source
 
         return test_source()
     path = Path(path)
