@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "editor.align": ("AlignOptions", "align"),
-    "editor.aligned_model": ("apply_aligner",),
-    "editor.aligner": ("Aligner", "load_aligner"),
+    "editor.models.aligned": ("apply_aligner",),
+    "editor.models.aligner": ("Aligner", "load_aligner"),
     "editor.apply": ("apply_recipe",),
     "editor.bind": ("bind_recipe", "make_recipe"),
     "editor.components": ("ComponentId", "Decomposition", "HeadId"),
@@ -31,7 +31,7 @@ _HOMES = {
     ),
     "editor.evaluate": ("evaluate",),
     "editor.features": ("load_features",),
-    "editor.model": ("Model", "decompose", "load_model"),
+    "editor.models.model": ("Model", "decompose", "load_model"),
     "editor.monitor": ("DriftReport", "monitor"),
     "editor.partials": ("merge_partials",),
     "editor.plot": (
@@ -61,9 +61,6 @@ __all__ = list(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 if TYPE_CHECKING:
     from .editor.align import AlignOptions as AlignOptions
     from .editor.align import align as align
-    from .editor.aligned_model import apply_aligner as apply_aligner
-    from .editor.aligner import Aligner as Aligner
-    from .editor.aligner import load_aligner as load_aligner
     from .editor.apply import apply_recipe as apply_recipe
     from .editor.bind import bind_recipe as bind_recipe
     from .editor.bind import make_recipe as make_recipe
@@ -86,9 +83,12 @@ if TYPE_CHECKING:
     from .editor.errors import VerificationError as VerificationError
     from .editor.evaluate import evaluate as evaluate
     from .editor.features import load_features as load_features
-    from .editor.model import Model as Model
-    from .editor.model import decompose as decompose
-    from .editor.model import load_model as load_model
+    from .editor.models.aligned import apply_aligner as apply_aligner
+    from .editor.models.aligner import Aligner as Aligner
+    from .editor.models.aligner import load_aligner as load_aligner
+    from .editor.models.model import Model as Model
+    from .editor.models.model import decompose as decompose
+    from .editor.models.model import load_model as load_model
     from .editor.monitor import DriftReport as DriftReport
     from .editor.monitor import monitor as monitor
     from .editor.partials import merge_partials as merge_partials

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .editor.images.labelled import LabelledImages
     from .editor.images.skew import RetrievalSet
     from .editor.images.units import WorkUnit
-    from .editor.model import Model
+    from .editor.models.model import Model
     from .editor.monitor import DriftReport
     from .editor.recipe import Recipe, RecipeDocument
     from .editor.reindex import EmbeddingMap
@@ -831,7 +831,7 @@ def models(
     as_json: JsonOption = False,
 ) -> None:
     """Say what can be edited, and why not what cannot: one model of every family, or those you name."""
-    from .editor.supported import describe_models, render_markdown
+    from .editor.models.supported import describe_models, render_markdown
 
     with _progress() as follow:
         rows = describe_models(names or (), progress=follow("models"))
@@ -914,8 +914,8 @@ def recipes_check(
     model: Annotated[str | None, typer.Option("--model", help="An architecture; by default the recipe's own.")] = None,
 ) -> None:
     """Check a recipe's heads and effect against an architecture; no weights are needed."""
-    from .editor.architecture import load_architecture
     from .editor.bind import check_effect, check_heads
+    from .editor.models.architecture import load_architecture
     from .editor.recipe import load_recipe
 
     loaded = load_recipe(recipe)
@@ -947,8 +947,8 @@ def _fail(message: str) -> NoReturn:
 
 def _load_model(name: str, pretrained: str | None, aligner: str | Path | None = None, device: str = "cpu") -> Model:
     """As `load_model`, but never with random weights; read through an aligner, if there is one."""
-    from .editor.devices import require_device
-    from .editor.model import load_model, needs_weights, pretrained_tags
+    from .editor.models.devices import require_device
+    from .editor.models.model import load_model, needs_weights, pretrained_tags
 
     if pretrained is None and needs_weights(name):
         tags = ", ".join(pretrained_tags(name)) or "a checkpoint file (open_clip has no tag for it)"
@@ -956,7 +956,7 @@ def _load_model(name: str, pretrained: str | None, aligner: str | Path | None = 
     loaded = load_model(name, pretrained, device=str(require_device(device)))
     if aligner is None:
         return loaded
-    from .editor.aligned_model import apply_aligner
+    from .editor.models.aligned import apply_aligner
 
     return apply_aligner(loaded, aligner)
 
@@ -969,7 +969,7 @@ def _split_model(name: str) -> tuple[str, str | None]:
 
 def _plain_folder(model: str, pretrained: str | None) -> Path | None:
     """The folder of a model that is one, if its weights are safetensors."""
-    from .editor.model import demo_folder, find_checkpoint
+    from .editor.models.model import demo_folder, find_checkpoint
 
     folder = demo_folder() if model == "demo" else Path(model)
     if pretrained or not (folder / "open_clip_config.json").is_file():
@@ -1129,8 +1129,8 @@ def _apply_in_memory(
     erased: LabelledEmbeddings | None,
 ) -> None:  # fmt: skip
     from .editor.apply import check_base
-    from .editor.architecture import check_origin
     from .editor.bind import bind_recipe, check_heads
+    from .editor.models.architecture import check_origin
     from .export.edited_folder import write_edited_model
 
     model = model.with_tower(recipe.document.tower)

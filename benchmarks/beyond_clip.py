@@ -18,14 +18,14 @@ import torch
 from clipedit.demo.measure import build_demo_measure, test_source, validation_source
 from clipedit.demo.texts import pool_texts
 from clipedit.editor.align import AlignOptions, align
-from clipedit.editor.aligned_model import apply_aligner
-from clipedit.editor.aligner import Aligner
 from clipedit.editor.apply import apply_recipe
 from clipedit.editor.bind import make_recipe
 from clipedit.editor.control import measure_controls
 from clipedit.editor.evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
 from clipedit.editor.images.source import demo_calibration_source
-from clipedit.editor.model import Model, load_model
+from clipedit.editor.models.aligned import apply_aligner
+from clipedit.editor.models.aligner import Aligner
+from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.scan import Scan, scan
 from clipedit.editor.score_test import evaluate_scores
 from clipedit.editor.textspan import text_span

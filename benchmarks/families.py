@@ -17,7 +17,7 @@ from speed import interleaved
 
 import clipedit
 from clipedit.editor.components import ComponentGroup
-from clipedit.editor.model import Model
+from clipedit.editor.models.model import Model
 from clipedit.editor.statistics import add_features, empty_statistics
 from clipedit.editor.towers import build_tower
 

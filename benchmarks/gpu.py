@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 import clipedit
-from clipedit.editor.devices import lower_precision
 from clipedit.editor.images.source import ImageSource, load_batches, read_image
+from clipedit.editor.models.devices import lower_precision
 from clipedit.editor.scan import choose_layers
 from clipedit.editor.scanner import Scanner
 from clipedit.editor.statistics import add_features

@@ -35,7 +35,7 @@ from clipedit.editor.evaluate import collect_embeddings, collect_features, colle
 from clipedit.editor.features import load_features
 from clipedit.editor.fidelity import Fidelity, compute_fidelity
 from clipedit.editor.images.source import ImageSource
-from clipedit.editor.model import Model, load_model
+from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.operations import project_output
 from clipedit.editor.recipe import Effect, Recipe, RecipeDocument
 from clipedit.editor.scan import Scan, scan

@@ -25,7 +25,7 @@ from clipedit.editor.concepts import load_texts
 from clipedit.editor.control import measure_with_control
 from clipedit.editor.evaluate import evaluate
 from clipedit.editor.images.labelled import LabelledImages, load_labelled_images
-from clipedit.editor.model import Model, load_model
+from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.recipe import Recipe, load_recipe
 from clipedit.editor.scan import scan
 

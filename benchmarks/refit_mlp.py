@@ -24,7 +24,7 @@ from clipedit.editor.components import Features
 from clipedit.editor.evaluate import collect_features
 from clipedit.editor.fidelity import Fidelity, compute_fidelity
 from clipedit.editor.images.source import ImageSource, list_images
-from clipedit.editor.model import Model, load_model
+from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.recipe import Recipe, Step
 from clipedit.editor.scan import Scan, scan
 from clipedit.editor.selectors import select_recipe

@@ -21,7 +21,7 @@ from captum.attr import LayerGradCam
 from clipedit.demo import world
 from clipedit.editor.evaluate import DEFAULT_TEMPLATES, compute_class_weights
 from clipedit.editor.images.source import demo_calibration_source
-from clipedit.editor.model import Model, load_model
+from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.queries import encode_contrast
 from clipedit.editor.readings import READINGS, weigh_heads
 from clipedit.editor.scan import scan

@@ -26,7 +26,7 @@ from clipedit.editor.evaluate import collect_embeddings, collect_features, compu
 from clipedit.editor.fidelity import compute_fidelity
 from clipedit.editor.images.labelled import LabelledImages
 from clipedit.editor.images.source import ImageSource
-from clipedit.editor.model import Model, load_model
+from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.recipe import Recipe
 from clipedit.editor.scan import scan
 from clipedit.editor.selection import Evidence

@@ -19,7 +19,7 @@ from ..editor.evaluate import GROUP, compute_class_weights
 from ..editor.images.labelled import LabelledImages
 from ..editor.images.source import ImageSource, render_source
 from ..editor.linear_head import classify_by_head
-from ..editor.model import Model
+from ..editor.models.model import Model
 from . import world
 
 SHAPE_TEMPLATES = ("a photo of a {}", "a picture of a {}", "a {}")

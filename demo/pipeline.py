@@ -17,7 +17,7 @@ from ..editor.evaluate import collect_embeddings
 from ..editor.files.whole import staged_folder, write_text
 from ..editor.images.labelled import write_metadata
 from ..editor.images.source import list_images
-from ..editor.model import Model, load_model
+from ..editor.models.model import Model, load_model
 from ..editor.recipe import Recipe
 from ..editor.scan import Progress, Scan, scan
 from ..editor.textspan import HeadLabel, text_span

@@ -19,7 +19,7 @@ from torch import Tensor
 from .errors import ImageError, ModelError
 from .images.labelled import LabelledImages
 from .images.source import ImageSource, open_image
-from .model import Model
+from .models.model import Model
 from .overlay import Box, overlay_word
 from .recipe import RecipeDocument
 from .scan import Scan

@@ -15,7 +15,7 @@ from .directions import LabelledEmbeddings, require_labels, step_directions
 from .erasure import fit_leace
 from .errors import RecipeError
 from .head_maps import HeadMaps, compose_head_maps, edited_groups, warn_of_plain_ablation
-from .model import Model
+from .models.model import Model
 from .operations import AffineMap, project_output
 from .parts import AblatedPart, compute_ablated_parts, place
 from .recipe import EFFECTS, Base, Calibration, Effect, Fold, HeadOperation, Recipe, RecipeDocument, Step

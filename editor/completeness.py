@@ -21,7 +21,7 @@ from .components import ComponentGroup, Features
 from .errors import ConceptError, StatisticsError
 from .evaluate import DEFAULT_TEMPLATES, Measure, build_measure, iterate_pixels
 from .images.labelled import LabelledImages
-from .model import Model
+from .models.model import Model
 from .scan import Progress, Scan
 from .statistics import Statistics
 from .textspan import compute_text_span

@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import recipes
 from .errors import ConceptError, nearest_names
 from .files.bounded import load_yaml, read_text
-from .model import Model
+from .models.model import Model
 
 VARIANCE_KEPT, MAX_LINES_BYTES = 0.9, 2**30
 

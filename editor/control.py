@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from .aligned_model import apply_aligner
 from .apply import apply_recipe, require_bound
 from .bind import bind_recipe
 from .components import HeadId
@@ -25,7 +24,8 @@ from .evaluate import (
 from .images.labelled import LabelledImages
 from .images.skew import RetrievalSet
 from .images.source import ImageSource
-from .model import Model, load_model
+from .models.aligned import apply_aligner
+from .models.model import Model, load_model
 from .parts import ablated_names
 from .recipe import Recipe, RecipeDocument, load_recipe
 from .scan import Progress, Scan, load_scan

@@ -15,12 +15,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .architecture import load_architecture
 from .components import HeadId
 from .errors import ModelError
 from .files.bounded import load_json
 from .files.tensors import StoredTensor, read_header, tensor_reader
-from .model import BASE_FOLDER, CONFIG_NAME, Side, demo_folder, find_checkpoint, pretrained_tags
+from .models.architecture import load_architecture
+from .models.model import BASE_FOLDER, CONFIG_NAME, Side, demo_folder, find_checkpoint, pretrained_tags
 from .recipe import Recipe, load_recipe
 from .towers import Tower
 

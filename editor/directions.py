@@ -12,7 +12,7 @@ from torch import Tensor
 from .components import HeadId
 from .concepts import compute_concept_directions, concept_directions, load_concept, load_texts
 from .errors import ConceptError, RecipeError
-from .model import Model
+from .models.model import Model
 from .recipe import Step
 from .scan import Scan
 from .textspan import compute_text_span

@@ -27,7 +27,7 @@ from .images.layouts import load_dataset
 from .images.skew import RetrievalSet, compute_max_skew
 from .images.source import ImageSource, load_batches
 from .linear_head import classify_by_head, require_unseen
-from .model import Model
+from .models.model import Model
 from .parts import collect_with_parts, place
 from .recipe import Recipe
 from .scan import Progress, check_bad

@@ -25,7 +25,7 @@ from .files.bounded import parse_json
 from .files.tensors import StoredTensor, read_header
 from .files.whole import staged_file
 from .images.source import ImageSource
-from .model import Model
+from .models.model import Model
 
 KIND = "clipedit-features-1"
 _WIDTH = {"F32": 4, "U8": 1}

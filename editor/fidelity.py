@@ -14,7 +14,7 @@ from .directions import LabelledEmbeddings
 from .evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
 from .features import CachedFeatures
 from .images.source import ImageSource
-from .model import Model
+from .models.model import Model
 from .parts import ablated_names
 from .recipe import Recipe
 from .scan import Progress, Scan

@@ -8,7 +8,7 @@ from typing import Any
 
 from .components import HeadId
 from .errors import RecipeError
-from .model import Model
+from .models.model import Model
 from .recipe import RecipeDocument
 from .scan import Scan
 from .selection import EditPlan, Evidence, require_labelled, write_document

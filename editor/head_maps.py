@@ -12,7 +12,7 @@ from torch import Tensor
 from .components import ComponentGroup, HeadId
 from .directions import LabelledEmbeddings, encode_pool, head_directions, require_room, step_directions
 from .errors import StatisticsError
-from .model import Model
+from .models.model import Model
 from .operations import OPERATIONS, AffineMap, OperationInput, identity_map, stack_copies, with_strength
 from .recipe import Step
 from .scan import Scan

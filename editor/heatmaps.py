@@ -14,7 +14,7 @@ from .concepts import load_texts
 from .errors import ConceptError, ModelError
 from .files.whole import staged_file
 from .images.source import open_image
-from .model import Model
+from .models.model import Model
 from .pictures import draw_overlay, draw_sheet
 from .queries import encode_contrast
 from .scan import load_scan

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .errors import RecipeError
-from .model import Model
+from .models.model import Model
 from .recipe import RecipeDocument
 from .scan import Scan
 from .selection import EditPlan, Evidence, require_labelled, write_document

@@ -13,7 +13,7 @@ from .errors import StatisticsError
 from .evaluate import build_measure, iterate_pixels
 from .images.labelled import LabelledImages
 from .images.source import ImageSource
-from .model import Model
+from .models.model import Model
 from .scan import Progress, Scan
 
 KINDS = {"attention": ("head", "bias"), "MLPs": ("mlp",), "both": ("head", "bias", "mlp")}

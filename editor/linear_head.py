@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .errors import ImageError, ModelError, nearest_names
 from .images.source import ImageSource
-from .model import Model
+from .models.model import Model
 
 TRAINED_ON_NAME = "head_images.txt"
 DECAYS = (1e-1, 1e-2, 1e-3, 1e-4)

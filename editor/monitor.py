@@ -20,7 +20,7 @@ from .components import ComponentGroup
 from .errors import StatisticsError
 from .images.source import ImageSource, list_images
 from .images.texts import list_texts
-from .model import Model
+from .models.model import Model
 from .scan import Progress, Scan, Tally, read_batches
 from .scanner import Scanner
 from .statistics import Statistics

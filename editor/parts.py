@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .components import ComponentGroup, Features, HeadId
 from .errors import RecipeError, StatisticsError
-from .model import Model
+from .models.model import Model
 from .recipe import WHOLE_PARTS, RecipeDocument
 from .scan import Scan
 from .towers import Tower

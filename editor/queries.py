@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .concepts import load_texts
 from .errors import ConceptError
-from .model import Model
+from .models.model import Model
 
 POOL_SAMPLE = 96
 

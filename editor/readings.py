@@ -19,7 +19,7 @@ from torch import Tensor
 from .components import HeadId
 from .concepts import load_concept
 from .errors import ConceptError
-from .model import Model
+from .models.model import Model
 from .scan import Scan
 from .scores import score_heads
 

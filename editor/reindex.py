@@ -20,7 +20,7 @@ from .fidelity import Fidelity, compute_fidelity
 from .files.vectors import open_vectors
 from .head_maps import edited_groups
 from .images.source import ImageSource
-from .model import Model
+from .models.model import Model
 from .parts import ablated_names
 from .recipe import Effect, Recipe
 from .scan import Progress, Scan

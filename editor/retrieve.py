@@ -23,7 +23,7 @@ from .errors import ConceptError, StatisticsError
 from .features import features_path, load_features
 from .files.whole import staged_file
 from .images.source import ImageSource, list_images, open_image
-from .model import Model
+from .models.model import Model
 from .pictures import draw_sheet
 from .queries import encode_queries, require_text_fits
 from .scan import Progress, Scan, load_scan, scan

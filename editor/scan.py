@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from .components import ComponentGroup
-from .devices import Precision
 from .errors import ImageError, ModelError, StatisticsError
 from .features import write_features
 from .files.tensors import load_tensors
 from .files.whole import lasting_name, save_tensors
 from .images.source import Batch, ImageSource, list_images, load_batches
 from .images.texts import list_texts
-from .model import Model, Side
+from .models.devices import Precision
+from .models.model import Model, Side
 from .notebook import html_facts
 from .scan_description import check_description, check_sums
 from .scanner import Scanner

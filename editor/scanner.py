@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from .components import ComponentGroup, Features
-from .devices import BatchLimit, Precision, lower_precision, start_size, sums_device
 from .images.source import Batch
-from .model import Model
+from .models.devices import BatchLimit, Precision, lower_precision, start_size, sums_device
+from .models.model import Model
 from .statistics import Statistics, add_features, empty_statistics
 from .towers.vit.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
 from .towers.vit.open_clip_vit import OpenClipViT

@@ -15,7 +15,7 @@ from .concepts import Concept, list_concepts, load_concept
 from .errors import ImageError
 from .evaluate import DEFAULT_TEMPLATES, collect_features, compute_class_weights
 from .images.source import PATH_COLUMNS, ImageSource
-from .model import Model
+from .models.model import Model
 from .scan import Progress, Scan
 from .scores import score_heads
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .components import ComponentGroup
 from .concepts import Concept, concept_directions, load_concept
-from .model import Model
+from .models.model import Model
 from .notebook import html_table
 from .scan import Scan
 from .statistics import Statistics

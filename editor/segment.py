@@ -23,7 +23,7 @@ from .errors import ConceptError, ImageError
 from .evaluate import compute_class_weights
 from .files.whole import staged_folder
 from .images.source import SUFFIXES, ImageSource, list_images, open_image, render_source
-from .model import Model
+from .models.model import Model
 from .pictures import encode_image_file
 from .queries import encode_contrast
 from .readings import Reading, combine_shares, require_texts, weights_of

@@ -20,7 +20,7 @@ from .concepts import Concept, compute_concept_directions, load_concept
 from .errors import ConceptError, ImageError, RecipeError
 from .features import CachedFeatures
 from .images.labelled import LabelledImages
-from .model import Model
+from .models.model import Model
 from .recipe import Along, Base, Effect, HeadOperation, RecipeDocument, Step
 from .scan import Progress, Scan
 from .scores import HeadScore, score_heads

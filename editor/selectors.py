@@ -8,7 +8,7 @@ from .concepts import Concept, load_concept
 from .errors import RecipeError, nearest_names
 from .frontier import select_by_frontier
 from .labelled_contrast import select_by_labelled_contrast
-from .model import Model
+from .models.model import Model
 from .recipe import Along, Effect, HeadOperation, RecipeDocument
 from .scan import Scan
 from .selection import EditPlan, Evidence, Selector, select_by_text_difference, warn_of_overlap

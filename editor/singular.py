@@ -14,7 +14,7 @@ from .components import HeadId
 from .directions import NAMED_SHARE, encode_pool
 from .errors import RecipeError
 from .files.bounded import load_yaml
-from .model import Model
+from .models.model import Model
 from .operations import SingularDirections
 from .towers.vit.open_clip_attention import residual_readout, value_output_weights
 from .towers.vit.open_clip_vit import OpenClipViT

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .components import ComponentId, HeadId
 from .errors import ModelError
-from .model import Model
+from .models.model import Model
 from .queries import encode_contrast
 from .towers import SpatialTower
 from .view import View, find_view

@@ -15,7 +15,7 @@ from .bind import bind_recipe
 from .components import Features, HeadId
 from .evaluate import DEFAULT_TEMPLATES, collect_features, compute_class_weights
 from .images.labelled import LabelledImages
-from .model import Model
+from .models.model import Model
 from .scan import Scan
 from .selection import EditPlan, Evidence, write_document
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import ConceptError
-from .model import Model
+from .models.model import Model
 from .notebook import html_table
 from .scan import Scan
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..editor.files.tensors import tensor_reader
-from ..editor.model import Model
+from ..editor.models.model import Model
 from .profile import Profile
 from .reference import Reference, answer_images
 
@@ -74,7 +74,7 @@ def _load_timm(folder: Path, reference: Reference, profile: Profile) -> Consumer
 
 
 def _load_clipedit(folder: Path, reference: Reference, profile: Profile) -> Consumer:
-    from ..editor.model import load_model
+    from ..editor.models.model import load_model
 
     return _own_consumer(load_model(str(folder)))
 
@@ -82,7 +82,7 @@ def _load_clipedit(folder: Path, reference: Reference, profile: Profile) -> Cons
 def _load_patch(folder: Path, reference: Reference, profile: Profile) -> Consumer:
     """Apply the patch to the base that it names, as `clipedit apply` does."""
     from ..editor.apply import apply_recipe
-    from ..editor.model import load_model
+    from ..editor.models.model import load_model
     from ..editor.recipe import load_recipe
 
     recipe = load_recipe(folder)
@@ -230,7 +230,7 @@ def _load_hf_by_open_clip(folder: Path, reference: Reference, profile: Profile) 
     import open_clip
     from safetensors import safe_open
 
-    from ..editor.hf_names import clip_names, convert_from_hf
+    from ..editor.models.hf_names import clip_names, convert_from_hf
 
     path = next(folder.rglob("model.safetensors"))
     with safe_open(path, framework="pt") as stream:

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..editor.apply import apply_recipe, rewrite_checkpoint
 from ..editor.files.whole import staged_folder
 from ..editor.images.source import ImageSource
-from ..editor.model import BASE_FOLDER, Model
+from ..editor.models.model import BASE_FOLDER, Model
 from ..editor.recipe import Recipe
 from ..editor.scan import Scan
 from .model_card import write_model_card

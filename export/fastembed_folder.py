@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..editor.model import Model
+from ..editor.models.model import Model
 from .onnx_graphs import write_graphs
 from .preprocessor_config import NAME as PREPROCESSOR_NAME
 from .preprocessor_config import require_clip_preprocessing, write_preprocessor

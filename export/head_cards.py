@@ -14,7 +14,7 @@ from torch import Tensor
 from ..editor.components import Features, HeadId
 from ..editor.evaluate import collect_features
 from ..editor.images.source import ImageSource
-from ..editor.model import Model
+from ..editor.models.model import Model
 from ..editor.pictures import encode_image_file, tint_png
 from ..editor.queries import encode_queries
 from ..editor.recipe import Recipe

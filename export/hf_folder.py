@@ -12,8 +12,8 @@ from torch import Tensor
 from ..editor.errors import ExportError
 from ..editor.files.tensors import round_to_storage
 from ..editor.files.whole import save_tensors
-from ..editor.hf_names import clip_names, convert_to_hf
-from ..editor.model import Model
+from ..editor.models.hf_names import clip_names, convert_to_hf
+from ..editor.models.model import Model
 from .preprocessor_config import NAME as PREPROCESSOR_NAME
 from .preprocessor_config import require_clip_preprocessing, write_preprocessor
 from .profile import Profile, require_plain

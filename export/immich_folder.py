@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from ..editor.model import Model
+from ..editor.models.model import Model
 from .onnx_graphs import write_graphs
 from .preprocessor_config import require_clip_preprocessing
 from .profile import GraphSpec, Profile

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..editor.model import Model
+from ..editor.models.model import Model
 from .onnx_graphs import write_graphs
 from .profile import GraphSpec, Profile
 

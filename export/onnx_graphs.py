@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..editor.images.source import ImageSource
-from ..editor.model import Model
+from ..editor.models.model import Model
 from .encoders import HalfPrecision, ImageEncoder, Normalised, TextEncoder
 from .precision import collect_calibration_images, collect_calibration_texts, quantize_graph
 from .profile import GraphSpec, Profile

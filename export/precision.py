@@ -17,7 +17,7 @@ import numpy as np
 from ..editor.concepts import load_texts
 from ..editor.errors import ImageError
 from ..editor.images.source import ImageSource
-from ..editor.model import Model
+from ..editor.models.model import Model
 
 CALIBRATION_INPUTS = 128
 _QUANTISED = ["MatMul", "Gemm", "Gather"]

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ..editor.errors import ExportError
-from ..editor.model import Model
+from ..editor.models.model import Model
 
 NAME = "preprocessor_config.json"
 

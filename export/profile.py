@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..editor.errors import ExportError
 from ..editor.images.source import ImageSource
-from ..editor.model import Model
+from ..editor.models.model import Model
 
 Precision = Literal["fp32", "fp16", "int8"]
 

@@ -20,7 +20,7 @@ from timm.layers.attention import Attention as TimmAttention
 from torch import Tensor, nn
 
 from ..editor.errors import ExportError
-from ..editor.model import Model
+from ..editor.models.model import Model
 from .encoders import copy_encoder
 
 

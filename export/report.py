@@ -10,14 +10,14 @@ from typing import Any
 import jinja2
 import yaml
 
-from ..editor.aligned_model import apply_aligner
 from ..editor.components import HeadId
 from ..editor.concepts import Concept, list_concepts, load_concept, load_texts
 from ..editor.errors import ExportError
 from ..editor.files.bounded import load_json
 from ..editor.files.whole import staged_file
 from ..editor.images.source import ImageSource, list_images
-from ..editor.model import Model, load_model
+from ..editor.models.aligned import apply_aligner
+from ..editor.models.model import Model, load_model
 from ..editor.recipe import Recipe, load_recipe
 from ..editor.scan import Progress, Scan, load_scan
 from ..editor.scores import HeadScore, score_heads

@@ -19,7 +19,7 @@ from ..editor.errors import ClipeditError, ExportError
 from ..editor.files.bounded import load_json
 from ..editor.files.whole import lasting_name
 from ..editor.images.source import ImageSource, list_images
-from ..editor.model import Model, load_model
+from ..editor.models.model import Model, load_model
 from ..editor.recipe import Base, load_recipe
 from .patch import RECIPE_NAME
 from .precision import LIMITS

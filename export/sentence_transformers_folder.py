@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..editor.model import Model
+from ..editor.models.model import Model
 from .foreign_code import ST_MODULE
 from .hf_folder import SIDECARS, write_hf
 from .profile import Profile

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..editor.errors import ExportError, nearest_names
 from ..editor.files.whole import require_free_folder, staged_folder
 from ..editor.images.source import ImageSource, list_images
-from ..editor.model import Model
+from ..editor.models.model import Model
 from . import (
     fastembed_folder,
     hf_folder,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..editor.errors import ExportError
 from ..editor.files.whole import write_text
-from ..editor.model import Model
-from ..editor.timm_models import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME
+from ..editor.models.model import Model
+from ..editor.models.timm import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME
 from .profile import Profile, require_plain
 
 

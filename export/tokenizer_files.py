@@ -9,7 +9,7 @@ from typing import Any
 import open_clip
 
 from ..editor.errors import ExportError
-from ..editor.model import Model
+from ..editor.models.model import Model
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 SIDECARS = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")

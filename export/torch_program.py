@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..editor.model import Model
+from ..editor.models.model import Model
 from .encoders import ImageEncoder, TextEncoder
 from .onnx_folder import SIDECAR_NAME, write_sidecar
 from .onnx_graphs import draw_examples, quiet_exporter

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 import clipedit
 from clipedit.editor import align as align_module
 from clipedit.editor.align import AlignOptions, align
-from clipedit.editor.aligned_model import apply_aligner
-from clipedit.editor.aligner import Aligner, compute_aligned, compute_orthogonality, fit_shared_map, load_aligner
 from clipedit.editor.images.source import demo_calibration_source
-from clipedit.editor.model import decompose
+from clipedit.editor.models.aligned import apply_aligner
+from clipedit.editor.models.aligner import Aligner, compute_aligned, compute_orthogonality, fit_shared_map, load_aligner
+from clipedit.editor.models.model import decompose
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ import clipedit
 from clipedit.editor.bind import bind_recipe
 from clipedit.editor.components import HeadId
 from clipedit.editor.images.source import ImageSource
-from clipedit.editor.model import Model, decompose
+from clipedit.editor.models.model import Model, decompose
 from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.editor.spatial import compute_token_shares
 from clipedit.editor.towers import build_tower

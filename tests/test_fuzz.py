@@ -25,10 +25,10 @@ import clipedit
 from clipedit.editor.concepts import load_concept
 from clipedit.editor.files.tensors import read_header
 from clipedit.editor.files.vectors import open_vectors
-from clipedit.editor.hf_config import read_sections
 from clipedit.editor.images.labelled import load_labelled_images
 from clipedit.editor.images.layouts import load_dataset
 from clipedit.editor.images.source import list_images
+from clipedit.editor.models.hf_config import read_sections
 from clipedit.editor.recipe import load_recipe
 from clipedit.editor.scan import load_scan
 
@@ -233,7 +233,7 @@ def test_a_parquet_file_whose_names_are_no_text_is_refused(tmp_path: Path) -> No
 def test_preprocessing_that_cannot_work_is_refused_when_the_model_is_loaded(
     change: dict[str, Any], tmp_path: Path
 ) -> None:
-    from clipedit.editor.model import demo_folder
+    from clipedit.editor.models.model import demo_folder
 
     for path in demo_folder().glob("open_clip*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
@@ -262,7 +262,7 @@ def test_sizes_that_are_no_numbers_are_refused(change: dict[str, Any]) -> None:
 def test_pixels_that_are_no_whole_number_of_patches_are_refused() -> None:
     import timm
 
-    from clipedit.editor.timm_models import require_whole_patches
+    from clipedit.editor.models.timm import require_whole_patches
 
     module = timm.create_model("test_vit")
     require_whole_patches(module, [160, 160])

@@ -22,7 +22,7 @@ import clipedit
 from clipedit import cli
 from clipedit.editor.bind import bind_recipe
 from clipedit.editor.images.source import demo_calibration_source
-from clipedit.editor.model import Model
+from clipedit.editor.models.model import Model
 from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.editor.towers import build_tower
 from clipedit.export.prune import find_constant_heads, prune_heads

@@ -48,7 +48,7 @@ def test_the_general_pool_is_what_its_script_generates() -> None:
 
 def test_the_demo_texts_are_what_their_script_generates() -> None:
     from clipedit.demo import measure, texts
-    from clipedit.editor.model import demo_folder
+    from clipedit.editor.models.model import demo_folder
 
     assert list(load_texts(model_folder=demo_folder())) == texts.pool_texts()
     for name, document in texts.concept_documents(measure.LISTED_PLACES).items():
@@ -56,7 +56,7 @@ def test_the_demo_texts_are_what_their_script_generates() -> None:
 
 
 def test_the_demo_checkpoint_is_small() -> None:
-    from clipedit.editor.model import demo_folder
+    from clipedit.editor.models.model import demo_folder
 
     assert (demo_folder() / "open_clip_model.safetensors").stat().st_size < 10e6
 

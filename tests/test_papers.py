@@ -15,7 +15,7 @@ from PIL import Image
 
 import clipedit
 from clipedit.editor.images.source import demo_calibration_source
-from clipedit.editor.model import Model
+from clipedit.editor.models.model import Model
 from clipedit.editor.recipe import Base, Recipe, RecipeDocument, Step
 from clipedit.editor.towers import build_tower
 

@@ -9,9 +9,9 @@ import open_clip
 import pytest
 
 import clipedit
-from clipedit.editor.architecture import check_origin, load_architecture
 from clipedit.editor.bind import check_effect, check_heads
 from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.models.architecture import check_origin, load_architecture
 from clipedit.editor.recipe import list_recipes
 
 LAST_FOUR = {"ViT-B-16": (12, 12), "ViT-L-14": (24, 16), "ViT-H-14": (32, 16)}  # layers and heads

@@ -27,16 +27,16 @@ from safetensors.torch import save_file
 
 import clipedit
 from clipedit import cli
-from clipedit.editor.config_bounds import require_modest_config
 from clipedit.editor.files import tensors as weights
 from clipedit.editor.files.bounded import load_json, load_yaml
 from clipedit.editor.files.tensors import hash_checkpoint, read_header
 from clipedit.editor.files.vectors import open_vectors
 from clipedit.editor.files.whole import find_beside
-from clipedit.editor.hf_folder import load_hf_folder
 from clipedit.editor.images import source as images
 from clipedit.editor.images.source import list_images, open_image, read_csv_source
-from clipedit.editor.model import demo_folder
+from clipedit.editor.models.config_bounds import require_modest_config
+from clipedit.editor.models.hf_folder import load_hf_folder
+from clipedit.editor.models.model import demo_folder
 from clipedit.editor.recipe import load_recipe
 from clipedit.export.foreign_code import refuse_unpickling, require_no_code
 from clipedit.export.verify import verify
@@ -502,8 +502,8 @@ def test_text_chunks_within_bounds_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_the_numbers_in_security_md_are_those_of_the_code() -> None:
-    from clipedit.editor import config_bounds
     from clipedit.editor.files import bounded
+    from clipedit.editor.models import config_bounds
 
     text = (ROOT / "SECURITY.md").read_text()
     numbers = [images.MAX_PIXELS, images.MAX_ASPECT, images.MAX_SCANS, weights.MAX_HEADER_BYTES, weights.MAX_TENSORS,

@@ -18,7 +18,7 @@ from clipedit import ModelError, RecipeError
 from clipedit.editor.apply import apply_recipe
 from clipedit.editor.bind import bind_recipe
 from clipedit.editor.components import HeadId
-from clipedit.editor.model import Model, decompose
+from clipedit.editor.models.model import Model, decompose
 from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.editor.scan import Scan
 from clipedit.editor.spatial import compute_token_shares, head_ids

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipedit import ModelError, cli
-from clipedit.editor.supported import describe_models, render_markdown
+from clipedit.editor.models.supported import describe_models, render_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,7 +11,7 @@ import torch
 
 import clipedit
 from clipedit.editor.images.source import demo_calibration_source
-from clipedit.editor.model import demo_folder
+from clipedit.editor.models.model import demo_folder
 from clipedit.export.edited_folder import write_edited_model
 from clipedit.export.immich_folder import immich_name
 from clipedit.export.model_card import write_model_card

@@ -14,12 +14,12 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transform import PreprocessCfg
 
 import clipedit
-from clipedit.editor.architecture import load_architecture
 from clipedit.editor.bind import bind_recipe, default_heads
 from clipedit.editor.concepts import concept_directions, load_concept
 from clipedit.editor.fidelity import measure_fidelity
 from clipedit.editor.images.texts import list_texts, text_source
-from clipedit.editor.model import Model, decompose
+from clipedit.editor.models.architecture import load_architecture
+from clipedit.editor.models.model import Model, decompose
 from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.editor.towers import build_tower
 from clipedit.export.edited_folder import apply_to_folder
@@ -210,7 +210,7 @@ def test_the_command_line_edits_the_text_tower(tmp_path: Path, run: Callable[...
         "--tower",
         "text",
         "--model",
-        clipedit.editor.model.demo_folder(),
+        clipedit.editor.models.model.demo_folder(),
         "--scan",
         scan,
     ]

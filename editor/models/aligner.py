@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import AlignmentError, ModelError
-from .files.tensors import load_tensors
-from .files.whole import lasting_name, save_tensors
+from ..errors import AlignmentError, ModelError
+from ..files.tensors import load_tensors
+from ..files.whole import lasting_name, save_tensors
 from .model import Model
 
 KIND = "clipedit-aligner-1"

@@ -7,8 +7,8 @@ from typing import Any
 
 from open_clip.transform import PreprocessCfg
 
-from .errors import ModelError
-from .files.bounded import load_json
+from ..errors import ModelError
+from ..files.bounded import load_json
 
 CONFIG_NAME = "open_clip_config.json"
 

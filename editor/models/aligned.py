@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ..errors import AlignmentError
+from ..towers.aligned import AlignedTower
 from .aligner import Aligner, check_aligner, load_aligner
-from .errors import AlignmentError
 from .model import Alignment, Model, load_model
-from .towers.aligned import AlignedTower
 
 
 def apply_aligner(model: Model, aligner: str | Path | Aligner, *, clip: Model | None = None) -> Model:

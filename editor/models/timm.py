@@ -17,10 +17,10 @@ from timm.data.transforms_factory import create_transform
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
+from ..errors import ModelError
+from ..files.bounded import load_json
+from ..files.tensors import read_header
 from .config_bounds import require_modest_count, require_modest_sizes
-from .errors import ModelError
-from .files.bounded import load_json
-from .files.tensors import read_header
 
 TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME = "config.json", "model.safetensors"
 

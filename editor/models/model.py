@@ -18,16 +18,18 @@ from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from torch import Tensor, nn
 
-from .. import demo
-from .components import Decomposition
+from ... import demo
+from ..components import Decomposition
+from ..errors import ModelError, nearest_names
+from ..files.tensors import hash_checkpoint, hash_state, read_header, reading_weights, round_to_storage, stored_dtype
+from ..images.source import ImageSource
+from ..towers import Tower, build_tower
+from ..towers.vit.open_clip_text import OpenClipText
 from .config_bounds import require_modest_config, require_modest_sizes
-from .errors import ModelError, nearest_names
-from .files.tensors import hash_checkpoint, hash_state, read_header, reading_weights, round_to_storage, stored_dtype
 from .hf_folder import load_hf_folder
-from .images.source import ImageSource
 from .open_clip_config import CONFIG_NAME, read_open_clip_config
 from .preprocessing import build_preprocess, require_preprocess
-from .timm_models import (
+from .timm import (
     create_timm,
     create_timm_from_folder,
     describe_timm,
@@ -37,8 +39,6 @@ from .timm_models import (
     require_whole_patches,
     timm_tags,
 )
-from .towers import Tower, build_tower
-from .towers.vit.open_clip_text import OpenClipText
 
 WEIGHTS_NAME = "open_clip_model.safetensors"
 BASE_FOLDER = "base"
@@ -139,7 +139,7 @@ class Model:
     @cached_property
     def recipe(self) -> Any:
         """The `Recipe` that this model was edited with, in memory or by who wrote its folder; None if there is none."""
-        from .recipe import load_recipe
+        from ..recipe import load_recipe
 
         if self.base is not None or self.folder is None or not (self.folder / "recipe.yaml").is_file():
             return self.applied
@@ -366,8 +366,8 @@ def _load_hf(folder: Path, device: str) -> Model:
 
 def _load_direct(folder: Path, device: str) -> Model:
     """A folder with a directly edited model: its base, and the recipe beside it."""
-    from .apply import apply_recipe
-    from .recipe import load_recipe
+    from ..apply import apply_recipe
+    from ..recipe import load_recipe
 
     base = _load_folder(folder / BASE_FOLDER, str(folder / BASE_FOLDER), device)
     return replace(apply_recipe(load_recipe(folder), base), name=str(folder))

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 import torch
 
-from .errors import ModelError
+from ..errors import ModelError
 
 Result = TypeVar("Result")
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -10,11 +10,11 @@ from pathlib import Path
 import open_clip
 import torch
 
-from .errors import ModelError, RecipeError, nearest_names
+from ..errors import ModelError, RecipeError, nearest_names
+from ..recipe import RecipeDocument
+from ..towers import build_tower
 from .model import BASE_FOLDER, Model, demo_folder, pretrained_tags
-from .recipe import RecipeDocument
-from .timm_models import create_timm, is_timm_name
-from .towers import build_tower
+from .timm import create_timm, is_timm_name
 
 
 def load_architecture(name: str | Path) -> Model:

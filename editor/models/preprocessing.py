@@ -9,7 +9,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
 
-from .timm_models import timm_transform
+from .timm import timm_transform
 
 
 def build_preprocess(config: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:

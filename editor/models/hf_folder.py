@@ -13,11 +13,11 @@ from open_clip.timm_model import TimmModel
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from ..errors import ModelError
+from ..files.bounded import load_json
+from ..files.tensors import read_header, reading_weights, tensor_reader
+from ..files.whole import find_beside
 from .config_bounds import require_modest_config
-from .errors import ModelError
-from .files.bounded import load_json
-from .files.tensors import read_header, reading_weights, tensor_reader
-from .files.whole import find_beside
 from .hf_config import (
     convert_clip_config,
     convert_preprocessing,

@@ -14,10 +14,10 @@ import timm
 import torch
 from torch import nn
 
-from .errors import ModelError, nearest_names
-from .recipe import EFFECTS
-from .towers import TOWERS
-from .towers.refusals import explain_refusals
+from ..errors import ModelError, nearest_names
+from ..recipe import EFFECTS
+from ..towers import TOWERS
+from ..towers.refusals import explain_refusals
 
 # Family, library, an example.
 FAMILIES = (

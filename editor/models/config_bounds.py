@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .errors import ModelError
+from ..errors import ModelError
 
 # Beyond the largest published ones, by far.
 MOST = {"layers": 512, "depth": 512, "depths": 512, "width": 65_536, "embed_dim": 65_536, "image_size": 4_096, "img_size": 4_096, "size": 4_096, "input_size": 4_096,
