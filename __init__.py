@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "editor.align": ("AlignOptions", "align"),
+    "editor.scan.align": ("AlignOptions", "align"),
     "editor.models.aligned": ("apply_aligner",),
     "editor.models.aligner": ("Aligner", "load_aligner"),
     "editor.apply": ("apply_recipe",),
@@ -30,10 +30,10 @@ _HOMES = {
         "VerificationError",
     ),
     "editor.evaluate": ("evaluate",),
-    "editor.features": ("load_features",),
+    "editor.scan.features": ("load_features",),
     "editor.models.model": ("Model", "decompose", "load_model"),
-    "editor.monitor": ("DriftReport", "monitor"),
-    "editor.partials": ("merge_partials",),
+    "editor.scan.monitor": ("DriftReport", "monitor"),
+    "editor.scan.partials": ("merge_partials",),
     "editor.plot": (
         "plot_completeness",
         "plot_frontier",
@@ -43,8 +43,8 @@ _HOMES = {
     ),
     "editor.recipe": ("Recipe", "load_recipe"),
     "editor.reindex": ("compute_embedding_map", "reindex_vectors"),
-    "editor.scan": ("Scan", "load_scan", "scan"),
-    "editor.scan_units": ("scan_units",),
+    "editor.scan.scan": ("Scan", "load_scan", "scan"),
+    "editor.scan.by_units": ("scan_units",),
     "editor.selection": ("EditPlan", "Evidence"),
     "editor.selectors": ("select_recipe",),
     "editor.scores": ("HeadScore", "score_heads"),
@@ -59,8 +59,6 @@ __version__ = "0.1.0"
 __all__ = list(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
-    from .editor.align import AlignOptions as AlignOptions
-    from .editor.align import align as align
     from .editor.apply import apply_recipe as apply_recipe
     from .editor.bind import bind_recipe as bind_recipe
     from .editor.bind import make_recipe as make_recipe
@@ -82,16 +80,12 @@ if TYPE_CHECKING:
     from .editor.errors import VectorError as VectorError
     from .editor.errors import VerificationError as VerificationError
     from .editor.evaluate import evaluate as evaluate
-    from .editor.features import load_features as load_features
     from .editor.models.aligned import apply_aligner as apply_aligner
     from .editor.models.aligner import Aligner as Aligner
     from .editor.models.aligner import load_aligner as load_aligner
     from .editor.models.model import Model as Model
     from .editor.models.model import decompose as decompose
     from .editor.models.model import load_model as load_model
-    from .editor.monitor import DriftReport as DriftReport
-    from .editor.monitor import monitor as monitor
-    from .editor.partials import merge_partials as merge_partials
     from .editor.plot import plot_completeness as plot_completeness
     from .editor.plot import plot_frontier as plot_frontier
     from .editor.plot import plot_heatmap as plot_heatmap
@@ -101,10 +95,16 @@ if TYPE_CHECKING:
     from .editor.recipe import load_recipe as load_recipe
     from .editor.reindex import compute_embedding_map as compute_embedding_map
     from .editor.reindex import reindex_vectors as reindex_vectors
-    from .editor.scan import Scan as Scan
-    from .editor.scan import load_scan as load_scan
-    from .editor.scan import scan as scan
-    from .editor.scan_units import scan_units as scan_units
+    from .editor.scan.align import AlignOptions as AlignOptions
+    from .editor.scan.align import align as align
+    from .editor.scan.by_units import scan_units as scan_units
+    from .editor.scan.features import load_features as load_features
+    from .editor.scan.monitor import DriftReport as DriftReport
+    from .editor.scan.monitor import monitor as monitor
+    from .editor.scan.partials import merge_partials as merge_partials
+    from .editor.scan.scan import Scan as Scan
+    from .editor.scan.scan import load_scan as load_scan
+    from .editor.scan.scan import scan as scan
     from .editor.scores import HeadScore as HeadScore
     from .editor.scores import score_heads as score_heads
     from .editor.selection import EditPlan as EditPlan

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from .editor.images.skew import RetrievalSet
     from .editor.images.units import WorkUnit
     from .editor.models.model import Model
-    from .editor.monitor import DriftReport
     from .editor.recipe import Recipe, RecipeDocument
     from .editor.reindex import EmbeddingMap
-    from .editor.scan import Scan
+    from .editor.scan.monitor import DriftReport
+    from .editor.scan.scan import Scan
     from .editor.selection import Evidence
     from .export.verify import Check
 
@@ -146,10 +146,10 @@ def scan_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older scan.")] = False,
 ) -> None:  # fmt: skip
     """Collect the statistics of a model's heads on images."""
-    from .editor.features import features_path
     from .editor.files.whole import require_free_file
     from .editor.images.units import list_units
-    from .editor.scan import scan
+    from .editor.scan.features import features_path
+    from .editor.scan.scan import scan
 
     if keep_features and (unit_size or shard or engine == "ray"):
         raise typer.BadParameter(
@@ -169,7 +169,7 @@ def scan_command(
     options: dict[str, Any] = {"batch_size": size, "layers": chosen, "mlps": mlps, "self_attention": self_attention,
                                "workers": workers, "max_bad": max_bad, "precision": precision, "compiled": compiled}  # fmt: skip
     if engine == "ray":
-        from .editor.ray_engine import RayEngine
+        from .editor.scan.on_ray import RayEngine
 
         options["engine"] = RayEngine(address, actors)
     if len(units) > 1 or parts or engine == "ray":
@@ -190,7 +190,7 @@ def merge(
 ) -> None:  # fmt: skip
     """Sum partial scans to the scan of all their images; the same bytes for any order."""
     from .editor.files.whole import require_free_file
-    from .editor.partials import merge_partials
+    from .editor.scan.partials import merge_partials
 
     require_free_file(out, overwrite=overwrite)
     result = merge_partials(partials, max_bad=max_bad, allow_missing=allow_missing)
@@ -210,8 +210,8 @@ def monitor(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Say whether new images still look to the heads like those of a scan. Exit 0 if so, 1 if a recipe should be re-measured."""
-    from .editor.monitor import monitor as run
     from .editor.recipe import load_recipe
+    from .editor.scan.monitor import monitor as run
 
     scanned, model = _load_scan_and_model(scan)
     heads = list(load_recipe(recipe).heads) if recipe is not None else None
@@ -244,8 +244,8 @@ def align(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Learn maps from a model's components to a CLIP's space, so that the CLIP's texts explain them (CompAlign)."""
-    from .editor.align import AlignOptions
-    from .editor.align import align as run
+    from .editor.scan.align import AlignOptions
+    from .editor.scan.align import align as run
 
     if out.exists() and not overwrite:
         raise ExportError(f"cannot write {out}: it exists. Choose another -o, or add --overwrite.")
@@ -992,21 +992,21 @@ def _require_text_edit(tower: str, select: str, effect: str) -> None:
 
 
 def _load_scan_and_model(path: Path) -> tuple[Scan, Model]:
-    from .editor.scan import load_scan
+    from .editor.scan.scan import load_scan
 
     scanned = load_scan(path)
     return scanned, _load_model(scanned.model_name, scanned.pretrained, scanned.aligner).with_tower(scanned.tower)
 
 
 def _aligner_of(scan: Path | None) -> str | None:
-    from .editor.scan import load_scan
+    from .editor.scan.scan import load_scan
 
     return load_scan(scan).aligner if scan is not None else None
 
 
 def _scan_or_load(model: Model, images: str | None, scan: Path | None, follow: Follow, **options: Any) -> Scan:
-    from .editor.scan import load_scan
-    from .editor.scan import scan as run
+    from .editor.scan.scan import load_scan
+    from .editor.scan.scan import scan as run
 
     if scan is not None:
         return load_scan(scan)
@@ -1020,9 +1020,9 @@ def _scan_or_load(model: Model, images: str | None, scan: Path | None, follow: F
 
 
 def _say_features_size(path: Path, model: Model, images: str, layers: Sequence[int] | None, mlps: bool) -> None:
-    from .editor.features import compute_features_bytes
     from .editor.images.source import list_images
-    from .editor.scan import choose_layers
+    from .editor.scan.features import compute_features_bytes
+    from .editor.scan.scan import choose_layers
 
     count = len(list_images(images))
     size = compute_features_bytes(model, model.tower.groups(choose_layers(model, layers), mlps=mlps), count)
@@ -1072,8 +1072,8 @@ def _save_scan(scanned: Scan, out: Path, what: str) -> None:
 def _scan_in_units(
     model: Model, units: list[WorkUnit], out: Path, *, shard: tuple[int, int] | None, resume: bool, **options: Any
 ) -> None:
-    from .editor.partials import partials_folder
-    from .editor.scan_units import scan_units
+    from .editor.scan.by_units import scan_units
+    from .editor.scan.partials import partials_folder
 
     folder = partials_folder(out)
     with _progress() as follow:
@@ -1171,7 +1171,7 @@ def _load_reindex_inputs(
     recipe: Path, scan: Path | None, model: str | None, pretrained: str | None
 ) -> tuple[Recipe, Scan, Model]:
     from .editor.recipe import load_recipe
-    from .editor.scan import load_scan
+    from .editor.scan.scan import load_scan
 
     bound = load_recipe(recipe)
     base = bound.document.base
@@ -1223,9 +1223,9 @@ def _load_evidence(
     regions: str | None, budget: float, features: Path | None,
 ) -> Evidence:  # fmt: skip
     """What selectors other than text-difference look at; refused before images are scanned if it does not suffice."""
-    from .editor.features import load_features
     from .editor.images.labelled import load_labelled_images
     from .editor.images.layouts import load_selection_set
+    from .editor.scan.features import load_features
     from .editor.selection import Evidence, require_labelled
 
     if select == "text-difference":
@@ -1325,7 +1325,7 @@ def _weigh_heads(
     if scan is None or concept is None:
         raise typer.BadParameter("weights of heads need both --concept and --scan", param_hint="--concept")
     from .editor.readings import weigh_heads
-    from .editor.scan import load_scan
+    from .editor.scan.scan import load_scan
 
     return weigh_heads(load_scan(scan), model, concept=concept, keep=keep)
 

@@ -17,7 +17,6 @@ import torch
 
 from clipedit.demo.measure import build_demo_measure, test_source, validation_source
 from clipedit.demo.texts import pool_texts
-from clipedit.editor.align import AlignOptions, align
 from clipedit.editor.apply import apply_recipe
 from clipedit.editor.bind import make_recipe
 from clipedit.editor.control import measure_controls
@@ -26,7 +25,8 @@ from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.models.aligned import apply_aligner
 from clipedit.editor.models.aligner import Aligner
 from clipedit.editor.models.model import Model, load_model
-from clipedit.editor.scan import Scan, scan
+from clipedit.editor.scan.align import AlignOptions, align
+from clipedit.editor.scan.scan import Scan, scan
 from clipedit.editor.score_test import evaluate_scores
 from clipedit.editor.textspan import text_span
 

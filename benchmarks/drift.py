@@ -18,10 +18,10 @@ from PIL import Image, ImageFilter
 import clipedit
 from clipedit.demo import world
 from clipedit.editor.components import Features
-from clipedit.editor.monitor import BLOCKS, compare_statistics
-from clipedit.editor.scan import choose_layers
-from clipedit.editor.scanner import Scanner
-from clipedit.editor.statistics import Statistics, add_features
+from clipedit.editor.scan.monitor import BLOCKS, compare_statistics
+from clipedit.editor.scan.scan import choose_layers
+from clipedit.editor.scan.scanner import Scanner
+from clipedit.editor.scan.statistics import Statistics, add_features
 
 SEED, CALIBRATION, SIZES, LIMITS = 8_801, 4_096, (256, 512, 1_024, 2_048), (0.3, 0.0)
 Draw = Callable[[np.random.Generator], Image.Image]

@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["clipedit.editor", "yaml"], enable_load
     from clipedit.editor.files.vectors import open_vectors
     from clipedit.editor.images.source import list_images, open_image
     from clipedit.editor.recipe import load_recipe
-    from clipedit.editor.scan import load_scan
+    from clipedit.editor.scan.scan import load_scan
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "recipe": ("x.yaml", load_recipe),

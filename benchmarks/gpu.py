@@ -20,9 +20,9 @@ from PIL import Image
 import clipedit
 from clipedit.editor.images.source import ImageSource, load_batches, read_image
 from clipedit.editor.models.devices import lower_precision
-from clipedit.editor.scan import choose_layers
-from clipedit.editor.scanner import Scanner
-from clipedit.editor.statistics import add_features
+from clipedit.editor.scan.scan import choose_layers
+from clipedit.editor.scan.scanner import Scanner
+from clipedit.editor.scan.statistics import add_features
 
 COLUMNS = "| device | model | batch | precision | compiled | encode_image, images/s | scan, images/s | scan / encode | peak memory |"
 

@@ -32,13 +32,13 @@ from clipedit.editor.control import draw_control_documents, mean_rows
 from clipedit.editor.directions import LabelledEmbeddings
 from clipedit.editor.errors import ClipeditError
 from clipedit.editor.evaluate import collect_embeddings, collect_features, collect_labelled, compute_recipe_embeddings
-from clipedit.editor.features import load_features
 from clipedit.editor.fidelity import Fidelity, compute_fidelity
 from clipedit.editor.images.source import ImageSource
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.operations import project_output
 from clipedit.editor.recipe import Effect, Recipe, RecipeDocument
-from clipedit.editor.scan import Scan, scan
+from clipedit.editor.scan.features import load_features
+from clipedit.editor.scan.scan import Scan, scan
 from clipedit.editor.selection import Evidence
 from clipedit.editor.selectors import select_recipe
 from clipedit.editor.tables import scanned_heads

@@ -27,7 +27,7 @@ from clipedit.editor.evaluate import evaluate
 from clipedit.editor.images.labelled import LabelledImages, load_labelled_images
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.recipe import Recipe, load_recipe
-from clipedit.editor.scan import scan
+from clipedit.editor.scan.scan import scan
 
 # Worst group before and after, in per cent: Gandelsman et al. 2024, table 3.
 WATERBIRDS = {"ViT-B-16": (45.6, 57.5), "ViT-L-14": (47.7, 72.9), "ViT-H-14": (37.2, 43.3)}

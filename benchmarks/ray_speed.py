@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster
 from scale_memory import A_SHARD, write_shards
 
 import clipedit
-from clipedit.editor.ray_engine import RayEngine
+from clipedit.editor.scan.on_ray import RayEngine
 
 BATCH_SIZE = 64
 

@@ -26,7 +26,7 @@ from clipedit.editor.fidelity import Fidelity, compute_fidelity
 from clipedit.editor.images.source import ImageSource, list_images
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.recipe import Recipe, Step
-from clipedit.editor.scan import Scan, scan
+from clipedit.editor.scan.scan import Scan, scan
 from clipedit.editor.selectors import select_recipe
 from clipedit.editor.tables import scanned_heads
 

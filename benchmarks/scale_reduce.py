@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 import clipedit
-from clipedit.editor import partials
-from clipedit.editor.scan import Scan
-from clipedit.editor.statistics import GroupSums, Statistics
+from clipedit.editor.scan import partials
+from clipedit.editor.scan.scan import Scan
+from clipedit.editor.scan.statistics import GroupSums, Statistics
 
 LAYERS, HEADS, D_HEAD, D_MODEL = (20, 21, 22, 23), 16, 64, 1024
 IMAGES = 8_192

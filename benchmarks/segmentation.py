@@ -24,7 +24,7 @@ from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.queries import encode_contrast
 from clipedit.editor.readings import READINGS, weigh_heads
-from clipedit.editor.scan import scan
+from clipedit.editor.scan.scan import scan
 from clipedit.editor.segment import DEMO_CLASSES, demo_masked_images, evaluate_segmentation, score_heatmaps
 from clipedit.editor.spatial import draw_heatmaps
 from clipedit.editor.view import find_view

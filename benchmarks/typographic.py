@@ -28,7 +28,7 @@ from clipedit.editor.images.labelled import LabelledImages
 from clipedit.editor.images.source import ImageSource
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.recipe import Recipe
-from clipedit.editor.scan import scan
+from clipedit.editor.scan.scan import scan
 from clipedit.editor.selection import Evidence
 from clipedit.editor.selectors import select_recipe
 from clipedit.editor.tables import scanned_heads

@@ -19,7 +19,7 @@ from ..editor.images.labelled import write_metadata
 from ..editor.images.source import list_images
 from ..editor.models.model import Model, load_model
 from ..editor.recipe import Recipe
-from ..editor.scan import Progress, Scan, scan
+from ..editor.scan.scan import Progress, Scan, scan
 from ..editor.textspan import HeadLabel, text_span
 from ..export.targets import export_model
 from ..export.verify import Check

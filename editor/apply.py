@@ -19,7 +19,7 @@ from .models.model import BASE_FOLDER, WEIGHTS_NAME, Model, find_checkpoint
 from .models.timm import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME, is_timm_folder
 from .parts import ablate_parts, ablated_names, collect_with_parts, compute_part_readouts, place
 from .recipe import Recipe
-from .scan import Scan
+from .scan.scan import Scan
 from .towers import Tower
 
 _COMPANIONS = frozenset({".json", ".txt", ".model", ".md"})

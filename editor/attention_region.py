@@ -22,7 +22,7 @@ from .images.source import ImageSource, open_image
 from .models.model import Model
 from .overlay import Box, overlay_word
 from .recipe import RecipeDocument
-from .scan import Scan
+from .scan.scan import Scan
 from .selection import EditPlan, Evidence, require_labelled, write_document
 from .tables import TaskTable, load_task, measure_subsets, scanned_heads, subset_rows, tabulate
 from .towers.vit.open_clip_attention import collect_attention

@@ -19,7 +19,7 @@ from .models.model import Model
 from .operations import AffineMap, project_output
 from .parts import AblatedPart, compute_ablated_parts, place
 from .recipe import EFFECTS, Base, Calibration, Effect, Fold, HeadOperation, Recipe, RecipeDocument, Step
-from .scan import Scan
+from .scan.scan import Scan
 from .selection import EditPlan, Evidence, select_by_text_difference, warn_of_overlap
 
 # The fewest that repaired every demo model; of small towers no more than a quarter.

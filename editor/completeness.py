@@ -22,8 +22,8 @@ from .errors import ConceptError, StatisticsError
 from .evaluate import DEFAULT_TEMPLATES, Measure, build_measure, iterate_pixels
 from .images.labelled import LabelledImages
 from .models.model import Model
-from .scan import Progress, Scan
-from .statistics import Statistics
+from .scan.scan import Progress, Scan
+from .scan.statistics import Statistics
 from .textspan import compute_text_span
 
 LAST_LAYERS = 4

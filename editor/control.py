@@ -28,7 +28,7 @@ from .models.aligned import apply_aligner
 from .models.model import Model, load_model
 from .parts import ablated_names
 from .recipe import Recipe, RecipeDocument, load_recipe
-from .scan import Progress, Scan, load_scan
+from .scan.scan import Progress, Scan, load_scan
 from .selection import draw_random_heads
 
 DRAWS = 10

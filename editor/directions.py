@@ -14,7 +14,7 @@ from .concepts import compute_concept_directions, concept_directions, load_conce
 from .errors import ConceptError, RecipeError
 from .models.model import Model
 from .recipe import Step
-from .scan import Scan
+from .scan.scan import Scan
 from .textspan import compute_text_span
 
 NAMED_SHARE = 0.5

@@ -21,7 +21,6 @@ from .apply import (
 from .components import Features
 from .directions import LabelledEmbeddings
 from .errors import ImageError
-from .features import CachedFeatures
 from .images.labelled import LabelledImages
 from .images.layouts import load_dataset
 from .images.skew import RetrievalSet, compute_max_skew
@@ -30,7 +29,8 @@ from .linear_head import classify_by_head, require_unseen
 from .models.model import Model
 from .parts import collect_with_parts, place
 from .recipe import Recipe
-from .scan import Progress, check_bad
+from .scan.features import CachedFeatures
+from .scan.scan import Progress, check_bad
 
 Measure = Callable[[Tensor, Sequence[int]], dict[str, float]]
 GROUP = "group: "

@@ -12,12 +12,12 @@ from .apply import apply_recipe, require_bound
 from .bind import bind_recipe
 from .directions import LabelledEmbeddings
 from .evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
-from .features import CachedFeatures
 from .images.source import ImageSource
 from .models.model import Model
 from .parts import ablated_names
 from .recipe import Recipe
-from .scan import Progress, Scan
+from .scan.features import CachedFeatures
+from .scan.scan import Progress, Scan
 
 MOST_IMAGES = 512
 ENOUGH = 0.98

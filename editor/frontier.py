@@ -10,7 +10,7 @@ from .components import HeadId
 from .errors import RecipeError
 from .models.model import Model
 from .recipe import RecipeDocument
-from .scan import Scan
+from .scan.scan import Scan
 from .selection import EditPlan, Evidence, require_labelled, write_document
 from .tables import TaskTable, load_task, measure_subsets, subset_rows, tabulate
 

@@ -15,7 +15,7 @@ from .errors import StatisticsError
 from .models.model import Model
 from .operations import OPERATIONS, AffineMap, OperationInput, identity_map, stack_copies, with_strength
 from .recipe import Step
-from .scan import Scan
+from .scan.scan import Scan
 from .singular import compute_singular_directions
 
 HeadMaps = dict[HeadId, tuple[AffineMap, AffineMap]]

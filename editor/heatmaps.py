@@ -17,7 +17,7 @@ from .images.source import open_image
 from .models.model import Model
 from .pictures import draw_overlay, draw_sheet
 from .queries import encode_contrast
-from .scan import load_scan
+from .scan.scan import load_scan
 from .spatial import Heatmap, draw_heatmaps
 from .textspan import text_span
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .errors import RecipeError
 from .models.model import Model
 from .recipe import RecipeDocument
-from .scan import Scan
+from .scan.scan import Scan
 from .selection import EditPlan, Evidence, require_labelled, write_document
 from .tables import TaskTable, load_task, tabulate
 

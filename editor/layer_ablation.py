@@ -14,7 +14,7 @@ from .evaluate import build_measure, iterate_pixels
 from .images.labelled import LabelledImages
 from .images.source import ImageSource
 from .models.model import Model
-from .scan import Progress, Scan
+from .scan.scan import Progress, Scan
 
 KINDS = {"attention": ("head", "bias"), "MLPs": ("mlp",), "both": ("head", "bias", "mlp")}
 Curves = dict[str, list[dict[str, float]]]

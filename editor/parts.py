@@ -15,7 +15,7 @@ from .components import ComponentGroup, Features, HeadId
 from .errors import RecipeError, StatisticsError
 from .models.model import Model
 from .recipe import WHOLE_PARTS, RecipeDocument
-from .scan import Scan
+from .scan.scan import Scan
 from .towers import Tower
 from .towers.vit.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
 

@@ -20,7 +20,7 @@ from .components import HeadId
 from .concepts import load_concept
 from .errors import ConceptError
 from .models.model import Model
-from .scan import Scan
+from .scan.scan import Scan
 from .scores import score_heads
 
 Reading = Literal["contrast", "positive", "evidence"]

@@ -23,7 +23,7 @@ from .images.source import ImageSource
 from .models.model import Model
 from .parts import ablated_names
 from .recipe import Effect, Recipe
-from .scan import Progress, Scan
+from .scan.scan import Progress, Scan
 
 RIDGE = 1e-6
 UNIT_TOLERANCE = 2e-3

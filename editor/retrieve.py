@@ -20,13 +20,13 @@ from torch import Tensor
 from .components import Features, HeadId
 from .concepts import Concept, load_concept
 from .errors import ConceptError, StatisticsError
-from .features import features_path, load_features
 from .files.whole import staged_file
 from .images.source import ImageSource, list_images, open_image
 from .models.model import Model
 from .pictures import draw_sheet
 from .queries import encode_queries, require_text_fits
-from .scan import Progress, Scan, load_scan, scan
+from .scan.features import features_path, load_features
+from .scan.scan import Progress, Scan, load_scan, scan
 from .scores import score_heads
 from .selection import select_top_heads
 

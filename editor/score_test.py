@@ -16,7 +16,7 @@ from .errors import ImageError
 from .evaluate import DEFAULT_TEMPLATES, collect_features, compute_class_weights
 from .images.source import PATH_COLUMNS, ImageSource
 from .models.model import Model
-from .scan import Progress, Scan
+from .scan.scan import Progress, Scan
 from .scores import score_heads
 
 MOST_VALUES = 50

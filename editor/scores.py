@@ -13,8 +13,8 @@ from .components import ComponentGroup
 from .concepts import Concept, concept_directions, load_concept
 from .models.model import Model
 from .notebook import html_table
-from .scan import Scan
-from .statistics import Statistics
+from .scan.scan import Scan
+from .scan.statistics import Statistics
 
 SHOWN = 20
 

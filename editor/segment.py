@@ -27,7 +27,7 @@ from .models.model import Model
 from .pictures import encode_image_file
 from .queries import encode_contrast
 from .readings import Reading, combine_shares, require_texts, weights_of
-from .scan import Progress, check_bad
+from .scan.scan import Progress, check_bad
 from .spatial import compute_seen, compute_token_shares, last_heads
 from .view import find_view
 

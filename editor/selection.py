@@ -18,11 +18,11 @@ from torch import Tensor
 from .components import HeadId
 from .concepts import Concept, compute_concept_directions, load_concept
 from .errors import ConceptError, ImageError, RecipeError
-from .features import CachedFeatures
 from .images.labelled import LabelledImages
 from .models.model import Model
 from .recipe import Along, Base, Effect, HeadOperation, RecipeDocument, Step
-from .scan import Progress, Scan
+from .scan.features import CachedFeatures
+from .scan.scan import Progress, Scan
 from .scores import HeadScore, score_heads
 
 LEAST_GROUP = 5

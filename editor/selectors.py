@@ -10,7 +10,7 @@ from .frontier import select_by_frontier
 from .labelled_contrast import select_by_labelled_contrast
 from .models.model import Model
 from .recipe import Along, Effect, HeadOperation, RecipeDocument
-from .scan import Scan
+from .scan.scan import Scan
 from .selection import EditPlan, Evidence, Selector, select_by_text_difference, warn_of_overlap
 
 SELECTORS: dict[str, Selector] = {

@@ -16,7 +16,7 @@ from .components import Features, HeadId
 from .evaluate import DEFAULT_TEMPLATES, collect_features, compute_class_weights
 from .images.labelled import LabelledImages
 from .models.model import Model
-from .scan import Scan
+from .scan.scan import Scan
 from .selection import EditPlan, Evidence, write_document
 
 _CHUNK_NUMBERS = 2**24

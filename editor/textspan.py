@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import ConceptError
 from .models.model import Model
 from .notebook import html_table
-from .scan import Scan
+from .scan.scan import Scan
 
 SHOWN = 3
 

@@ -9,7 +9,7 @@ from ..editor.files.whole import staged_folder
 from ..editor.images.source import ImageSource
 from ..editor.models.model import BASE_FOLDER, Model
 from ..editor.recipe import Recipe
-from ..editor.scan import Scan
+from ..editor.scan.scan import Scan
 from .model_card import write_model_card
 from .open_clip_folder import write_open_clip_folder
 from .reference import write_reference

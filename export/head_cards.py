@@ -18,7 +18,7 @@ from ..editor.models.model import Model
 from ..editor.pictures import encode_image_file, tint_png
 from ..editor.queries import encode_queries
 from ..editor.recipe import Recipe
-from ..editor.scan import Progress, Scan
+from ..editor.scan.scan import Progress, Scan
 from ..editor.scores import HeadScore
 from ..editor.spatial import compute_seen, compute_token_shares
 from ..editor.textspan import HeadLabel

@@ -19,7 +19,7 @@ from ..editor.images.source import ImageSource, list_images
 from ..editor.models.aligned import apply_aligner
 from ..editor.models.model import Model, load_model
 from ..editor.recipe import Recipe, load_recipe
-from ..editor.scan import Progress, Scan, load_scan
+from ..editor.scan.scan import Progress, Scan, load_scan
 from ..editor.scores import HeadScore, score_heads
 from ..editor.textspan import text_span
 from .head_cards import PICTURED, Edit, HeadCard, Pictures, build_cards, collect_pictures

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 
 import clipedit
-from clipedit.editor import align as align_module
-from clipedit.editor.align import AlignOptions, align
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.models.aligned import apply_aligner
 from clipedit.editor.models.aligner import Aligner, compute_aligned, compute_orthogonality, fit_shared_map, load_aligner
 from clipedit.editor.models.model import decompose
+from clipedit.editor.scan import align as align_module
+from clipedit.editor.scan.align import AlignOptions, align
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import clipedit
 from clipedit import cli
-from clipedit.editor.features import load_features
 from clipedit.editor.images.source import Batch, demo_calibration_source
 from clipedit.editor.models.devices import require_device, sums_device
-from clipedit.editor.scanner import Scanner
-from clipedit.editor.statistics import Statistics, add_features, empty_statistics
+from clipedit.editor.scan.features import load_features
+from clipedit.editor.scan.scanner import Scanner
+from clipedit.editor.scan.statistics import Statistics, add_features, empty_statistics
 from clipedit.editor.towers import build_tower
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -30,7 +30,7 @@ from clipedit.editor.images.layouts import load_dataset
 from clipedit.editor.images.source import list_images
 from clipedit.editor.models.hf_config import read_sections
 from clipedit.editor.recipe import load_recipe
-from clipedit.editor.scan import load_scan
+from clipedit.editor.scan.scan import load_scan
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # FUZZ_EXAMPLES=5000 pytest tests/test_fuzz.py: what RESULTS.md counts.

@@ -66,8 +66,8 @@ def test_the_same_images_do_not_differ(demo_model: clipedit.Model, calibration: 
 
 def test_a_change_of_scale_has_the_size_it_says(demo_model: clipedit.Model, calibration: clipedit.Scan) -> None:
     """Statistics made up: a mean moved by one standard deviation, a covariance doubled."""
-    from clipedit.editor.monitor import _Sides
-    from clipedit.editor.statistics import GroupSums, Statistics
+    from clipedit.editor.scan.monitor import _Sides
+    from clipedit.editor.scan.statistics import GroupSums, Statistics
 
     group = demo_model.tower.groups([3], mlps=False)[0]
     generator = torch.Generator().manual_seed(0)
@@ -92,7 +92,7 @@ def test_a_change_of_scale_has_the_size_it_says(demo_model: clipedit.Model, cali
 
 def test_chances_are_those_of_the_distributions() -> None:
     """Against draws: sums of weighted squares, far out in the tail too, and F at a few degrees of freedom."""
-    from clipedit.editor.monitor import _chance_of_distance, _chance_of_shift
+    from clipedit.editor.scan.monitor import _chance_of_distance, _chance_of_shift
 
     generator = np.random.default_rng(0)
     for weights in ((1.0, 1.0, 1.0), (1.0, 0.5, 0.2, 0.2, 0.1), (1.0, 0.05, 0.05, 0.05)):

@@ -17,8 +17,8 @@ import pytest
 import clipedit
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.images.units import list_units
-from clipedit.editor.ray_engine import RayEngine, describe_scanner
-from clipedit.editor.scanner import Scanner
+from clipedit.editor.scan.on_ray import RayEngine, describe_scanner
+from clipedit.editor.scan.scanner import Scanner
 
 try:
     import ray

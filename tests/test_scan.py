@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import clipedit
 from clipedit.editor.components import Features
 from clipedit.editor.images.source import demo_calibration_source
-from clipedit.editor.statistics import Statistics, add_features, empty_statistics
+from clipedit.editor.scan.statistics import Statistics, add_features, empty_statistics
 
 
 def test_merged_scans_equal_the_scan_of_the_whole(demo_model: clipedit.Model, tmp_path: Path) -> None:

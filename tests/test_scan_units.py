@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import clipedit
-from clipedit.editor import partials
 from clipedit.editor.images.source import ImageSource, demo_calibration_source
 from clipedit.editor.images.units import WorkUnit, list_units
-from clipedit.editor.partials import partial_path, remove_partials
-from clipedit.editor.scan_units import Partials
+from clipedit.editor.scan import partials
+from clipedit.editor.scan.by_units import Partials
+from clipedit.editor.scan.partials import partial_path, remove_partials
 
 IMAGES, UNIT = 40, 10
 
@@ -230,7 +230,7 @@ def test_a_unit_that_cannot_be_opened_does_not_stop_the_others(
 def test_many_bad_images_are_counted_but_not_all_named(
     demo_model: clipedit.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipedit.editor.partials.MAX_NAMED_BAD", 3)
+    monkeypatch.setattr("clipedit.editor.scan.partials.MAX_NAMED_BAD", 3)
     source = demo_calibration_source(12)
 
     def open_even(index: int) -> object:

@@ -235,7 +235,7 @@ def test_an_overlaid_word_stays_inside_small_images() -> None:
 def test_selectors_read_cached_features(
     demo_scan: clipedit.Scan, demo_model: clipedit.Model, tasks: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clipedit.editor.features import load_features
+    from clipedit.editor.scan.features import load_features
 
     clipedit.scan(demo_model, tasks[0].source, workers=0, keep_features=tmp_path / "f")
     cached = load_features(tmp_path / "f")

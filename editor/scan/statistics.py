@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .components import ComponentGroup, Features
-from .errors import StatisticsError
-from .notebook import html_table
+from ..components import ComponentGroup, Features
+from ..errors import StatisticsError
+from ..notebook import html_table
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .components import ComponentGroup
-from .errors import StatisticsError
-from .images.source import ImageSource, list_images
-from .images.texts import list_texts
-from .models.model import Model
+from ..components import ComponentGroup
+from ..errors import StatisticsError
+from ..images.source import ImageSource, list_images
+from ..images.texts import list_texts
+from ..models.model import Model
 from .scan import Progress, Scan, Tally, read_batches
 from .scanner import Scanner
 from .statistics import Statistics

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .errors import ClipeditError, ImageError, ModelError
-from .files.whole import lasting_name
-from .images.shards import WorkUnit
+from ..errors import ClipeditError, ImageError, ModelError
+from ..files.whole import lasting_name
+from ..images.shards import WorkUnit
 from .scanner import Scanner
 
 
@@ -71,14 +71,14 @@ class UnitScanner:
     """The actor: a model, and units that are scanned with it."""
 
     def __init__(self, given: dict[str, Any], shared: list[Any]):
-        from .models.model import load_model
+        from ..models.model import load_model
 
         torch.set_num_threads(given["threads"])
         self.workers, self.of = given["workers"], given["of"]
         self.units: list[WorkUnit] = importlib.import_module("ray").get(shared[0])
         model = load_model(given["name"], given["pretrained"], device=given["device"])
         if given["aligner"] is not None:
-            from .models.aligned import apply_aligner
+            from ..models.aligned import apply_aligner
 
             model = apply_aligner(model, given["aligner"])
         model = model.with_tower(given["tower"])
@@ -96,8 +96,8 @@ class UnitScanner:
         return {key: [row[key] for row in rows] for key in ("name", "partial", "error", "fatal")}
 
     def _scan(self, unit: WorkUnit) -> dict[str, Any]:
+        from .by_units import scan_unit
         from .scan import read_batches
-        from .scan_units import scan_unit
 
         row: dict[str, Any] = {"name": unit.name, "partial": b"", "error": self.refusal, "fatal": bool(self.refusal)}
         if self.refusal:

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .components import ComponentGroup
-from .errors import ImageError, ModelError, StatisticsError
+from ..components import ComponentGroup
+from ..errors import ImageError, ModelError, StatisticsError
+from ..files.tensors import load_tensors
+from ..files.whole import lasting_name, save_tensors
+from ..images.source import Batch, ImageSource, list_images, load_batches
+from ..images.texts import list_texts
+from ..models.devices import Precision
+from ..models.model import Model, Side
+from ..notebook import html_facts
+from .description import check_description, check_sums
 from .features import write_features
-from .files.tensors import load_tensors
-from .files.whole import lasting_name, save_tensors
-from .images.source import Batch, ImageSource, list_images, load_batches
-from .images.texts import list_texts
-from .models.devices import Precision
-from .models.model import Model, Side
-from .notebook import html_facts
-from .scan_description import check_description, check_sums
 from .scanner import Scanner
 from .statistics import GroupSums, Statistics
 
@@ -38,7 +38,7 @@ class Scan:
         bad: Images that could not be read, with the reason.
         aligner, aligner_digest: The file through which the model was read, if it was aligned to a CLIP, and its maps' hash.
         tower: `image`, or `text` where texts were scanned.
-        unit: For a partial scan, its work unit and how it was computed (`editor/partials.py`); None for others.
+        unit: For a partial scan, its work unit and how it was computed (`editor/scan/partials.py`); None for others.
         more_bad: Images that could not be read and are not named in `bad`.
     """
 
@@ -153,7 +153,7 @@ def scan(
         self_attention: Also scan what CLS takes from itself in every head, for edits that ablate it; a second forward pass.
         workers: Processes that read images.
         max_bad: Share of unreadable images that is tolerated, in [0, 1].
-        keep_features: A file to write the features of every image to; see `editor/features.py` for its size.
+        keep_features: A file to write the features of every image to; see `editor/scan/features.py` for its size.
         precision: Of matrix products in the forward pass; sums are float64 in any case.
         compiled: Let `torch.compile` make the forward pass: minutes at the start, less for every image.
         progress: Called with images done and in total.

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import AlignmentError, ModelError
-from .evaluate import collect_embeddings
-from .files.tensors import load_tensors
-from .files.whole import save_tensors
-from .images.source import ImageSource, list_images, load_batches
-from .models.aligner import (
+from ..errors import AlignmentError, ModelError
+from ..evaluate import collect_embeddings
+from ..files.tensors import load_tensors
+from ..files.whole import save_tensors
+from ..images.source import ImageSource, list_images, load_batches
+from ..models.aligner import (
     Aligner,
     compute_aligned,
     compute_alignment_loss,
@@ -25,7 +25,7 @@ from .models.aligner import (
     describe_model,
     fit_shared_map,
 )
-from .models.model import Model, decompose
+from ..models.model import Model, decompose
 from .scan import Progress
 
 STATE_KIND = "clipedit-alignment-state-1"

@@ -19,13 +19,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .components import ComponentGroup, Features
-from .errors import ExportError, ImageError, ModelError, StatisticsError
-from .files.bounded import parse_json
-from .files.tensors import StoredTensor, read_header
-from .files.whole import staged_file
-from .images.source import ImageSource
-from .models.model import Model
+from ..components import ComponentGroup, Features
+from ..errors import ExportError, ImageError, ModelError, StatisticsError
+from ..files.bounded import parse_json
+from ..files.tensors import StoredTensor, read_header
+from ..files.whole import staged_file
+from ..images.source import ImageSource
+from ..models.model import Model
 
 KIND = "clipedit-features-1"
 _WIDTH = {"F32": 4, "U8": 1}

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .components import ComponentGroup, Features
-from .images.source import Batch
-from .models.devices import BatchLimit, Precision, lower_precision, start_size, sums_device
-from .models.model import Model
+from ..components import ComponentGroup, Features
+from ..images.source import Batch
+from ..models.devices import BatchLimit, Precision, lower_precision, start_size, sums_device
+from ..models.model import Model
+from ..towers.vit.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
+from ..towers.vit.open_clip_vit import OpenClipViT
 from .statistics import Statistics, add_features, empty_statistics
-from .towers.vit.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
-from .towers.vit.open_clip_vit import OpenClipViT
 
 KeepFeatures = Callable[[Features, Sequence[int]], None]
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import ImageError, StatisticsError
-from .files.whole import staged_file
-from .images.source import Batch, ImageSource
-from .images.units import AnySource, WorkUnit, choose_shard, list_units
-from .models.devices import Precision
+from ..errors import ImageError, StatisticsError
+from ..files.whole import staged_file
+from ..images.source import Batch, ImageSource
+from ..images.units import AnySource, WorkUnit, choose_shard, list_units
+from ..models.devices import Precision
+from .on_ray import RayEngine
 from .partials import Partials, find_difference, partial_path, read_description, remove_partials
-from .ray_engine import RayEngine
 from .scan import Progress, check_bad, choose_layers, describe_scan, read_batches
 from .scanner import Scanner
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .errors import StatisticsError
-from .files.bounded import parse_json
+from ..errors import StatisticsError
+from ..files.bounded import parse_json
+from .description import check_description
 from .scan import KIND, Scan, check_bad, load_scan
-from .scan_description import check_description
 from .statistics import Statistics
 
 # The sum is a tree of two levels, always cut alike: rounding grows less than in one long sum.

@@ -1,0 +1,1 @@
+"""Scans: images to the statistics that all later stages live on."""
