@@ -15,7 +15,7 @@ _HOMES = {
     "editor.apply": ("apply_recipe",),
     "editor.bind": ("bind_recipe", "make_recipe"),
     "editor.components": ("ComponentId", "Decomposition", "HeadId"),
-    "editor.concepts": ("Concept", "load_concept"),
+    "editor.concepts.concepts": ("Concept", "load_concept"),
     "editor.diff": ("ModelDiff", "diff_models"),
     "editor.errors": (
         "AlignmentError",
@@ -47,9 +47,9 @@ _HOMES = {
     "editor.scan.by_units": ("scan_units",),
     "editor.selection": ("EditPlan", "Evidence"),
     "editor.selectors": ("select_recipe",),
-    "editor.scores": ("HeadScore", "score_heads"),
+    "editor.concepts.scores": ("HeadScore", "score_heads"),
     "editor.spatial": ("Heatmap", "heatmap"),
-    "editor.textspan": ("HeadLabel", "text_span"),
+    "editor.concepts.textspan": ("HeadLabel", "text_span"),
     "export.reproduce": ("reproduce",),
     "export.targets": ("export_model",),
     "export.verify": ("verify",),
@@ -65,8 +65,12 @@ if TYPE_CHECKING:
     from .editor.components import ComponentId as ComponentId
     from .editor.components import Decomposition as Decomposition
     from .editor.components import HeadId as HeadId
-    from .editor.concepts import Concept as Concept
-    from .editor.concepts import load_concept as load_concept
+    from .editor.concepts.concepts import Concept as Concept
+    from .editor.concepts.concepts import load_concept as load_concept
+    from .editor.concepts.scores import HeadScore as HeadScore
+    from .editor.concepts.scores import score_heads as score_heads
+    from .editor.concepts.textspan import HeadLabel as HeadLabel
+    from .editor.concepts.textspan import text_span as text_span
     from .editor.diff import ModelDiff as ModelDiff
     from .editor.diff import diff_models as diff_models
     from .editor.errors import AlignmentError as AlignmentError
@@ -105,15 +109,11 @@ if TYPE_CHECKING:
     from .editor.scan.scan import Scan as Scan
     from .editor.scan.scan import load_scan as load_scan
     from .editor.scan.scan import scan as scan
-    from .editor.scores import HeadScore as HeadScore
-    from .editor.scores import score_heads as score_heads
     from .editor.selection import EditPlan as EditPlan
     from .editor.selection import Evidence as Evidence
     from .editor.selectors import select_recipe as select_recipe
     from .editor.spatial import Heatmap as Heatmap
     from .editor.spatial import heatmap as heatmap
-    from .editor.textspan import HeadLabel as HeadLabel
-    from .editor.textspan import text_span as text_span
     from .export.reproduce import reproduce as reproduce
     from .export.targets import export_model as export_model
     from .export.verify import verify as verify

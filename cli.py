@@ -26,8 +26,8 @@ from .editor.errors import ClipeditError, ExportError, ImageError, ModelError, R
 if TYPE_CHECKING:
     from .editor.completeness import CompletenessRow
     from .editor.components import HeadId
+    from .editor.concepts.directions import LabelledEmbeddings
     from .editor.diff import ModelDiff
-    from .editor.directions import LabelledEmbeddings
     from .editor.images.labelled import LabelledImages
     from .editor.images.skew import RetrievalSet
     from .editor.images.units import WorkUnit
@@ -305,8 +305,8 @@ def label(
     as_json: JsonOption = False,
 ) -> None:
     """Label every scanned head with the texts that explain most of it (TextSpan)."""
-    from .editor.concepts import load_texts
-    from .editor.textspan import text_span
+    from .editor.concepts.concepts import load_texts
+    from .editor.concepts.textspan import text_span
 
     scanned, model = _load_scan_and_model(scan)
     pool = load_texts(texts, model.folder)
@@ -330,7 +330,7 @@ def score(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Rank components by how much of a concept they carry, or test such ranks against labels."""
-    from .editor.scores import score_heads
+    from .editor.concepts.scores import score_heads
 
     if test is not None:
         if concept or keep or directions:
@@ -515,7 +515,7 @@ def remove_heads(
 ) -> None:  # fmt: skip
     """Find the heads that carry a concept, remove them, and write the repaired model with its recipe."""
     from .editor.bind import bind_recipe, check_effect
-    from .editor.concepts import load_concept
+    from .editor.concepts.concepts import load_concept
     from .editor.files.whole import require_apart, require_free_folder
     from .editor.plot import plot_frontier, require_plot, save_figure
     from .editor.selectors import select_recipe
@@ -721,7 +721,7 @@ def completeness(
 ) -> None:
     """Replace heads by their texts and measure what is left: accuracy against m and the pool, with random controls."""
     from .editor.completeness import default_steps, measure_completeness
-    from .editor.concepts import load_pools
+    from .editor.concepts.concepts import load_pools
     from .editor.evaluate import DEFAULT_TEMPLATES
     from .editor.images.labelled import load_lines
     from .editor.plot import plot_completeness, require_plot, save_figure
@@ -865,7 +865,7 @@ def report_command(
 @concepts_app.command("list")
 def concepts_list(model: ModelOption = "demo", as_json: JsonOption = False) -> None:
     """List the concepts of the library and of a model's own folder."""
-    from .editor.concepts import list_concepts, load_concept
+    from .editor.concepts.concepts import list_concepts, load_concept
 
     folder = _plain_folder(model, None)
     found = [load_concept(name, folder) for name in list_concepts(folder)]
@@ -878,7 +878,7 @@ def concepts_list(model: ModelOption = "demo", as_json: JsonOption = False) -> N
 @concepts_app.command("show")
 def concepts_show(name: str, model: ModelOption = "demo") -> None:
     """Print the texts of a concept."""
-    from .editor.concepts import load_concept
+    from .editor.concepts.concepts import load_concept
 
     for text in load_concept(name, _plain_folder(model, None)).texts:
         out_console.print(_printable(text), markup=False, highlight=False)

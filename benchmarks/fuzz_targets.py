@@ -36,7 +36,7 @@ from safetensors.torch import save as save_tensors
 
 import clipedit
 from clipedit.editor.apply import compute_edited_tensors, rewrite_checkpoint
-from clipedit.editor.concepts import load_concept
+from clipedit.editor.concepts.concepts import load_concept
 from clipedit.editor.files.tensors import hash_checkpoint, read_header
 from clipedit.editor.images.source import demo_calibration_source, open_image
 from clipedit.editor.models.aligner import KIND as ALIGNER_KIND

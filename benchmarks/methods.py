@@ -27,9 +27,9 @@ from clipedit.demo import measure, texts, world
 from clipedit.editor.apply import apply_recipe
 from clipedit.editor.bind import bind_recipe
 from clipedit.editor.components import Features
-from clipedit.editor.concepts import Concept, concept_directions
+from clipedit.editor.concepts.concepts import Concept, concept_directions
+from clipedit.editor.concepts.directions import LabelledEmbeddings
 from clipedit.editor.control import draw_control_documents, mean_rows
-from clipedit.editor.directions import LabelledEmbeddings
 from clipedit.editor.errors import ClipeditError
 from clipedit.editor.evaluate import collect_embeddings, collect_features, collect_labelled, compute_recipe_embeddings
 from clipedit.editor.fidelity import Fidelity, compute_fidelity

@@ -21,7 +21,7 @@ import open_clip
 from clipedit import ClipeditError
 from clipedit.editor.bind import bind_recipe
 from clipedit.editor.completeness import RANDOM_TEXTS, measure_completeness
-from clipedit.editor.concepts import load_texts
+from clipedit.editor.concepts.concepts import load_texts
 from clipedit.editor.control import measure_with_control
 from clipedit.editor.evaluate import evaluate
 from clipedit.editor.images.labelled import LabelledImages, load_labelled_images

@@ -19,12 +19,12 @@ import torch.nn.functional as F
 import clipedit
 from clipedit.demo import world
 from clipedit.editor.components import Features, HeadId
-from clipedit.editor.concepts import load_concept
+from clipedit.editor.concepts.concepts import load_concept
+from clipedit.editor.concepts.queries import encode_queries
+from clipedit.editor.concepts.scores import score_heads
 from clipedit.editor.evaluate import collect_features
 from clipedit.editor.images.source import ImageSource, render_source
-from clipedit.editor.queries import encode_queries
 from clipedit.editor.retrieve import compute_written
-from clipedit.editor.scores import score_heads
 from clipedit.editor.selection import select_top_heads
 from clipedit.editor.spatial import head_ids
 

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from captum.attr import LayerGradCam
 
 from clipedit.demo import world
+from clipedit.editor.concepts.queries import encode_contrast
 from clipedit.editor.evaluate import DEFAULT_TEMPLATES, compute_class_weights
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.models.model import Model, load_model
-from clipedit.editor.queries import encode_contrast
 from clipedit.editor.readings import READINGS, weigh_heads
 from clipedit.editor.scan.scan import scan
 from clipedit.editor.segment import DEMO_CLASSES, demo_masked_images, evaluate_segmentation, score_heatmaps

@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 
 import clipedit
 from clipedit.editor.bind import bind_recipe
+from clipedit.editor.concepts.textspan import compute_text_span
 from clipedit.editor.images.source import ImageSource, load_batches
 from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.editor.spatial import compute_token_shares, draw_heatmaps
-from clipedit.editor.textspan import compute_text_span
 from clipedit.editor.view import find_view
 
 # The high-water mark of this address space; `ru_maxrss` would count the parent's, which a child inherits.

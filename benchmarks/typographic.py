@@ -20,7 +20,7 @@ import torch
 from clipedit.demo import measure, typographic, world
 from clipedit.editor.apply import apply_recipe
 from clipedit.editor.bind import bind_recipe
-from clipedit.editor.concepts import Concept
+from clipedit.editor.concepts.concepts import Concept
 from clipedit.editor.control import draw_control_documents, mean_rows
 from clipedit.editor.evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
 from clipedit.editor.fidelity import compute_fidelity

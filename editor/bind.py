@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .components import HeadId
-from .concepts import Concept, load_concept
-from .directions import LabelledEmbeddings, require_labels, step_directions
+from .concepts.concepts import Concept, load_concept
+from .concepts.directions import LabelledEmbeddings, require_labels, step_directions
 from .erasure import fit_leace
 from .errors import RecipeError
 from .head_maps import HeadMaps, compose_head_maps, edited_groups, warn_of_plain_ablation

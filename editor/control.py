@@ -12,7 +12,7 @@ from torch import Tensor
 from .apply import apply_recipe, require_bound
 from .bind import bind_recipe
 from .components import HeadId
-from .directions import LabelledEmbeddings
+from .concepts.directions import LabelledEmbeddings
 from .evaluate import (
     DEFAULT_TEMPLATES,
     Measure,

@@ -19,7 +19,7 @@ from .apply import (
     compute_recipe_parts,
 )
 from .components import Features
-from .directions import LabelledEmbeddings
+from .concepts.directions import LabelledEmbeddings
 from .errors import ImageError
 from .images.labelled import LabelledImages
 from .images.layouts import load_dataset

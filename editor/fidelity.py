@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .apply import apply_recipe, require_bound
 from .bind import bind_recipe
-from .directions import LabelledEmbeddings
+from .concepts.directions import LabelledEmbeddings
 from .evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
 from .images.source import ImageSource
 from .models.model import Model

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .components import ComponentGroup, HeadId
-from .directions import LabelledEmbeddings, encode_pool, head_directions, require_room, step_directions
+from .concepts.directions import LabelledEmbeddings, encode_pool, head_directions, require_room, step_directions
 from .errors import StatisticsError
 from .models.model import Model
 from .operations import OPERATIONS, AffineMap, OperationInput, identity_map, stack_copies, with_strength

@@ -10,16 +10,16 @@ import numpy as np
 from PIL import Image
 
 from .components import HeadId
-from .concepts import load_texts
+from .concepts.concepts import load_texts
+from .concepts.queries import encode_contrast
+from .concepts.textspan import text_span
 from .errors import ConceptError, ModelError
 from .files.whole import staged_file
 from .images.source import open_image
 from .models.model import Model
 from .pictures import draw_overlay, draw_sheet
-from .queries import encode_contrast
 from .scan.scan import load_scan
 from .spatial import Heatmap, draw_heatmaps
-from .textspan import text_span
 
 TEXTS_OF_A_HEAD = 6
 _NARROW, _WIDE = 128, 256

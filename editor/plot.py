@@ -13,10 +13,10 @@ from PIL import Image
 
 from .completeness import CompletenessRow
 from .components import HeadId
+from .concepts.scores import HeadScore
 from .errors import ExportError, StatisticsError
 from .files.whole import staged_file
 from .pictures import draw_overlay
-from .scores import HeadScore
 from .spatial import Heatmap
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import recipes
 from .components import HeadId
-from .concepts import describe_validation
+from .concepts.concepts import describe_validation
 from .errors import ModelError, RecipeError, nearest_names
 from .files.bounded import load_yaml
 from .files.tensors import load_tensors

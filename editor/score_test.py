@@ -11,13 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .components import Features
-from .concepts import Concept, list_concepts, load_concept
+from .concepts.concepts import Concept, list_concepts, load_concept
+from .concepts.scores import score_heads
 from .errors import ImageError
 from .evaluate import DEFAULT_TEMPLATES, collect_features, compute_class_weights
 from .images.source import PATH_COLUMNS, ImageSource
 from .models.model import Model
 from .scan.scan import Progress, Scan
-from .scores import score_heads
 
 MOST_VALUES = 50
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .attention_region import select_by_attention_region
 from .bind import check_effect, default_heads, default_output_strength
-from .concepts import Concept, load_concept
+from .concepts.concepts import Concept, load_concept
 from .errors import RecipeError, nearest_names
 from .frontier import select_by_frontier
 from .labelled_contrast import select_by_labelled_contrast

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .components import HeadId
-from .directions import NAMED_SHARE, encode_pool
+from .concepts.directions import NAMED_SHARE, encode_pool
 from .errors import RecipeError
 from .files.bounded import load_yaml
 from .models.model import Model

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from .components import ComponentId, HeadId
+from .concepts.queries import encode_contrast
 from .errors import ModelError
 from .models.model import Model
-from .queries import encode_contrast
 from .towers import SpatialTower
 from .view import View, find_view
 

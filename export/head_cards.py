@@ -12,16 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from ..editor.components import Features, HeadId
+from ..editor.concepts.queries import encode_queries
+from ..editor.concepts.scores import HeadScore
+from ..editor.concepts.textspan import HeadLabel
 from ..editor.evaluate import collect_features
 from ..editor.images.source import ImageSource
 from ..editor.models.model import Model
 from ..editor.pictures import encode_image_file, tint_png
-from ..editor.queries import encode_queries
 from ..editor.recipe import Recipe
 from ..editor.scan.scan import Progress, Scan
-from ..editor.scores import HeadScore
 from ..editor.spatial import compute_seen, compute_token_shares
-from ..editor.textspan import HeadLabel
 from ..editor.towers import SpatialTower
 from ..editor.view import View, find_view
 

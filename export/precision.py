@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..editor.concepts import load_texts
+from ..editor.concepts.concepts import load_texts
 from ..editor.errors import ImageError
 from ..editor.images.source import ImageSource
 from ..editor.models.model import Model

@@ -11,7 +11,9 @@ import jinja2
 import yaml
 
 from ..editor.components import HeadId
-from ..editor.concepts import Concept, list_concepts, load_concept, load_texts
+from ..editor.concepts.concepts import Concept, list_concepts, load_concept, load_texts
+from ..editor.concepts.scores import HeadScore, score_heads
+from ..editor.concepts.textspan import text_span
 from ..editor.errors import ExportError
 from ..editor.files.bounded import load_json
 from ..editor.files.whole import staged_file
@@ -20,8 +22,6 @@ from ..editor.models.aligned import apply_aligner
 from ..editor.models.model import Model, load_model
 from ..editor.recipe import Recipe, load_recipe
 from ..editor.scan.scan import Progress, Scan, load_scan
-from ..editor.scores import HeadScore, score_heads
-from ..editor.textspan import text_span
 from .head_cards import PICTURED, Edit, HeadCard, Pictures, build_cards, collect_pictures
 from .report_figures import build_measures, describe_edit, describe_result
 from .verify import REPORT_NAME as VERIFICATION_NAME

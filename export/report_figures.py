@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..editor.concepts import Concept
+from ..editor.concepts.concepts import Concept
+from ..editor.concepts.scores import HeadScore
 from ..editor.evaluate import GROUP
 from ..editor.recipe import Recipe, Step
-from ..editor.scores import HeadScore
 
 _ROWS = {
     "before": "unedited",

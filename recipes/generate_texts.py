@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..editor.concepts import library_folder, list_concepts, load_concept
+from ..editor.concepts.concepts import library_folder, list_concepts, load_concept
 
 TARGET = 3_600
 SUBJECTS = """a dog|a cat|a horse|a bird|a fish|a bear|a butterfly|a herd of sheep|a man|a woman|a child|a baby|an old man

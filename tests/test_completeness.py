@@ -21,7 +21,7 @@ from clipedit.editor.completeness import (
     measure_completeness,
     span_basis,
 )
-from clipedit.editor.concepts import load_pools
+from clipedit.editor.concepts.concepts import load_pools
 from clipedit.editor.images.labelled import LabelledImages
 from clipedit.editor.images.source import demo_calibration_source, render_source
 from clipedit.editor.plot import plot_completeness, save_figure

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import clipedit
 from clipedit.editor.bind import bind_recipe, compute_distilled_readout
 from clipedit.editor.components import HeadId
-from clipedit.editor.concepts import concept_directions, load_concept
+from clipedit.editor.concepts.concepts import concept_directions, load_concept
 from clipedit.editor.evaluate import collect_features, compute_recipe_embeddings
 from clipedit.editor.files.tensors import hash_checkpoint, hash_state, read_header
 from clipedit.editor.images.source import demo_calibration_source, render_source

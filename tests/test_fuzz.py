@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import clipedit
-from clipedit.editor.concepts import load_concept
+from clipedit.editor.concepts.concepts import load_concept
 from clipedit.editor.files.tensors import read_header
 from clipedit.editor.files.vectors import open_vectors
 from clipedit.editor.images.labelled import load_labelled_images

@@ -13,8 +13,8 @@ import clipedit
 from clipedit.editor.apply import bound_heads
 from clipedit.editor.bind import bind_recipe
 from clipedit.editor.components import Features
-from clipedit.editor.concepts import concept_directions, load_concept
-from clipedit.editor.directions import LabelledEmbeddings, compute_mean_differences
+from clipedit.editor.concepts.concepts import concept_directions, load_concept
+from clipedit.editor.concepts.directions import LabelledEmbeddings, compute_mean_differences
 from clipedit.editor.evaluate import collect_features, compute_recipe_embeddings
 from clipedit.editor.fidelity import compute_fidelity, measure_fidelity
 from clipedit.editor.images.source import demo_calibration_source
@@ -74,7 +74,7 @@ def contributions(recipe: Recipe, model: clipedit.Model, features: Features, nam
 def test_projecting_out_leaves_no_variance_along_its_directions(
     demo_model: clipedit.Model, scan: clipedit.Scan, features: Features, labelled: LabelledEmbeddings, along: str
 ) -> None:
-    from clipedit.editor.directions import head_directions, step_directions
+    from clipedit.editor.concepts.directions import head_directions, step_directions
 
     step = DIRECTED[along]
     recipe = bind_recipe(document(step), scan, demo_model, labelled=labelled)
@@ -94,7 +94,7 @@ def test_projecting_out_leaves_no_variance_along_its_directions(
 def test_main_components_are_those_of_the_contributions(
     demo_model: clipedit.Model, scan: clipedit.Scan, features: Features
 ) -> None:
-    from clipedit.editor.directions import head_directions
+    from clipedit.editor.concepts.directions import head_directions
 
     recipe = bind_recipe(document(DIRECTED["pca"]), scan, demo_model)
     before, _, readout = contributions(recipe, demo_model, features, "L3H1")

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import clipedit
-from clipedit.editor.concepts import Concept, list_concepts, load_texts
+from clipedit.editor.concepts.concepts import Concept, list_concepts, load_texts
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -187,7 +187,7 @@ def test_yaml_that_would_cost_too_much_is_refused_at_once(text: str, message: st
     with pytest.raises(clipedit.RecipeError):
         load_recipe(tmp_path / "x.yaml")
     with pytest.raises(clipedit.ConceptError):
-        clipedit.editor.concepts.load_concept(tmp_path / "x.yaml")
+        clipedit.editor.concepts.concepts.load_concept(tmp_path / "x.yaml")
 
 
 def test_yaml_with_plain_aliases_and_merges_is_read(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from PIL import Image
 
 import clipedit
 from clipedit.demo import world
+from clipedit.editor.concepts.queries import encode_contrast, require_text_fits
 from clipedit.editor.pictures import draw_overlay, draw_sheet
-from clipedit.editor.queries import encode_contrast, require_text_fits
 from clipedit.editor.spatial import compute_token_shares, heatmap
 from clipedit.editor.view import View, find_view
 

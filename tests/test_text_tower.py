@@ -15,7 +15,7 @@ from open_clip.transform import PreprocessCfg
 
 import clipedit
 from clipedit.editor.bind import bind_recipe, default_heads
-from clipedit.editor.concepts import concept_directions, load_concept
+from clipedit.editor.concepts.concepts import concept_directions, load_concept
 from clipedit.editor.fidelity import measure_fidelity
 from clipedit.editor.images.texts import list_texts, text_source
 from clipedit.editor.models.architecture import load_architecture

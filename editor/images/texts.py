@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ...demo import world
-from ..concepts import load_texts
+from ..concepts.concepts import load_texts
 from ..errors import ImageError
 from .source import DEMO_CALIBRATION_COUNT, DEMO_CALIBRATION_SEED, ImageSource
 

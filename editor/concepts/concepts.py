@@ -16,10 +16,10 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from .. import recipes
-from .errors import ConceptError, nearest_names
-from .files.bounded import load_yaml, read_text
-from .models.model import Model
+from ... import recipes
+from ..errors import ConceptError, nearest_names
+from ..files.bounded import load_yaml, read_text
+from ..models.model import Model
 
 VARIANCE_KEPT, MAX_LINES_BYTES = 0.9, 2**30
 

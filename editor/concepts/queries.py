@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import ConceptError
+from ..models.model import Model
 from .concepts import load_texts
-from .errors import ConceptError
-from .models.model import Model
 
 POOL_SAMPLE = 96
 

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .components import ComponentGroup
+from ..components import ComponentGroup
+from ..models.model import Model
+from ..notebook import html_table
+from ..scan.scan import Scan
+from ..scan.statistics import Statistics
 from .concepts import Concept, concept_directions, load_concept
-from .models.model import Model
-from .notebook import html_table
-from .scan.scan import Scan
-from .scan.statistics import Statistics
 
 SHOWN = 20
 

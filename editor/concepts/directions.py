@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .components import HeadId
+from ..components import HeadId
+from ..errors import ConceptError, RecipeError
+from ..models.model import Model
+from ..recipe import Step
+from ..scan.scan import Scan
 from .concepts import compute_concept_directions, concept_directions, load_concept, load_texts
-from .errors import ConceptError, RecipeError
-from .models.model import Model
-from .recipe import Step
-from .scan.scan import Scan
 from .textspan import compute_text_span
 
 NAMED_SHARE = 0.5

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import ConceptError
-from .models.model import Model
-from .notebook import html_table
-from .scan.scan import Scan
+from ..errors import ConceptError
+from ..models.model import Model
+from ..notebook import html_table
+from ..scan.scan import Scan
 
 SHOWN = 3
 
