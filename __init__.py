@@ -12,11 +12,11 @@ _HOMES = {
     "editor.scan.align": ("AlignOptions", "align"),
     "editor.models.aligned": ("apply_aligner",),
     "editor.models.aligner": ("Aligner", "load_aligner"),
-    "editor.apply": ("apply_recipe",),
-    "editor.bind": ("bind_recipe", "make_recipe"),
+    "editor.edits.apply": ("apply_recipe",),
+    "editor.edits.bind": ("bind_recipe", "make_recipe"),
     "editor.components": ("ComponentId", "Decomposition", "HeadId"),
     "editor.concepts.concepts": ("Concept", "load_concept"),
-    "editor.diff": ("ModelDiff", "diff_models"),
+    "editor.edits.diff": ("ModelDiff", "diff_models"),
     "editor.errors": (
         "AlignmentError",
         "ClipeditError",
@@ -41,7 +41,7 @@ _HOMES = {
         "plot_layer_ablation",
         "plot_scores",
     ),
-    "editor.recipe": ("Recipe", "load_recipe"),
+    "editor.edits.recipe": ("Recipe", "load_recipe"),
     "editor.reindex": ("compute_embedding_map", "reindex_vectors"),
     "editor.scan.scan": ("Scan", "load_scan", "scan"),
     "editor.scan.by_units": ("scan_units",),
@@ -59,9 +59,6 @@ __version__ = "0.1.0"
 __all__ = list(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:
-    from .editor.apply import apply_recipe as apply_recipe
-    from .editor.bind import bind_recipe as bind_recipe
-    from .editor.bind import make_recipe as make_recipe
     from .editor.components import ComponentId as ComponentId
     from .editor.components import Decomposition as Decomposition
     from .editor.components import HeadId as HeadId
@@ -71,8 +68,13 @@ if TYPE_CHECKING:
     from .editor.concepts.scores import score_heads as score_heads
     from .editor.concepts.textspan import HeadLabel as HeadLabel
     from .editor.concepts.textspan import text_span as text_span
-    from .editor.diff import ModelDiff as ModelDiff
-    from .editor.diff import diff_models as diff_models
+    from .editor.edits.apply import apply_recipe as apply_recipe
+    from .editor.edits.bind import bind_recipe as bind_recipe
+    from .editor.edits.bind import make_recipe as make_recipe
+    from .editor.edits.diff import ModelDiff as ModelDiff
+    from .editor.edits.diff import diff_models as diff_models
+    from .editor.edits.recipe import Recipe as Recipe
+    from .editor.edits.recipe import load_recipe as load_recipe
     from .editor.errors import AlignmentError as AlignmentError
     from .editor.errors import ClipeditError as ClipeditError
     from .editor.errors import ConceptError as ConceptError
@@ -95,8 +97,6 @@ if TYPE_CHECKING:
     from .editor.plot import plot_heatmap as plot_heatmap
     from .editor.plot import plot_layer_ablation as plot_layer_ablation
     from .editor.plot import plot_scores as plot_scores
-    from .editor.recipe import Recipe as Recipe
-    from .editor.recipe import load_recipe as load_recipe
     from .editor.reindex import compute_embedding_map as compute_embedding_map
     from .editor.reindex import reindex_vectors as reindex_vectors
     from .editor.scan.align import AlignOptions as AlignOptions

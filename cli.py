@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from .editor.completeness import CompletenessRow
     from .editor.components import HeadId
     from .editor.concepts.directions import LabelledEmbeddings
-    from .editor.diff import ModelDiff
+    from .editor.edits.diff import ModelDiff
+    from .editor.edits.recipe import Recipe, RecipeDocument
     from .editor.images.labelled import LabelledImages
     from .editor.images.skew import RetrievalSet
     from .editor.images.units import WorkUnit
     from .editor.models.model import Model
-    from .editor.recipe import Recipe, RecipeDocument
     from .editor.reindex import EmbeddingMap
     from .editor.scan.monitor import DriftReport
     from .editor.scan.scan import Scan
@@ -210,7 +210,7 @@ def monitor(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Say whether new images still look to the heads like those of a scan. Exit 0 if so, 1 if a recipe should be re-measured."""
-    from .editor.recipe import load_recipe
+    from .editor.edits.recipe import load_recipe
     from .editor.scan.monitor import monitor as run
 
     scanned, model = _load_scan_and_model(scan)
@@ -514,12 +514,12 @@ def remove_heads(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Find the heads that carry a concept, remove them, and write the repaired model with its recipe."""
-    from .editor.bind import bind_recipe, check_effect
     from .editor.concepts.concepts import load_concept
+    from .editor.edits.bind import bind_recipe, check_effect
+    from .editor.edits.singular import load_weights
     from .editor.files.whole import require_apart, require_free_folder
     from .editor.plot import plot_frontier, require_plot, save_figure
     from .editor.selectors import select_recipe
-    from .editor.singular import load_weights
     from .export.edited_folder import write_edited_model
     from .export.report import write_report
 
@@ -583,8 +583,8 @@ def apply_command(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Apply a saved recipe: the same base gives the same bytes."""
+    from .editor.edits.recipe import load_recipe
     from .editor.files.whole import require_apart
-    from .editor.recipe import load_recipe
     from .export.edited_folder import apply_to_folder
 
     require_apart(out, recipe, model, pretrained, images, scan)
@@ -610,7 +610,7 @@ def diff_command(
     as_json: JsonOption = False,
 ) -> None:
     """Say what an edit changed, and whether anything else changed: exit 0 if nothing else did, else 1."""
-    from .editor.diff import diff_models
+    from .editor.edits.diff import diff_models
 
     found = diff_models(base, edited, architecture=model)
     if as_json:
@@ -887,7 +887,7 @@ def concepts_show(name: str, model: ModelOption = "demo") -> None:
 @recipes_app.command("list")
 def recipes_list(as_json: JsonOption = False) -> None:
     """List the shipped recipes."""
-    from .editor.recipe import list_recipes, load_recipe
+    from .editor.edits.recipe import list_recipes, load_recipe
 
     found = [load_recipe(path) for path in list_recipes().values()]
     if as_json:
@@ -901,7 +901,7 @@ def recipes_list(as_json: JsonOption = False) -> None:
 @recipes_app.command("show")
 def recipes_show(recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a file or a folder.")]) -> None:
     """Print a recipe."""
-    from .editor.recipe import format_document, load_recipe
+    from .editor.edits.recipe import format_document, load_recipe
 
     out_console.print(
         format_document(load_recipe(recipe).document), markup=False, highlight=False, soft_wrap=True, end=""
@@ -914,9 +914,9 @@ def recipes_check(
     model: Annotated[str | None, typer.Option("--model", help="An architecture; by default the recipe's own.")] = None,
 ) -> None:
     """Check a recipe's heads and effect against an architecture; no weights are needed."""
-    from .editor.bind import check_effect, check_heads
+    from .editor.edits.bind import check_effect, check_heads
+    from .editor.edits.recipe import load_recipe
     from .editor.models.architecture import load_architecture
-    from .editor.recipe import load_recipe
 
     loaded = load_recipe(recipe)
     architecture = load_architecture(model or loaded.document.base.model).with_tower(loaded.document.tower)
@@ -1128,8 +1128,8 @@ def _apply_in_memory(
     recipe: Recipe, model: Model, images: str | None, scan: Path | None, force: bool, out: Path, overwrite: bool,
     erased: LabelledEmbeddings | None,
 ) -> None:  # fmt: skip
-    from .editor.apply import check_base
-    from .editor.bind import bind_recipe, check_heads
+    from .editor.edits.apply import check_base
+    from .editor.edits.bind import bind_recipe, check_heads
     from .editor.models.architecture import check_origin
     from .export.edited_folder import write_edited_model
 
@@ -1170,7 +1170,7 @@ def _require_free_file(out: Path, source: Path, *, overwrite: bool) -> Path:
 def _load_reindex_inputs(
     recipe: Path, scan: Path | None, model: str | None, pretrained: str | None
 ) -> tuple[Recipe, Scan, Model]:
-    from .editor.recipe import load_recipe
+    from .editor.edits.recipe import load_recipe
     from .editor.scan.scan import load_scan
 
     bound = load_recipe(recipe)

@@ -17,10 +17,10 @@ import torch
 
 from clipedit.demo.measure import build_demo_measure, test_source, validation_source
 from clipedit.demo.texts import pool_texts
-from clipedit.editor.apply import apply_recipe
-from clipedit.editor.bind import make_recipe
 from clipedit.editor.concepts.textspan import text_span
 from clipedit.editor.control import measure_controls
+from clipedit.editor.edits.apply import apply_recipe
+from clipedit.editor.edits.bind import make_recipe
 from clipedit.editor.evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.models.aligned import apply_aligner

@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 
 import clipedit
-from clipedit.editor.bind import bind_recipe
+from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
 from clipedit.editor.images.source import ImageSource
-from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.export.encoders import ImageEncoder
 from clipedit.export.onnx_folder import PROFILE
 from clipedit.export.onnx_graphs import draw_examples, quiet_exporter, write_graphs

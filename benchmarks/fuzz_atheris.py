@@ -20,10 +20,10 @@ import atheris
 with atheris.instrument_imports(include=["clipedit.editor", "yaml"], enable_loader_override=False):
     from clipedit import ClipeditError
     from clipedit.editor.concepts.concepts import load_concept
+    from clipedit.editor.edits.recipe import load_recipe
     from clipedit.editor.files.tensors import read_header
     from clipedit.editor.files.vectors import open_vectors
     from clipedit.editor.images.source import list_images, open_image
-    from clipedit.editor.recipe import load_recipe
     from clipedit.editor.scan.scan import load_scan
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {

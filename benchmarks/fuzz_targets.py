@@ -35,18 +35,18 @@ from PIL import Image
 from safetensors.torch import save as save_tensors
 
 import clipedit
-from clipedit.editor.apply import compute_edited_tensors, rewrite_checkpoint
 from clipedit.editor.concepts.concepts import load_concept
+from clipedit.editor.edits.apply import compute_edited_tensors, rewrite_checkpoint
+from clipedit.editor.edits.recipe import load_recipe
+from clipedit.editor.edits.singular import load_weights
 from clipedit.editor.files.tensors import hash_checkpoint, read_header
 from clipedit.editor.images.source import demo_calibration_source, open_image
 from clipedit.editor.models.aligner import KIND as ALIGNER_KIND
 from clipedit.editor.models.aligner import load_aligner
 from clipedit.editor.models.model import demo_folder, load_model
-from clipedit.editor.recipe import load_recipe
 from clipedit.editor.scan.features import load_features
 from clipedit.editor.scan.partials import merge_partials
 from clipedit.editor.scan.scan import load_scan
-from clipedit.editor.singular import load_weights
 from clipedit.export.reference import load_reference
 from clipedit.export.reproduce import load_record
 from clipedit.export.targets import PROFILES

@@ -24,19 +24,19 @@ import torch
 import torch.nn.functional as F
 
 from clipedit.demo import measure, texts, world
-from clipedit.editor.apply import apply_recipe
-from clipedit.editor.bind import bind_recipe
 from clipedit.editor.components import Features
 from clipedit.editor.concepts.concepts import Concept, concept_directions
 from clipedit.editor.concepts.directions import LabelledEmbeddings
 from clipedit.editor.control import draw_control_documents, mean_rows
+from clipedit.editor.edits.apply import apply_recipe
+from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.operations import project_output
+from clipedit.editor.edits.recipe import Effect, Recipe, RecipeDocument
 from clipedit.editor.errors import ClipeditError
 from clipedit.editor.evaluate import collect_embeddings, collect_features, collect_labelled, compute_recipe_embeddings
 from clipedit.editor.fidelity import Fidelity, compute_fidelity
 from clipedit.editor.images.source import ImageSource
 from clipedit.editor.models.model import Model, load_model
-from clipedit.editor.operations import project_output
-from clipedit.editor.recipe import Effect, Recipe, RecipeDocument
 from clipedit.editor.scan.features import load_features
 from clipedit.editor.scan.scan import Scan, scan
 from clipedit.editor.selection import Evidence

@@ -18,14 +18,14 @@ from methods import hold
 from torch import Tensor
 
 from clipedit.demo import measure
-from clipedit.editor.apply import compute_direct_embeddings, compute_edited_readouts
-from clipedit.editor.bind import bind_recipe
 from clipedit.editor.components import Features
+from clipedit.editor.edits.apply import compute_direct_embeddings, compute_edited_readouts
+from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.recipe import Recipe, Step
 from clipedit.editor.evaluate import collect_features
 from clipedit.editor.fidelity import Fidelity, compute_fidelity
 from clipedit.editor.images.source import ImageSource, list_images
 from clipedit.editor.models.model import Model, load_model
-from clipedit.editor.recipe import Recipe, Step
 from clipedit.editor.scan.scan import Scan, scan
 from clipedit.editor.selectors import select_recipe
 from clipedit.editor.tables import scanned_heads

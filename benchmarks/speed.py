@@ -21,10 +21,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import clipedit
-from clipedit.editor.bind import bind_recipe
 from clipedit.editor.concepts.textspan import compute_text_span
+from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
 from clipedit.editor.images.source import ImageSource, load_batches
-from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.editor.spatial import compute_token_shares, draw_heatmaps
 from clipedit.editor.view import find_view
 
@@ -178,7 +178,7 @@ def measure_apply(rounds: int) -> None:
                 f'rm -f {folder}/base/.*.json && {sys.executable} -c "import sys; from clipedit.cli import main; main()" '
                 f"apply {folder}/{effect}.yaml --model {folder}/base -o {folder}/out --overwrite 2>/dev/null"
             )
-            idle = f'{sys.executable} -c "import clipedit.editor.apply"'
+            idle = f'{sys.executable} -c "import clipedit.editor.edits.apply"'
             run = lambda shell: subprocess.run(shell, shell=True, check=True)  # noqa: E731
             run(command), run(plain), run(idle)
             ratios, net = [], []
@@ -197,7 +197,7 @@ def measure_apply(rounds: int) -> None:
 def measure_peak(arguments: list[str]) -> float:
     """Peak resident memory of a command of ours in bytes; mapped pages of input files count."""
     code = (
-        "import sys; import clipedit.editor.apply; from clipedit import cli\n"
+        "import sys; import clipedit.editor.edits.apply; from clipedit import cli\n"
         f"sys.argv = ['clipedit', *{arguments!r}]\n"
         "if len(sys.argv) > 1:\n    try: cli.main()\n    except SystemExit: pass\n"
         f"{PRINT_PEAK}"

@@ -18,16 +18,16 @@ import numpy as np
 import torch
 
 from clipedit.demo import measure, typographic, world
-from clipedit.editor.apply import apply_recipe
-from clipedit.editor.bind import bind_recipe
 from clipedit.editor.concepts.concepts import Concept
 from clipedit.editor.control import draw_control_documents, mean_rows
+from clipedit.editor.edits.apply import apply_recipe
+from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
 from clipedit.editor.fidelity import compute_fidelity
 from clipedit.editor.images.labelled import LabelledImages
 from clipedit.editor.images.source import ImageSource
 from clipedit.editor.models.model import Model, load_model
-from clipedit.editor.recipe import Recipe
 from clipedit.editor.scan.scan import scan
 from clipedit.editor.selection import Evidence
 from clipedit.editor.selectors import select_recipe

@@ -16,12 +16,12 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from .edits.recipe import RecipeDocument
 from .errors import ImageError, ModelError
 from .images.labelled import LabelledImages
 from .images.source import ImageSource, open_image
 from .models.model import Model
 from .overlay import Box, overlay_word
-from .recipe import RecipeDocument
 from .scan.scan import Scan
 from .selection import EditPlan, Evidence, require_labelled, write_document
 from .tables import TaskTable, load_task, measure_subsets, scanned_heads, subset_rows, tabulate

@@ -9,10 +9,12 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from .apply import apply_recipe, require_bound
-from .bind import bind_recipe
 from .components import HeadId
 from .concepts.directions import LabelledEmbeddings
+from .edits.apply import apply_recipe, require_bound
+from .edits.bind import bind_recipe
+from .edits.parts import ablated_names
+from .edits.recipe import Recipe, RecipeDocument, load_recipe
 from .evaluate import (
     DEFAULT_TEMPLATES,
     Measure,
@@ -26,8 +28,6 @@ from .images.skew import RetrievalSet
 from .images.source import ImageSource
 from .models.aligned import apply_aligner
 from .models.model import Model, load_model
-from .parts import ablated_names
-from .recipe import Recipe, RecipeDocument, load_recipe
 from .scan.scan import Progress, Scan, load_scan
 from .selection import draw_random_heads
 

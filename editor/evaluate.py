@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .apply import (
+from .components import Features
+from .concepts.directions import LabelledEmbeddings
+from .edits.apply import (
     compute_direct_embeddings,
     compute_distilled_embeddings,
     compute_edited_readouts,
     compute_recipe_parts,
 )
-from .components import Features
-from .concepts.directions import LabelledEmbeddings
+from .edits.parts import collect_with_parts, place
+from .edits.recipe import Recipe
 from .errors import ImageError
 from .images.labelled import LabelledImages
 from .images.layouts import load_dataset
@@ -27,8 +29,6 @@ from .images.skew import RetrievalSet, compute_max_skew
 from .images.source import ImageSource, load_batches
 from .linear_head import classify_by_head, require_unseen
 from .models.model import Model
-from .parts import collect_with_parts, place
-from .recipe import Recipe
 from .scan.features import CachedFeatures
 from .scan.scan import Progress, check_bad
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .edits.recipe import RecipeDocument
 from .errors import RecipeError
 from .models.model import Model
-from .recipe import RecipeDocument
 from .scan.scan import Scan
 from .selection import EditPlan, Evidence, require_labelled, write_document
 from .tables import TaskTable, load_task, tabulate

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .apply import compute_edited_readouts, require_bound
-from .bind import bind_recipe
 from .components import Features, HeadId
+from .edits.apply import compute_edited_readouts, require_bound
+from .edits.bind import bind_recipe
 from .evaluate import DEFAULT_TEMPLATES, collect_features, compute_class_weights
 from .images.labelled import LabelledImages
 from .models.model import Model

@@ -81,9 +81,9 @@ def _load_clipedit(folder: Path, reference: Reference, profile: Profile) -> Cons
 
 def _load_patch(folder: Path, reference: Reference, profile: Profile) -> Consumer:
     """Apply the patch to the base that it names, as `clipedit apply` does."""
-    from ..editor.apply import apply_recipe
+    from ..editor.edits.apply import apply_recipe
+    from ..editor.edits.recipe import load_recipe
     from ..editor.models.model import load_model
-    from ..editor.recipe import load_recipe
 
     recipe = load_recipe(folder)
     base = recipe.document.base

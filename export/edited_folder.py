@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..editor.apply import apply_recipe, rewrite_checkpoint
+from ..editor.edits.apply import apply_recipe, rewrite_checkpoint
+from ..editor.edits.recipe import Recipe
 from ..editor.files.whole import staged_folder
 from ..editor.images.source import ImageSource
 from ..editor.models.model import BASE_FOLDER, Model
-from ..editor.recipe import Recipe
 from ..editor.scan.scan import Scan
 from .model_card import write_model_card
 from .open_clip_folder import write_open_clip_folder

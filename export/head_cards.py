@@ -15,11 +15,11 @@ from ..editor.components import Features, HeadId
 from ..editor.concepts.queries import encode_queries
 from ..editor.concepts.scores import HeadScore
 from ..editor.concepts.textspan import HeadLabel
+from ..editor.edits.recipe import Recipe
 from ..editor.evaluate import collect_features
 from ..editor.images.source import ImageSource
 from ..editor.models.model import Model
 from ..editor.pictures import encode_image_file, tint_png
-from ..editor.recipe import Recipe
 from ..editor.scan.scan import Progress, Scan
 from ..editor.spatial import compute_seen, compute_token_shares
 from ..editor.towers import SpatialTower

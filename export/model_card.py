@@ -14,9 +14,9 @@ from PIL import Image
 
 from .. import __version__
 from ..demo import world
+from ..editor.edits.recipe import Base, Recipe
 from ..editor.images.source import render_source
 from ..editor.models.model import Model
-from ..editor.recipe import Base, Recipe
 from ..editor.thresholds import ThresholdShift, format_threshold_shift
 from .immich_folder import immich_name
 

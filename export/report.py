@@ -14,13 +14,13 @@ from ..editor.components import HeadId
 from ..editor.concepts.concepts import Concept, list_concepts, load_concept, load_texts
 from ..editor.concepts.scores import HeadScore, score_heads
 from ..editor.concepts.textspan import text_span
+from ..editor.edits.recipe import Recipe, load_recipe
 from ..editor.errors import ExportError
 from ..editor.files.bounded import load_json
 from ..editor.files.whole import staged_file
 from ..editor.images.source import ImageSource, list_images
 from ..editor.models.aligned import apply_aligner
 from ..editor.models.model import Model, load_model
-from ..editor.recipe import Recipe, load_recipe
 from ..editor.scan.scan import Progress, Scan, load_scan
 from .head_cards import PICTURED, Edit, HeadCard, Pictures, build_cards, collect_pictures
 from .report_figures import build_measures, describe_edit, describe_result

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..editor.concepts.concepts import Concept
 from ..editor.concepts.scores import HeadScore
+from ..editor.edits.recipe import Recipe, Step
 from ..editor.evaluate import GROUP
-from ..editor.recipe import Recipe, Step
 
 _ROWS = {
     "before": "unedited",

@@ -14,13 +14,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ..editor.apply import apply_recipe
+from ..editor.edits.apply import apply_recipe
+from ..editor.edits.recipe import Base, load_recipe
 from ..editor.errors import ClipeditError, ExportError
 from ..editor.files.bounded import load_json
 from ..editor.files.whole import lasting_name
 from ..editor.images.source import ImageSource, list_images
 from ..editor.models.model import Model, load_model
-from ..editor.recipe import Base, load_recipe
 from .patch import RECIPE_NAME
 from .precision import LIMITS
 from .profile import Profile

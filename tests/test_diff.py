@@ -25,8 +25,8 @@ W_O = "visual.transformer.resblocks.{}.attn.out_proj.weight"
 @pytest.fixture(scope="module")
 def edited(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same three heads removed, once an effect."""
-    from clipedit.editor.bind import bind_recipe
-    from clipedit.editor.recipe import Base, RecipeDocument, Step
+    from clipedit.editor.edits.bind import bind_recipe
+    from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
 
     model = clipedit.load_model("demo")
     scanned = clipedit.scan(model, demo_calibration_source(64), workers=0)
@@ -156,7 +156,7 @@ def test_memory_stays_near_the_largest_tensor(tmp_path: Path) -> None:
     tensors["t5"] += 1
     save_file(tensors, tmp_path / "b.safetensors")
     code = (
-        "import resource, sys; from clipedit.editor.diff import diff_models, _measure\nimport torch\n"
+        "import resource, sys; from clipedit.editor.edits.diff import diff_models, _measure\nimport torch\n"
         "_measure(torch.ones(4), torch.ones(4)); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "assert len(diff_models(sys.argv[1], sys.argv[2]).changed) == 1\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"

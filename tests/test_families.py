@@ -21,11 +21,11 @@ from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsB
 from torch import nn
 
 import clipedit
-from clipedit.editor.bind import bind_recipe
 from clipedit.editor.components import HeadId
+from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
 from clipedit.editor.images.source import ImageSource
 from clipedit.editor.models.model import Model, decompose
-from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.editor.spatial import compute_token_shares
 from clipedit.editor.towers import build_tower
 
@@ -278,7 +278,7 @@ def test_an_attention_pool_reads_a_head_in_copies_and_total_projections_warn() -
 
 
 def test_a_projection_under_total_acts_on_every_copy_of_a_head() -> None:
-    from clipedit.editor.operations import OperationInput, project_out, stack_copies
+    from clipedit.editor.edits.operations import OperationInput, project_out, stack_copies
 
     model = random_model("SigLIP, SigLIP 2")
     (group, *_) = model.tower.groups([1], mlps=False)

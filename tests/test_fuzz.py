@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 
 import clipedit
 from clipedit.editor.concepts.concepts import load_concept
+from clipedit.editor.edits.recipe import load_recipe
 from clipedit.editor.files.tensors import read_header
 from clipedit.editor.files.vectors import open_vectors
 from clipedit.editor.images.labelled import load_labelled_images
 from clipedit.editor.images.layouts import load_dataset
 from clipedit.editor.images.source import list_images
 from clipedit.editor.models.hf_config import read_sections
-from clipedit.editor.recipe import load_recipe
 from clipedit.editor.scan.scan import load_scan
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

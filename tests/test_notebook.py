@@ -15,8 +15,8 @@ import clipedit
 from clipedit.editor.components import HeadId
 from clipedit.editor.concepts.scores import SHOWN, HeadScore, HeadScores
 from clipedit.editor.concepts.textspan import HeadLabel, HeadLabels
+from clipedit.editor.edits.recipe import describe_step
 from clipedit.editor.plot import plot_frontier, plot_heatmap, plot_scores, save_figure
-from clipedit.editor.recipe import describe_step
 
 HOSTILE = '<script>alert("x")</script>\n\'"&'
 

@@ -14,9 +14,9 @@ from open_clip.transform import PreprocessCfg
 from PIL import Image
 
 import clipedit
+from clipedit.editor.edits.recipe import Base, Recipe, RecipeDocument, Step
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.models.model import Model
-from clipedit.editor.recipe import Base, Recipe, RecipeDocument, Step
 from clipedit.editor.towers import build_tower
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,10 +9,10 @@ import open_clip
 import pytest
 
 import clipedit
-from clipedit.editor.bind import check_effect, check_heads
+from clipedit.editor.edits.bind import check_effect, check_heads
+from clipedit.editor.edits.recipe import list_recipes
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.models.architecture import check_origin, load_architecture
-from clipedit.editor.recipe import list_recipes
 
 LAST_FOUR = {"ViT-B-16": (12, 12), "ViT-L-14": (24, 16), "ViT-H-14": (32, 16)}  # layers and heads
 
@@ -89,7 +89,7 @@ def test_apply_takes_a_shipped_recipe_by_name_and_the_users_images(  # type: ign
     own.write_text(
         "schema_version: 1\nname: demo-heads\nbase: {model: demo}\nsteps: [{operation: mean-ablate, heads: [L3H2]}]\n"
     )
-    monkeypatch.setattr("clipedit.editor.recipe.list_recipes", lambda: {"demo-heads": own})
+    monkeypatch.setattr("clipedit.editor.edits.recipe.list_recipes", lambda: {"demo-heads": own})
     (tmp_path / "photos").mkdir()
     source = demo_calibration_source(8)
     for index in range(8):

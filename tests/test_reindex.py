@@ -18,12 +18,12 @@ import torch.nn.functional as F
 import clipedit
 from clipedit import cli
 from clipedit.demo import world
-from clipedit.editor.bind import bind_recipe
 from clipedit.editor.components import Features
+from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.recipe import Base, Recipe, RecipeDocument, Step
 from clipedit.editor.evaluate import collect_features, compute_recipe_embeddings
 from clipedit.editor.files import vectors as vector_files
 from clipedit.editor.images.source import demo_calibration_source, render_source
-from clipedit.editor.recipe import Base, Recipe, RecipeDocument, Step
 from clipedit.editor.reindex import EmbeddingMap, measure_fidelity
 
 

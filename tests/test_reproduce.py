@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import clipedit
+from clipedit.editor.edits.recipe import KIND
 from clipedit.editor.images.source import demo_calibration_source
-from clipedit.editor.recipe import KIND
 from clipedit.export.edited_folder import apply_to_folder
 from clipedit.export.reproduce import FOLDER, RECORD_NAME, compare_environments
 

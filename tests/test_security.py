@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 
 import clipedit
 from clipedit import cli
+from clipedit.editor.edits.recipe import load_recipe
 from clipedit.editor.files import tensors as weights
 from clipedit.editor.files.bounded import load_json, load_yaml
 from clipedit.editor.files.tensors import hash_checkpoint, read_header
@@ -37,7 +38,6 @@ from clipedit.editor.images.source import list_images, open_image, read_csv_sour
 from clipedit.editor.models.config_bounds import require_modest_config
 from clipedit.editor.models.hf_folder import load_hf_folder
 from clipedit.editor.models.model import demo_folder
-from clipedit.editor.recipe import load_recipe
 from clipedit.export.foreign_code import refuse_unpickling, require_no_code
 from clipedit.export.verify import verify
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 import clipedit
 from clipedit.demo.measure import labelled_tasks
-from clipedit.editor.apply import compute_direct_embeddings, compute_edited_readouts
 from clipedit.editor.attention_region import collect_region_shares, find_regions, parse_box, prune_in_order, subset
-from clipedit.editor.bind import bind_recipe
 from clipedit.editor.concepts.concepts import load_concept
+from clipedit.editor.edits.apply import compute_direct_embeddings, compute_edited_readouts
+from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.frontier import Point, choose_within, pareto_front, search_subsets
 from clipedit.editor.images.labelled import LabelledImages
 from clipedit.editor.images.source import ImageSource, list_images

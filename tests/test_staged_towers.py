@@ -15,11 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import clipedit
 from clipedit import ModelError, RecipeError
-from clipedit.editor.apply import apply_recipe
-from clipedit.editor.bind import bind_recipe
 from clipedit.editor.components import HeadId
+from clipedit.editor.edits.apply import apply_recipe
+from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
 from clipedit.editor.models.model import Model, decompose
-from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.editor.scan.scan import Scan
 from clipedit.editor.scan.statistics import add_features, empty_statistics
 from clipedit.editor.spatial import compute_token_shares, head_ids

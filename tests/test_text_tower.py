@@ -14,13 +14,13 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transform import PreprocessCfg
 
 import clipedit
-from clipedit.editor.bind import bind_recipe, default_heads
 from clipedit.editor.concepts.concepts import concept_directions, load_concept
+from clipedit.editor.edits.bind import bind_recipe, default_heads
+from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
 from clipedit.editor.fidelity import measure_fidelity
 from clipedit.editor.images.texts import list_texts, text_source
 from clipedit.editor.models.architecture import load_architecture
 from clipedit.editor.models.model import Model, decompose
-from clipedit.editor.recipe import Base, RecipeDocument, Step
 from clipedit.editor.towers import build_tower
 from clipedit.export.edited_folder import apply_to_folder
 

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..components import HeadId
+from ..edits.recipe import Step
 from ..errors import ConceptError, RecipeError
 from ..models.model import Model
-from ..recipe import Step
 from ..scan.scan import Scan
 from .concepts import compute_concept_directions, concept_directions, load_concept, load_texts
 from .textspan import compute_text_span

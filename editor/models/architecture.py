@@ -10,8 +10,8 @@ from pathlib import Path
 import open_clip
 import torch
 
+from ..edits.recipe import RecipeDocument
 from ..errors import ModelError, RecipeError, nearest_names
-from ..recipe import RecipeDocument
 from ..towers import build_tower
 from .model import BASE_FOLDER, Model, demo_folder, pretrained_tags
 from .timm import create_timm, is_timm_name

@@ -139,7 +139,7 @@ class Model:
     @cached_property
     def recipe(self) -> Any:
         """The `Recipe` that this model was edited with, in memory or by who wrote its folder; None if there is none."""
-        from ..recipe import load_recipe
+        from ..edits.recipe import load_recipe
 
         if self.base is not None or self.folder is None or not (self.folder / "recipe.yaml").is_file():
             return self.applied
@@ -366,8 +366,8 @@ def _load_hf(folder: Path, device: str) -> Model:
 
 def _load_direct(folder: Path, device: str) -> Model:
     """A folder with a directly edited model: its base, and the recipe beside it."""
-    from ..apply import apply_recipe
-    from ..recipe import load_recipe
+    from ..edits.apply import apply_recipe
+    from ..edits.recipe import load_recipe
 
     base = _load_folder(folder / BASE_FOLDER, str(folder / BASE_FOLDER), device)
     return replace(apply_recipe(load_recipe(folder), base), name=str(folder))

@@ -14,8 +14,8 @@ import timm
 import torch
 from torch import nn
 
+from ..edits.recipe import EFFECTS
 from ..errors import ModelError, nearest_names
-from ..recipe import EFFECTS
 from ..towers import TOWERS
 from ..towers.refusals import explain_refusals
 

@@ -18,14 +18,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
-from .. import recipes
-from .components import HeadId
-from .concepts.concepts import describe_validation
-from .errors import ModelError, RecipeError, nearest_names
-from .files.bounded import load_yaml
-from .files.tensors import load_tensors
-from .files.whole import find_beside, is_plain_name, save_tensors, write_text
-from .notebook import html_facts, html_table
+from ... import recipes
+from ..components import HeadId
+from ..concepts.concepts import describe_validation
+from ..errors import ModelError, RecipeError, nearest_names
+from ..files.bounded import load_yaml
+from ..files.tensors import load_tensors
+from ..files.whole import find_beside, is_plain_name, save_tensors, write_text
+from ..notebook import html_facts, html_table
 
 KIND = "clipedit-recipe-1"
 Effect = Literal["distilled", "total", "direct"]

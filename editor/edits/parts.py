@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
-from .components import ComponentGroup, Features, HeadId
-from .errors import RecipeError, StatisticsError
-from .models.model import Model
+from ..components import ComponentGroup, Features, HeadId
+from ..errors import RecipeError, StatisticsError
+from ..models.model import Model
+from ..scan.scan import Scan
+from ..towers import Tower
+from ..towers.vit.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
 from .recipe import WHOLE_PARTS, RecipeDocument
-from .scan.scan import Scan
-from .towers import Tower
-from .towers.vit.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
 
 AblatedPart = tuple[Float[Tensor, "d_embed k"], Float[Tensor, " d_embed"]]
 

@@ -9,18 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .components import HeadId
-from .concepts.concepts import Concept, load_concept
-from .concepts.directions import LabelledEmbeddings, require_labels, step_directions
+from ..components import HeadId
+from ..concepts.concepts import Concept, load_concept
+from ..concepts.directions import LabelledEmbeddings, require_labels, step_directions
+from ..errors import RecipeError
+from ..models.model import Model
+from ..scan.scan import Scan
+from ..selection import EditPlan, Evidence, select_by_text_difference, warn_of_overlap
 from .erasure import fit_leace
-from .errors import RecipeError
 from .head_maps import HeadMaps, compose_head_maps, edited_groups, warn_of_plain_ablation
-from .models.model import Model
 from .operations import AffineMap, project_output
 from .parts import AblatedPart, compute_ablated_parts, place
 from .recipe import EFFECTS, Base, Calibration, Effect, Fold, HeadOperation, Recipe, RecipeDocument, Step
-from .scan.scan import Scan
-from .selection import EditPlan, Evidence, select_by_text_difference, warn_of_overlap
 
 # The fewest that repaired every demo model; of small towers no more than a quarter.
 DEFAULT_HEADS, DEFAULT_SHARE = 8, 4

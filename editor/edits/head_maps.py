@@ -9,13 +9,13 @@ from dataclasses import replace
 from jaxtyping import Float
 from torch import Tensor
 
-from .components import ComponentGroup, HeadId
-from .concepts.directions import LabelledEmbeddings, encode_pool, head_directions, require_room, step_directions
-from .errors import StatisticsError
-from .models.model import Model
+from ..components import ComponentGroup, HeadId
+from ..concepts.directions import LabelledEmbeddings, encode_pool, head_directions, require_room, step_directions
+from ..errors import StatisticsError
+from ..models.model import Model
+from ..scan.scan import Scan
 from .operations import OPERATIONS, AffineMap, OperationInput, identity_map, stack_copies, with_strength
 from .recipe import Step
-from .scan.scan import Scan
 from .singular import compute_singular_directions
 
 HeadMaps = dict[HeadId, tuple[AffineMap, AffineMap]]

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .components import HeadId
-from .concepts.directions import NAMED_SHARE, encode_pool
-from .errors import RecipeError
-from .files.bounded import load_yaml
-from .models.model import Model
+from ..components import HeadId
+from ..concepts.directions import NAMED_SHARE, encode_pool
+from ..errors import RecipeError
+from ..files.bounded import load_yaml
+from ..models.model import Model
+from ..towers.vit.open_clip_attention import residual_readout, value_output_weights
+from ..towers.vit.open_clip_vit import OpenClipViT
 from .operations import SingularDirections
-from .towers.vit.open_clip_attention import residual_readout, value_output_weights
-from .towers.vit.open_clip_vit import OpenClipViT
 
 NEAREST_TEXTS = 10
 

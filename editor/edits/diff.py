@@ -15,14 +15,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .components import HeadId
-from .errors import ModelError
-from .files.bounded import load_json
-from .files.tensors import StoredTensor, read_header, tensor_reader
-from .models.architecture import load_architecture
-from .models.model import BASE_FOLDER, CONFIG_NAME, Side, demo_folder, find_checkpoint, pretrained_tags
+from ..components import HeadId
+from ..errors import ModelError
+from ..files.bounded import load_json
+from ..files.tensors import StoredTensor, read_header, tensor_reader
+from ..models.architecture import load_architecture
+from ..models.model import BASE_FOLDER, CONFIG_NAME, Side, demo_folder, find_checkpoint, pretrained_tags
+from ..towers import Tower
 from .recipe import Recipe, load_recipe
-from .towers import Tower
 
 _CHUNK = 2**20
 _COMPANIONS = frozenset({".json", ".txt", ".model"})

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import RecipeError
+from ..errors import RecipeError
 
 
 def fit_leace(

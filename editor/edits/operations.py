@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .components import ComponentGroup
-from .errors import RecipeError
+from ..components import ComponentGroup
+from ..errors import RecipeError
 
 
 @dataclass(frozen=True)

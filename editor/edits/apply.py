@@ -11,16 +11,16 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
+from ..components import Features, HeadId
+from ..errors import RecipeError
+from ..files.tensors import ReadTensor, copy_with_tensors, hash_checkpoint, tensor_reader
+from ..models.model import BASE_FOLDER, WEIGHTS_NAME, Model, find_checkpoint
+from ..models.timm import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME, is_timm_folder
+from ..scan.scan import Scan
+from ..towers import Tower
 from .bind import bind_recipe, check_heads
-from .components import Features, HeadId
-from .errors import RecipeError
-from .files.tensors import ReadTensor, copy_with_tensors, hash_checkpoint, tensor_reader
-from .models.model import BASE_FOLDER, WEIGHTS_NAME, Model, find_checkpoint
-from .models.timm import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME, is_timm_folder
 from .parts import ablate_parts, ablated_names, collect_with_parts, compute_part_readouts, place
 from .recipe import Recipe
-from .scan.scan import Scan
-from .towers import Tower
 
 _COMPANIONS = frozenset({".json", ".txt", ".model", ".md"})
 _NOT_OF_THE_BASE = ("verification.json", "README.md")
