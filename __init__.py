@@ -45,8 +45,8 @@ _HOMES = {
     "editor.reindex": ("compute_embedding_map", "reindex_vectors"),
     "editor.scan.scan": ("Scan", "load_scan", "scan"),
     "editor.scan.by_units": ("scan_units",),
-    "editor.selection": ("EditPlan", "Evidence"),
-    "editor.selectors": ("select_recipe",),
+    "editor.select.plan": ("EditPlan", "Evidence"),
+    "editor.select.selectors": ("select_recipe",),
     "editor.concepts.scores": ("HeadScore", "score_heads"),
     "editor.spatial": ("Heatmap", "heatmap"),
     "editor.concepts.textspan": ("HeadLabel", "text_span"),
@@ -109,9 +109,9 @@ if TYPE_CHECKING:
     from .editor.scan.scan import Scan as Scan
     from .editor.scan.scan import load_scan as load_scan
     from .editor.scan.scan import scan as scan
-    from .editor.selection import EditPlan as EditPlan
-    from .editor.selection import Evidence as Evidence
-    from .editor.selectors import select_recipe as select_recipe
+    from .editor.select.plan import EditPlan as EditPlan
+    from .editor.select.plan import Evidence as Evidence
+    from .editor.select.selectors import select_recipe as select_recipe
     from .editor.spatial import Heatmap as Heatmap
     from .editor.spatial import heatmap as heatmap
     from .export.reproduce import reproduce as reproduce

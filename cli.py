@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .editor.reindex import EmbeddingMap
     from .editor.scan.monitor import DriftReport
     from .editor.scan.scan import Scan
-    from .editor.selection import Evidence
+    from .editor.select.plan import Evidence
     from .export.verify import Check
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -519,7 +519,7 @@ def remove_heads(
     from .editor.edits.singular import load_weights
     from .editor.files.whole import require_apart, require_free_folder
     from .editor.plot import plot_frontier, require_plot, save_figure
-    from .editor.selectors import select_recipe
+    from .editor.select.selectors import select_recipe
     from .export.edited_folder import write_edited_model
     from .export.report import write_report
 
@@ -1226,7 +1226,7 @@ def _load_evidence(
     from .editor.images.labelled import load_labelled_images
     from .editor.images.layouts import load_selection_set
     from .editor.scan.features import load_features
-    from .editor.selection import Evidence, require_labelled
+    from .editor.select.plan import Evidence, require_labelled
 
     if select == "text-difference":
         return Evidence()

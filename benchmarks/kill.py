@@ -196,9 +196,9 @@ def import_everything() -> None:
     from clipedit.editor import (
         control,  # noqa: F401
         evaluate,  # noqa: F401
-        selectors,  # noqa: F401
     )
     from clipedit.editor.concepts import scores  # noqa: F401
+    from clipedit.editor.select import selectors  # noqa: F401
     from clipedit.export import report, targets, verify_child  # noqa: F401
 
 

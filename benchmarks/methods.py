@@ -39,9 +39,9 @@ from clipedit.editor.images.source import ImageSource
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.scan.features import load_features
 from clipedit.editor.scan.scan import Scan, scan
-from clipedit.editor.selection import Evidence
-from clipedit.editor.selectors import select_recipe
-from clipedit.editor.tables import scanned_heads
+from clipedit.editor.select.plan import Evidence
+from clipedit.editor.select.selectors import select_recipe
+from clipedit.editor.select.tables import scanned_heads
 
 PLACE_SPLITS = {"A": measure.LISTED_PLACES, "B": ("ocean", "forest", "desert", "snow")}
 COLUMNS = ("overall", "worst_group_listed", "worst_group_held_out", "mean_of_groups", "place_accuracy", "retention")

@@ -27,8 +27,8 @@ from clipedit.editor.fidelity import Fidelity, compute_fidelity
 from clipedit.editor.images.source import ImageSource, list_images
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.scan.scan import Scan, scan
-from clipedit.editor.selectors import select_recipe
-from clipedit.editor.tables import scanned_heads
+from clipedit.editor.select.selectors import select_recipe
+from clipedit.editor.select.tables import scanned_heads
 
 RIDGE = 1e-6
 

@@ -25,7 +25,7 @@ from clipedit.editor.concepts.scores import score_heads
 from clipedit.editor.evaluate import collect_features
 from clipedit.editor.images.source import ImageSource, render_source
 from clipedit.editor.retrieve import compute_written
-from clipedit.editor.selection import select_top_heads
+from clipedit.editor.select.plan import select_top_heads
 from clipedit.editor.spatial import head_ids
 
 # By concept: the label's column, and the text of a value.

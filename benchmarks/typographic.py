@@ -29,9 +29,9 @@ from clipedit.editor.images.labelled import LabelledImages
 from clipedit.editor.images.source import ImageSource
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.scan.scan import scan
-from clipedit.editor.selection import Evidence
-from clipedit.editor.selectors import select_recipe
-from clipedit.editor.tables import scanned_heads
+from clipedit.editor.select.plan import Evidence
+from clipedit.editor.select.selectors import select_recipe
+from clipedit.editor.select.tables import scanned_heads
 
 SEEDS = {"validation": 7_201, "test": 9_201}
 WORDS = Concept(

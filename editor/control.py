@@ -29,7 +29,7 @@ from .images.source import ImageSource
 from .models.aligned import apply_aligner
 from .models.model import Model, load_model
 from .scan.scan import Progress, Scan, load_scan
-from .selection import draw_random_heads
+from .select.plan import draw_random_heads
 
 DRAWS = 10
 

@@ -28,7 +28,7 @@ from .models.model import Model
 from .pictures import draw_sheet
 from .scan.features import features_path, load_features
 from .scan.scan import Progress, Scan, load_scan, scan
-from .selection import select_top_heads
+from .select.plan import select_top_heads
 
 DEFAULT_HEADS, BLOCK = 12, 65_536
 

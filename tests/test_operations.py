@@ -21,7 +21,7 @@ from clipedit.editor.edits.singular import load_weights, score_directions
 from clipedit.editor.evaluate import collect_features, compute_recipe_embeddings
 from clipedit.editor.fidelity import compute_fidelity, measure_fidelity
 from clipedit.editor.images.source import demo_calibration_source
-from clipedit.editor.selection import compute_span_angle
+from clipedit.editor.select.plan import compute_span_angle
 from clipedit.editor.towers.vit.open_clip_attention import residual_readout, value_output_weights
 from clipedit.export.edited_folder import apply_to_folder
 

@@ -15,17 +15,23 @@ from PIL import Image
 
 import clipedit
 from clipedit.demo.measure import labelled_tasks
-from clipedit.editor.attention_region import collect_region_shares, find_regions, parse_box, prune_in_order, subset
 from clipedit.editor.concepts.concepts import load_concept
 from clipedit.editor.edits.apply import compute_direct_embeddings, compute_edited_readouts
 from clipedit.editor.edits.bind import bind_recipe
-from clipedit.editor.frontier import Point, choose_within, pareto_front, search_subsets
 from clipedit.editor.images.labelled import LabelledImages
 from clipedit.editor.images.source import ImageSource, list_images
-from clipedit.editor.labelled_contrast import compute_excess
-from clipedit.editor.overlay import overlay_word
-from clipedit.editor.selection import EditPlan, Evidence, write_document
-from clipedit.editor.tables import TaskImages, TaskTable, load_task, measure_subsets, subset_rows, tabulate
+from clipedit.editor.select.attention_region import (
+    collect_region_shares,
+    find_regions,
+    parse_box,
+    prune_in_order,
+    subset,
+)
+from clipedit.editor.select.frontier import Point, choose_within, pareto_front, search_subsets
+from clipedit.editor.select.labelled_contrast import compute_excess
+from clipedit.editor.select.overlay import overlay_word
+from clipedit.editor.select.plan import EditPlan, Evidence, write_document
+from clipedit.editor.select.tables import TaskImages, TaskTable, load_task, measure_subsets, subset_rows, tabulate
 from clipedit.editor.towers.vit.open_clip_attention import collect_attention
 
 

@@ -15,7 +15,7 @@ from ..concepts.directions import LabelledEmbeddings, require_labels, step_direc
 from ..errors import RecipeError
 from ..models.model import Model
 from ..scan.scan import Scan
-from ..selection import EditPlan, Evidence, select_by_text_difference, warn_of_overlap
+from ..select.plan import EditPlan, Evidence, select_by_text_difference, warn_of_overlap
 from .erasure import fit_leace
 from .head_maps import HeadMaps, compose_head_maps, edited_groups, warn_of_plain_ablation
 from .operations import AffineMap, project_output

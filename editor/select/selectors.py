@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from ..concepts.concepts import Concept, load_concept
+from ..edits.bind import check_effect, default_heads, default_output_strength
+from ..edits.recipe import Along, Effect, HeadOperation, RecipeDocument
+from ..errors import RecipeError, nearest_names
+from ..models.model import Model
+from ..scan.scan import Scan
 from .attention_region import select_by_attention_region
-from .concepts.concepts import Concept, load_concept
-from .edits.bind import check_effect, default_heads, default_output_strength
-from .edits.recipe import Along, Effect, HeadOperation, RecipeDocument
-from .errors import RecipeError, nearest_names
 from .frontier import select_by_frontier
 from .labelled_contrast import select_by_labelled_contrast
-from .models.model import Model
-from .scan.scan import Scan
-from .selection import EditPlan, Evidence, Selector, select_by_text_difference, warn_of_overlap
+from .plan import EditPlan, Evidence, Selector, select_by_text_difference, warn_of_overlap
 
 SELECTORS: dict[str, Selector] = {
     "text-difference": select_by_text_difference,

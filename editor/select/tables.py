@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .components import Features, HeadId
-from .edits.apply import compute_edited_readouts, require_bound
-from .edits.bind import bind_recipe
-from .evaluate import DEFAULT_TEMPLATES, collect_features, compute_class_weights
-from .images.labelled import LabelledImages
-from .models.model import Model
-from .scan.scan import Scan
-from .selection import EditPlan, Evidence, write_document
+from ..components import Features, HeadId
+from ..edits.apply import compute_edited_readouts, require_bound
+from ..edits.bind import bind_recipe
+from ..evaluate import DEFAULT_TEMPLATES, collect_features, compute_class_weights
+from ..images.labelled import LabelledImages
+from ..models.model import Model
+from ..scan.scan import Scan
+from .plan import EditPlan, Evidence, write_document
 
 _CHUNK_NUMBERS = 2**24
 

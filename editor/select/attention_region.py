@@ -16,17 +16,17 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .edits.recipe import RecipeDocument
-from .errors import ImageError, ModelError
-from .images.labelled import LabelledImages
-from .images.source import ImageSource, open_image
-from .models.model import Model
+from ..edits.recipe import RecipeDocument
+from ..errors import ImageError, ModelError
+from ..images.labelled import LabelledImages
+from ..images.source import ImageSource, open_image
+from ..models.model import Model
+from ..scan.scan import Scan
+from ..towers.vit.open_clip_attention import collect_attention
+from ..towers.vit.open_clip_vit import OpenClipViT
 from .overlay import Box, overlay_word
-from .scan.scan import Scan
-from .selection import EditPlan, Evidence, require_labelled, write_document
+from .plan import EditPlan, Evidence, require_labelled, write_document
 from .tables import TaskTable, load_task, measure_subsets, scanned_heads, subset_rows, tabulate
-from .towers.vit.open_clip_attention import collect_attention
-from .towers.vit.open_clip_vit import OpenClipViT
 
 BATCH = 64
 

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .edits.recipe import RecipeDocument
-from .errors import RecipeError
-from .models.model import Model
-from .scan.scan import Scan
-from .selection import EditPlan, Evidence, require_labelled, write_document
+from ..edits.recipe import RecipeDocument
+from ..errors import RecipeError
+from ..models.model import Model
+from ..scan.scan import Scan
+from .plan import EditPlan, Evidence, require_labelled, write_document
 from .tables import TaskTable, load_task, tabulate
 
 

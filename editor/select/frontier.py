@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .components import HeadId
-from .edits.recipe import RecipeDocument
-from .errors import RecipeError
-from .models.model import Model
-from .scan.scan import Scan
-from .selection import EditPlan, Evidence, require_labelled, write_document
+from ..components import HeadId
+from ..edits.recipe import RecipeDocument
+from ..errors import RecipeError
+from ..models.model import Model
+from ..scan.scan import Scan
+from .plan import EditPlan, Evidence, require_labelled, write_document
 from .tables import TaskTable, load_task, measure_subsets, subset_rows, tabulate
 
 BEAM = 8

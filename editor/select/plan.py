@@ -15,15 +15,15 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from .components import HeadId
-from .concepts.concepts import Concept, compute_concept_directions, load_concept
-from .concepts.scores import HeadScore, score_heads
-from .edits.recipe import Along, Base, Effect, HeadOperation, RecipeDocument, Step
-from .errors import ConceptError, ImageError, RecipeError
-from .images.labelled import LabelledImages
-from .models.model import Model
-from .scan.features import CachedFeatures
-from .scan.scan import Progress, Scan
+from ..components import HeadId
+from ..concepts.concepts import Concept, compute_concept_directions, load_concept
+from ..concepts.scores import HeadScore, score_heads
+from ..edits.recipe import Along, Base, Effect, HeadOperation, RecipeDocument, Step
+from ..errors import ConceptError, ImageError, RecipeError
+from ..images.labelled import LabelledImages
+from ..models.model import Model
+from ..scan.features import CachedFeatures
+from ..scan.scan import Progress, Scan
 
 LEAST_GROUP = 5
 SPANNED_ANGLE = 45.0

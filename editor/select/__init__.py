@@ -1,0 +1,1 @@
+"""Selection: which heads a recipe edits."""
