@@ -29,7 +29,7 @@ _HOMES = {
         "VectorError",
         "VerificationError",
     ),
-    "editor.evaluate": ("evaluate",),
+    "editor.measure.evaluate": ("evaluate",),
     "editor.scan.features": ("load_features",),
     "editor.models.model": ("Model", "decompose", "load_model"),
     "editor.scan.monitor": ("DriftReport", "monitor"),
@@ -42,7 +42,7 @@ _HOMES = {
         "plot_scores",
     ),
     "editor.edits.recipe": ("Recipe", "load_recipe"),
-    "editor.reindex": ("compute_embedding_map", "reindex_vectors"),
+    "editor.measure.reindex": ("compute_embedding_map", "reindex_vectors"),
     "editor.scan.scan": ("Scan", "load_scan", "scan"),
     "editor.scan.by_units": ("scan_units",),
     "editor.select.plan": ("EditPlan", "Evidence"),
@@ -85,7 +85,9 @@ if TYPE_CHECKING:
     from .editor.errors import StatisticsError as StatisticsError
     from .editor.errors import VectorError as VectorError
     from .editor.errors import VerificationError as VerificationError
-    from .editor.evaluate import evaluate as evaluate
+    from .editor.measure.evaluate import evaluate as evaluate
+    from .editor.measure.reindex import compute_embedding_map as compute_embedding_map
+    from .editor.measure.reindex import reindex_vectors as reindex_vectors
     from .editor.models.aligned import apply_aligner as apply_aligner
     from .editor.models.aligner import Aligner as Aligner
     from .editor.models.aligner import load_aligner as load_aligner
@@ -97,8 +99,6 @@ if TYPE_CHECKING:
     from .editor.plot import plot_heatmap as plot_heatmap
     from .editor.plot import plot_layer_ablation as plot_layer_ablation
     from .editor.plot import plot_scores as plot_scores
-    from .editor.reindex import compute_embedding_map as compute_embedding_map
-    from .editor.reindex import reindex_vectors as reindex_vectors
     from .editor.scan.align import AlignOptions as AlignOptions
     from .editor.scan.align import align as align
     from .editor.scan.by_units import scan_units as scan_units

@@ -24,7 +24,6 @@ from rich.text import Text
 from .editor.errors import ClipeditError, ExportError, ImageError, ModelError, RecipeError, StatisticsError
 
 if TYPE_CHECKING:
-    from .editor.completeness import CompletenessRow
     from .editor.components import HeadId
     from .editor.concepts.directions import LabelledEmbeddings
     from .editor.edits.diff import ModelDiff
@@ -32,8 +31,9 @@ if TYPE_CHECKING:
     from .editor.images.labelled import LabelledImages
     from .editor.images.skew import RetrievalSet
     from .editor.images.units import WorkUnit
+    from .editor.measure.completeness import CompletenessRow
+    from .editor.measure.reindex import EmbeddingMap
     from .editor.models.model import Model
-    from .editor.reindex import EmbeddingMap
     from .editor.scan.monitor import DriftReport
     from .editor.scan.scan import Scan
     from .editor.select.plan import Evidence
@@ -357,7 +357,7 @@ def ablate_layers(
     as_json: JsonOption = False,
 ) -> None:
     """Accuracy as attention, MLPs or both are mean-ablated, from the last layer to the first."""
-    from .editor.layer_ablation import measure_layer_ablation
+    from .editor.measure.layer_ablation import measure_layer_ablation
     from .editor.plot import plot_layer_ablation, require_plot, save_figure
 
     if plot is not None:
@@ -638,7 +638,7 @@ def reindex(
 ) -> None:  # fmt: skip
     """Carry stored embeddings of the unedited model to those of the edited one, without reading an image again."""
     from .editor.files.vectors import open_vectors
-    from .editor.reindex import compute_embedding_map, reindex_vectors
+    from .editor.measure.reindex import compute_embedding_map, reindex_vectors
 
     open_vectors(vectors, column=column)  # A misspelt path must not cost the loading of a model.
     target = _require_free_file(out if out.suffix else out.with_suffix(vectors.suffix), vectors, overwrite=overwrite)
@@ -673,12 +673,12 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Measure zero-shot accuracy of models side by side: overall, worst group, mean of groups."""
-    from .editor.control import measure_folder_controls
-    from .editor.evaluate import DEFAULT_TEMPLATES
-    from .editor.evaluate import evaluate as run
     from .editor.images.labelled import load_classes, load_labelled_images, load_lines
     from .editor.images.layouts import load_dataset
     from .editor.images.skew import RetrievalSet
+    from .editor.measure.control import measure_folder_controls
+    from .editor.measure.evaluate import DEFAULT_TEMPLATES
+    from .editor.measure.evaluate import evaluate as run
 
     if segmentation:
         if label or group_by or split or retention or control:
@@ -720,10 +720,10 @@ def completeness(
     as_json: JsonOption = False,
 ) -> None:
     """Replace heads by their texts and measure what is left: accuracy against m and the pool, with random controls."""
-    from .editor.completeness import default_steps, measure_completeness
     from .editor.concepts.concepts import load_pools
-    from .editor.evaluate import DEFAULT_TEMPLATES
     from .editor.images.labelled import load_lines
+    from .editor.measure.completeness import default_steps, measure_completeness
+    from .editor.measure.evaluate import DEFAULT_TEMPLATES
     from .editor.plot import plot_completeness, require_plot, save_figure
 
     if plot is not None:
@@ -1031,7 +1031,7 @@ def _say_features_size(path: Path, model: Model, images: str, layers: Sequence[i
 
 def _test_scores(scan: Path, labels: str, columns: str | None, measure: str, as_json: bool) -> None:
     from .editor.images.labelled import load_attributes
-    from .editor.score_test import evaluate_scores
+    from .editor.measure.score_agreement import evaluate_scores
 
     labelled = load_attributes(labels)
     scanned, model = _load_scan_and_model(scan)
@@ -1150,7 +1150,7 @@ def _apply_in_memory(
 def _measure(
     recipe: Recipe, scan: Scan, model: Model, dataset: str | None, follow: Follow, erased: LabelledEmbeddings | None
 ) -> dict[str, dict[str, float]]:
-    from .editor.control import measure_with_control
+    from .editor.measure.control import measure_with_control
 
     if dataset is None:
         return {}
@@ -1186,7 +1186,7 @@ def _measure_reindex(
     """Fidelity on held-out images; those of the demo's test split for the demo."""
     from .demo.measure import test_source
     from .editor.images.source import list_images
-    from .editor.reindex import measure_fidelity
+    from .editor.measure.reindex import measure_fidelity
 
     if images is None and model.name != "demo":
         _say("fidelity not measured: add --images DIR, a few hundred images that the scan did not see.")
@@ -1260,8 +1260,8 @@ def _load_erased(
     document: RecipeDocument, model: Model, labelled: str | None, erase: str | None, split: str | None, follow: Follow
 ) -> LabelledEmbeddings | None:
     """The labelled images of a recipe that erases labels, embedded; None for other recipes, or without labels."""
-    from .editor.evaluate import collect_labelled
     from .editor.images.labelled import load_labelled_images
+    from .editor.measure.evaluate import collect_labelled
 
     if not any(step.operation == "leace" or step.along == "labels" for step in document.steps) or labelled is None:
         return None
@@ -1282,10 +1282,10 @@ def _with_fidelity(
 ) -> Recipe:  # fmt: skip
     """The recipe with its fidelity to `direct`: on the images that were measured, else on the calibration images."""
     from .demo.measure import test_source
-    from .editor.fidelity import measure_fidelity
     from .editor.images.labelled import load_labelled_images
     from .editor.images.source import list_images
     from .editor.images.texts import list_texts
+    from .editor.measure.fidelity import measure_fidelity
 
     if recipe.document.effect == "direct" or (dataset is None and images is None):
         return recipe
@@ -1302,7 +1302,7 @@ def _with_fidelity(
 
 
 def _say_fidelity(measured: Mapping[str, Any], effect: str) -> None:
-    from .editor.fidelity import ENOUGH, Fidelity
+    from .editor.measure.fidelity import ENOUGH, Fidelity
 
     if "fidelity" not in measured:
         if effect != "direct":
@@ -1339,8 +1339,8 @@ def _evaluate_segmentation(
     *,
     as_json: bool,
 ) -> None:
-    from .editor.evaluate import DEFAULT_TEMPLATES
     from .editor.images.labelled import load_classes, load_lines
+    from .editor.measure.evaluate import DEFAULT_TEMPLATES
     from .editor.segment import DEMO_CLASSES, evaluate_segmentation, load_masked_images
 
     if classes is None and dataset != "demo":

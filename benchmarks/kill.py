@@ -193,11 +193,11 @@ def import_everything() -> None:
     torch.set_num_threads(1)
     from clipedit import cli  # noqa: F401
     from clipedit.demo import world  # noqa: F401
-    from clipedit.editor import (
+    from clipedit.editor.concepts import scores  # noqa: F401
+    from clipedit.editor.measure import (
         control,  # noqa: F401
         evaluate,  # noqa: F401
     )
-    from clipedit.editor.concepts import scores  # noqa: F401
     from clipedit.editor.select import selectors  # noqa: F401
     from clipedit.export import report, targets, verify_child  # noqa: F401
 

@@ -27,15 +27,20 @@ from clipedit.demo import measure, texts, world
 from clipedit.editor.components import Features
 from clipedit.editor.concepts.concepts import Concept, concept_directions
 from clipedit.editor.concepts.directions import LabelledEmbeddings
-from clipedit.editor.control import draw_control_documents, mean_rows
 from clipedit.editor.edits.apply import apply_recipe
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.operations import project_output
 from clipedit.editor.edits.recipe import Effect, Recipe, RecipeDocument
 from clipedit.editor.errors import ClipeditError
-from clipedit.editor.evaluate import collect_embeddings, collect_features, collect_labelled, compute_recipe_embeddings
-from clipedit.editor.fidelity import Fidelity, compute_fidelity
 from clipedit.editor.images.source import ImageSource
+from clipedit.editor.measure.control import draw_control_documents, mean_rows
+from clipedit.editor.measure.evaluate import (
+    collect_embeddings,
+    collect_features,
+    collect_labelled,
+    compute_recipe_embeddings,
+)
+from clipedit.editor.measure.fidelity import Fidelity, compute_fidelity
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.scan.features import load_features
 from clipedit.editor.scan.scan import Scan, scan

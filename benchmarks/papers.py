@@ -19,13 +19,13 @@ from pathlib import Path
 import open_clip
 
 from clipedit import ClipeditError
-from clipedit.editor.completeness import RANDOM_TEXTS, measure_completeness
 from clipedit.editor.concepts.concepts import load_texts
-from clipedit.editor.control import measure_with_control
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.recipe import Recipe, load_recipe
-from clipedit.editor.evaluate import evaluate
 from clipedit.editor.images.labelled import LabelledImages, load_labelled_images
+from clipedit.editor.measure.completeness import RANDOM_TEXTS, measure_completeness
+from clipedit.editor.measure.control import measure_with_control
+from clipedit.editor.measure.evaluate import evaluate
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.scan.scan import scan
 

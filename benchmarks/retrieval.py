@@ -22,8 +22,8 @@ from clipedit.editor.components import Features, HeadId
 from clipedit.editor.concepts.concepts import load_concept
 from clipedit.editor.concepts.queries import encode_queries
 from clipedit.editor.concepts.scores import score_heads
-from clipedit.editor.evaluate import collect_features
 from clipedit.editor.images.source import ImageSource, render_source
+from clipedit.editor.measure.evaluate import collect_features
 from clipedit.editor.retrieve import compute_written
 from clipedit.editor.select.plan import select_top_heads
 from clipedit.editor.spatial import head_ids

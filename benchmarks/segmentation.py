@@ -20,8 +20,8 @@ from captum.attr import LayerGradCam
 
 from clipedit.demo import world
 from clipedit.editor.concepts.queries import encode_contrast
-from clipedit.editor.evaluate import DEFAULT_TEMPLATES, compute_class_weights
 from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.measure.evaluate import DEFAULT_TEMPLATES, compute_class_weights
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.readings import READINGS, weigh_heads
 from clipedit.editor.scan.scan import scan

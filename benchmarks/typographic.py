@@ -19,14 +19,14 @@ import torch
 
 from clipedit.demo import measure, typographic, world
 from clipedit.editor.concepts.concepts import Concept
-from clipedit.editor.control import draw_control_documents, mean_rows
 from clipedit.editor.edits.apply import apply_recipe
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.recipe import Recipe
-from clipedit.editor.evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
-from clipedit.editor.fidelity import compute_fidelity
 from clipedit.editor.images.labelled import LabelledImages
 from clipedit.editor.images.source import ImageSource
+from clipedit.editor.measure.control import draw_control_documents, mean_rows
+from clipedit.editor.measure.evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
+from clipedit.editor.measure.fidelity import compute_fidelity
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.scan.scan import scan
 from clipedit.editor.select.plan import Evidence

@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..editor.errors import ImageError
-from ..editor.evaluate import GROUP, compute_class_weights
 from ..editor.images.labelled import LabelledImages
 from ..editor.images.source import ImageSource, render_source
-from ..editor.linear_head import classify_by_head
+from ..editor.measure.evaluate import GROUP, compute_class_weights
+from ..editor.measure.linear_head import classify_by_head
 from ..editor.models.model import Model
 from . import world
 

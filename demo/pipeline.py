@@ -11,14 +11,14 @@ from typing import Any
 
 from ..editor.concepts.concepts import load_texts
 from ..editor.concepts.textspan import HeadLabel, text_span
-from ..editor.control import measure_controls
 from ..editor.edits.apply import apply_recipe
 from ..editor.edits.bind import make_recipe
 from ..editor.edits.recipe import Recipe
-from ..editor.evaluate import collect_embeddings
 from ..editor.files.whole import staged_folder, write_text
 from ..editor.images.labelled import write_metadata
 from ..editor.images.source import list_images
+from ..editor.measure.control import measure_controls
+from ..editor.measure.evaluate import collect_embeddings
 from ..editor.models.model import Model, load_model
 from ..editor.scan.scan import Progress, Scan, scan
 from ..export.targets import export_model

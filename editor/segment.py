@@ -21,9 +21,9 @@ from ..demo import world
 from .components import HeadId
 from .concepts.queries import encode_contrast
 from .errors import ConceptError, ImageError
-from .evaluate import compute_class_weights
 from .files.whole import staged_folder
 from .images.source import SUFFIXES, ImageSource, list_images, open_image, render_source
+from .measure.evaluate import compute_class_weights
 from .models.model import Model
 from .pictures import encode_image_file
 from .readings import Reading, combine_shares, require_texts, weights_of

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from ..editor.errors import ModelError
-from ..editor.evaluate import collect_embeddings
 from ..editor.files.whole import staged_folder, write_text
 from ..editor.images.labelled import LabelledImages
-from ..editor.linear_head import TRAINED_ON_NAME, choose_head, find_head
+from ..editor.measure.evaluate import collect_embeddings
+from ..editor.measure.linear_head import TRAINED_ON_NAME, choose_head, find_head
 from ..editor.models.model import Model
 from .timm_folder import write_timm_folder
 

@@ -16,8 +16,8 @@ from ..editor.concepts.queries import encode_queries
 from ..editor.concepts.scores import HeadScore
 from ..editor.concepts.textspan import HeadLabel
 from ..editor.edits.recipe import Recipe
-from ..editor.evaluate import collect_features
 from ..editor.images.source import ImageSource
+from ..editor.measure.evaluate import collect_features
 from ..editor.models.model import Model
 from ..editor.pictures import encode_image_file, tint_png
 from ..editor.scan.scan import Progress, Scan

@@ -20,9 +20,9 @@ from ..editor.errors import ImageError, ModelError, VerificationError
 from ..editor.files.tensors import load_tensors
 from ..editor.files.whole import save_tensors
 from ..editor.images.source import ImageSource, list_images, render_source
+from ..editor.measure.thresholds import ThresholdShift, compute_threshold_shift
 from ..editor.models.model import Model
 from ..editor.models.preprocessing import build_preprocess
-from ..editor.thresholds import ThresholdShift, compute_threshold_shift
 from .precision import FORCED, LIMITS, Limits
 from .verify import REFERENCE_NAME
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..editor.concepts.concepts import Concept
 from ..editor.concepts.scores import HeadScore
 from ..editor.edits.recipe import Recipe, Step
-from ..editor.evaluate import GROUP
+from ..editor.measure.evaluate import GROUP
 
 _ROWS = {
     "before": "unedited",

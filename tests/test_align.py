@@ -126,7 +126,7 @@ def test_an_edit_chosen_in_the_joint_space_is_made_to_the_model_itself(
         compute_distilled_embeddings,
         compute_edited_readouts,
     )
-    from clipedit.editor.evaluate import collect_features
+    from clipedit.editor.measure.evaluate import collect_features
 
     recipe = clipedit.make_recipe(aligned_scan, aligned, concept="location", heads=4, output_strength=0.0)
     edited = clipedit.apply_recipe(recipe, aligned)

@@ -13,7 +13,10 @@ import torch.nn.functional as F
 import clipedit
 from clipedit import cli
 from clipedit.demo import world
-from clipedit.editor.completeness import (
+from clipedit.editor.concepts.concepts import load_pools
+from clipedit.editor.images.labelled import LabelledImages
+from clipedit.editor.images.source import demo_calibration_source, render_source
+from clipedit.editor.measure.completeness import (
     RANDOM_DIRECTIONS,
     RANDOM_TEXTS,
     CompletenessRow,
@@ -21,9 +24,6 @@ from clipedit.editor.completeness import (
     measure_completeness,
     span_basis,
 )
-from clipedit.editor.concepts.concepts import load_pools
-from clipedit.editor.images.labelled import LabelledImages
-from clipedit.editor.images.source import demo_calibration_source, render_source
 from clipedit.editor.plot import plot_completeness, save_figure
 
 
@@ -95,7 +95,7 @@ def test_the_study_measures_what_ablation_of_the_components_gives(
     mean = (reference.contributions / reference.embedding.norm(dim=1)[:, None, None]).mean(0)
     mlps = [i for i, identity in enumerate(parts.components) if identity.kind == "mlp"]
     embeddings = F.normalize(parts.embedding, dim=1) - (scaled - mean)[:, mlps].sum(1)
-    from clipedit.editor.evaluate import DEFAULT_TEMPLATES, compute_class_weights, measure_task
+    from clipedit.editor.measure.evaluate import DEFAULT_TEMPLATES, compute_class_weights, measure_task
 
     weights = compute_class_weights(model, task.classes, DEFAULT_TEMPLATES)
     expected = measure_task(embeddings @ weights.T, range(len(task.source)), task)["overall"]

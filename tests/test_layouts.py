@@ -13,10 +13,10 @@ from PIL import Image
 
 import clipedit
 from clipedit import cli
-from clipedit.editor.evaluate import measure_retrieval, measure_task
 from clipedit.editor.images.labelled import LabelledImages
 from clipedit.editor.images.layouts import detect_layout, load_dataset, load_selection_set
 from clipedit.editor.images.skew import RetrievalSet, compute_max_skew
+from clipedit.editor.measure.evaluate import measure_retrieval, measure_task
 
 
 def paint(path: Path, color: str = "red") -> None:

@@ -18,9 +18,9 @@ from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.operations import OperationInput, identity_map, keep_only, project_out
 from clipedit.editor.edits.recipe import Base, Recipe, RecipeDocument, Step, load_recipe
 from clipedit.editor.edits.singular import load_weights, score_directions
-from clipedit.editor.evaluate import collect_features, compute_recipe_embeddings
-from clipedit.editor.fidelity import compute_fidelity, measure_fidelity
 from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.measure.evaluate import collect_features, compute_recipe_embeddings
+from clipedit.editor.measure.fidelity import compute_fidelity, measure_fidelity
 from clipedit.editor.select.plan import compute_span_angle
 from clipedit.editor.towers.vit.open_clip_attention import residual_readout, value_output_weights
 from clipedit.export.edited_folder import apply_to_folder

@@ -21,10 +21,10 @@ from clipedit.demo import world
 from clipedit.editor.components import Features
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.recipe import Base, Recipe, RecipeDocument, Step
-from clipedit.editor.evaluate import collect_features, compute_recipe_embeddings
 from clipedit.editor.files import vectors as vector_files
 from clipedit.editor.images.source import demo_calibration_source, render_source
-from clipedit.editor.reindex import EmbeddingMap, measure_fidelity
+from clipedit.editor.measure.evaluate import collect_features, compute_recipe_embeddings
+from clipedit.editor.measure.reindex import EmbeddingMap, measure_fidelity
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_memory_does_not_grow_with_the_file(mapping: EmbeddingMap, stored: np.nd
         np.save(tmp_path / f"{name}.npy", np.tile(stored, (copies, 1)))
     torch.save([mapping.matrix, mapping.mean_direction], tmp_path / "map.pt")
     code = (
-        "import sys, torch, clipedit; from clipedit.editor.reindex import EmbeddingMap\n"
+        "import sys, torch, clipedit; from clipedit.editor.measure.reindex import EmbeddingMap\n"
         "mapping = EmbeddingMap(*torch.load('map.pt', weights_only=True))\n"
         "peak = lambda: int(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))\n"
         "clipedit.reindex_vectors(mapping, 'small.npy', 'a.npy'); low = peak()\n"

@@ -11,7 +11,7 @@ import torch
 import clipedit
 from clipedit.demo import world
 from clipedit.editor.images.source import ImageSource, demo_calibration_source, render_source
-from clipedit.editor.score_test import (
+from clipedit.editor.measure.score_agreement import (
     compute_average_precision,
     compute_spearman,
     evaluate_scores,
@@ -92,7 +92,7 @@ def test_layers_are_ablated_from_the_last_to_the_first(
     demo_model: clipedit.Model, balanced: ImageSource, tmp_path: Path
 ) -> None:
     from clipedit.editor.images.labelled import LabelledImages
-    from clipedit.editor.layer_ablation import measure_layer_ablation
+    from clipedit.editor.measure.layer_ablation import measure_layer_ablation
     from clipedit.editor.plot import plot_layer_ablation, require_plot, save_figure
 
     shapes = [row["shape"] for row in balanced.attributes]

@@ -17,8 +17,8 @@ import clipedit
 from clipedit.editor.concepts.concepts import concept_directions, load_concept
 from clipedit.editor.edits.bind import bind_recipe, default_heads
 from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
-from clipedit.editor.fidelity import measure_fidelity
 from clipedit.editor.images.texts import list_texts, text_source
+from clipedit.editor.measure.fidelity import measure_fidelity
 from clipedit.editor.models.architecture import load_architecture
 from clipedit.editor.models.model import Model, decompose
 from clipedit.editor.towers import build_tower

@@ -9,7 +9,7 @@ import torch
 
 import clipedit
 from clipedit.editor.images.source import demo_calibration_source
-from clipedit.editor.thresholds import compute_threshold_shift, format_threshold_shift
+from clipedit.editor.measure.thresholds import compute_threshold_shift, format_threshold_shift
 from clipedit.export.edited_folder import write_edited_model
 from clipedit.export.reference import load_reference
 

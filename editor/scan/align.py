@@ -13,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import AlignmentError, ModelError
-from ..evaluate import collect_embeddings
 from ..files.tensors import load_tensors
 from ..files.whole import save_tensors
 from ..images.source import ImageSource, list_images, load_batches
+from ..measure.evaluate import collect_embeddings
 from ..models.aligner import (
     Aligner,
     compute_aligned,

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..components import Features, HeadId
 from ..edits.apply import compute_edited_readouts, require_bound
 from ..edits.bind import bind_recipe
-from ..evaluate import DEFAULT_TEMPLATES, collect_features, compute_class_weights
 from ..images.labelled import LabelledImages
+from ..measure.evaluate import DEFAULT_TEMPLATES, collect_features, compute_class_weights
 from ..models.model import Model
 from ..scan.scan import Scan
 from .plan import EditPlan, Evidence, write_document

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .components import ComponentGroup
-from .errors import StatisticsError
+from ..components import ComponentGroup
+from ..errors import StatisticsError
+from ..images.labelled import LabelledImages
+from ..images.source import ImageSource
+from ..models.model import Model
+from ..scan.scan import Progress, Scan
 from .evaluate import build_measure, iterate_pixels
-from .images.labelled import LabelledImages
-from .images.source import ImageSource
-from .models.model import Model
-from .scan.scan import Progress, Scan
 
 KINDS = {"attention": ("head", "bias"), "MLPs": ("mlp",), "both": ("head", "bias", "mlp")}
 Curves = dict[str, list[dict[str, float]]]

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .errors import ImageError, ModelError, nearest_names
-from .images.source import ImageSource
-from .models.model import Model
+from ..errors import ImageError, ModelError, nearest_names
+from ..images.source import ImageSource
+from ..models.model import Model
 
 TRAINED_ON_NAME = "head_images.txt"
 DECAYS = (1e-1, 1e-2, 1e-3, 1e-4)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import VectorError
+from ..errors import VectorError
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 

@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .components import Features
-from .concepts.concepts import Concept, list_concepts, load_concept
-from .concepts.scores import score_heads
-from .errors import ImageError
+from ..components import Features
+from ..concepts.concepts import Concept, list_concepts, load_concept
+from ..concepts.scores import score_heads
+from ..errors import ImageError
+from ..images.source import PATH_COLUMNS, ImageSource
+from ..models.model import Model
+from ..scan.scan import Progress, Scan
 from .evaluate import DEFAULT_TEMPLATES, collect_features, compute_class_weights
-from .images.source import PATH_COLUMNS, ImageSource
-from .models.model import Model
-from .scan.scan import Progress, Scan
 
 MOST_VALUES = 50
 

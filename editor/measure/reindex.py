@@ -11,19 +11,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .components import Features, HeadId
-from .edits.apply import check_base, require_bound
-from .edits.bind import bind_recipe
-from .edits.head_maps import edited_groups
-from .edits.parts import ablated_names
-from .edits.recipe import Effect, Recipe
-from .errors import RecipeError, VectorError
+from ..components import Features, HeadId
+from ..edits.apply import check_base, require_bound
+from ..edits.bind import bind_recipe
+from ..edits.head_maps import edited_groups
+from ..edits.parts import ablated_names
+from ..edits.recipe import Effect, Recipe
+from ..errors import RecipeError, VectorError
+from ..files.vectors import open_vectors
+from ..images.source import ImageSource
+from ..models.model import Model
+from ..scan.scan import Progress, Scan
 from .evaluate import collect_features, compute_recipe_embeddings
 from .fidelity import Fidelity, compute_fidelity
-from .files.vectors import open_vectors
-from .images.source import ImageSource
-from .models.model import Model
-from .scan.scan import Progress, Scan
 
 RIDGE = 1e-6
 UNIT_TOLERANCE = 2e-3

@@ -12,25 +12,25 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .components import Features
-from .concepts.directions import LabelledEmbeddings
-from .edits.apply import (
+from ..components import Features
+from ..concepts.directions import LabelledEmbeddings
+from ..edits.apply import (
     compute_direct_embeddings,
     compute_distilled_embeddings,
     compute_edited_readouts,
     compute_recipe_parts,
 )
-from .edits.parts import collect_with_parts, place
-from .edits.recipe import Recipe
-from .errors import ImageError
-from .images.labelled import LabelledImages
-from .images.layouts import load_dataset
-from .images.skew import RetrievalSet, compute_max_skew
-from .images.source import ImageSource, load_batches
+from ..edits.parts import collect_with_parts, place
+from ..edits.recipe import Recipe
+from ..errors import ImageError
+from ..images.labelled import LabelledImages
+from ..images.layouts import load_dataset
+from ..images.skew import RetrievalSet, compute_max_skew
+from ..images.source import ImageSource, load_batches
+from ..models.model import Model
+from ..scan.features import CachedFeatures
+from ..scan.scan import Progress, check_bad
 from .linear_head import classify_by_head, require_unseen
-from .models.model import Model
-from .scan.features import CachedFeatures
-from .scan.scan import Progress, check_bad
 
 Measure = Callable[[Tensor, Sequence[int]], dict[str, float]]
 GROUP = "group: "
@@ -100,7 +100,7 @@ def build_measure(
         ImageError: If labels cannot be read.
     """
     if dataset == "demo":
-        from ..demo.measure import build_demo_measure, test_source
+        from ...demo.measure import build_demo_measure, test_source
 
         source = test_source()
         return source, build_demo_measure(model, source, by_group=by_group)

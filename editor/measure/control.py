@@ -9,12 +9,19 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from .components import HeadId
-from .concepts.directions import LabelledEmbeddings
-from .edits.apply import apply_recipe, require_bound
-from .edits.bind import bind_recipe
-from .edits.parts import ablated_names
-from .edits.recipe import Recipe, RecipeDocument, load_recipe
+from ..components import HeadId
+from ..concepts.directions import LabelledEmbeddings
+from ..edits.apply import apply_recipe, require_bound
+from ..edits.bind import bind_recipe
+from ..edits.parts import ablated_names
+from ..edits.recipe import Recipe, RecipeDocument, load_recipe
+from ..images.labelled import LabelledImages
+from ..images.skew import RetrievalSet
+from ..images.source import ImageSource
+from ..models.aligned import apply_aligner
+from ..models.model import Model, load_model
+from ..scan.scan import Progress, Scan, load_scan
+from ..select.plan import draw_random_heads
 from .evaluate import (
     DEFAULT_TEMPLATES,
     Measure,
@@ -23,13 +30,6 @@ from .evaluate import (
     collect_features,
     compute_recipe_embeddings,
 )
-from .images.labelled import LabelledImages
-from .images.skew import RetrievalSet
-from .images.source import ImageSource
-from .models.aligned import apply_aligner
-from .models.model import Model, load_model
-from .scan.scan import Progress, Scan, load_scan
-from .select.plan import draw_random_heads
 
 DRAWS = 10
 

@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .components import ComponentGroup, Features
-from .concepts.textspan import compute_text_span
-from .errors import ConceptError, StatisticsError
+from ..components import ComponentGroup, Features
+from ..concepts.textspan import compute_text_span
+from ..errors import ConceptError, StatisticsError
+from ..images.labelled import LabelledImages
+from ..models.model import Model
+from ..scan.scan import Progress, Scan
+from ..scan.statistics import Statistics
 from .evaluate import DEFAULT_TEMPLATES, Measure, build_measure, iterate_pixels
-from .images.labelled import LabelledImages
-from .models.model import Model
-from .scan.scan import Progress, Scan
-from .scan.statistics import Statistics
 
 LAST_LAYERS = 4
 RANDOM_TEXTS, RANDOM_DIRECTIONS = "random texts", "random directions"

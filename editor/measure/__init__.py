@@ -1,0 +1,1 @@
+"""Measurement: what an edit changed, beside the unedited model and controls."""
