@@ -191,15 +191,15 @@ def import_everything() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from clipedit import cli  # noqa: F401
-    from clipedit.demo import world  # noqa: F401
-    from clipedit.editor.concepts import scores  # noqa: F401
+    from clipedit import cli
+    from clipedit.demo import world
+    from clipedit.editor.concepts import scores
     from clipedit.editor.measure import (
-        control,  # noqa: F401
-        evaluate,  # noqa: F401
+        control,
+        evaluate,
     )
-    from clipedit.editor.select import selectors  # noqa: F401
-    from clipedit.export import report, targets, verify_child  # noqa: F401
+    from clipedit.editor.select import selectors
+    from clipedit.export import report, targets, verify_child
 
 
 def prepare(folder: Path, images: int) -> None:
