@@ -34,7 +34,7 @@ _HOMES = {
     "editor.models.model": ("Model", "decompose", "load_model"),
     "editor.scan.monitor": ("DriftReport", "monitor"),
     "editor.scan.partials": ("merge_partials",),
-    "editor.plot": (
+    "editor.look.plot": (
         "plot_completeness",
         "plot_frontier",
         "plot_heatmap",
@@ -48,7 +48,7 @@ _HOMES = {
     "editor.select.plan": ("EditPlan", "Evidence"),
     "editor.select.selectors": ("select_recipe",),
     "editor.concepts.scores": ("HeadScore", "score_heads"),
-    "editor.spatial": ("Heatmap", "heatmap"),
+    "editor.look.spatial": ("Heatmap", "heatmap"),
     "editor.concepts.textspan": ("HeadLabel", "text_span"),
     "export.reproduce": ("reproduce",),
     "export.targets": ("export_model",),
@@ -85,6 +85,13 @@ if TYPE_CHECKING:
     from .editor.errors import StatisticsError as StatisticsError
     from .editor.errors import VectorError as VectorError
     from .editor.errors import VerificationError as VerificationError
+    from .editor.look.plot import plot_completeness as plot_completeness
+    from .editor.look.plot import plot_frontier as plot_frontier
+    from .editor.look.plot import plot_heatmap as plot_heatmap
+    from .editor.look.plot import plot_layer_ablation as plot_layer_ablation
+    from .editor.look.plot import plot_scores as plot_scores
+    from .editor.look.spatial import Heatmap as Heatmap
+    from .editor.look.spatial import heatmap as heatmap
     from .editor.measure.evaluate import evaluate as evaluate
     from .editor.measure.reindex import compute_embedding_map as compute_embedding_map
     from .editor.measure.reindex import reindex_vectors as reindex_vectors
@@ -94,11 +101,6 @@ if TYPE_CHECKING:
     from .editor.models.model import Model as Model
     from .editor.models.model import decompose as decompose
     from .editor.models.model import load_model as load_model
-    from .editor.plot import plot_completeness as plot_completeness
-    from .editor.plot import plot_frontier as plot_frontier
-    from .editor.plot import plot_heatmap as plot_heatmap
-    from .editor.plot import plot_layer_ablation as plot_layer_ablation
-    from .editor.plot import plot_scores as plot_scores
     from .editor.scan.align import AlignOptions as AlignOptions
     from .editor.scan.align import align as align
     from .editor.scan.by_units import scan_units as scan_units
@@ -112,8 +114,6 @@ if TYPE_CHECKING:
     from .editor.select.plan import EditPlan as EditPlan
     from .editor.select.plan import Evidence as Evidence
     from .editor.select.selectors import select_recipe as select_recipe
-    from .editor.spatial import Heatmap as Heatmap
-    from .editor.spatial import heatmap as heatmap
     from .export.reproduce import reproduce as reproduce
     from .export.targets import export_model as export_model
     from .export.verify import verify as verify

@@ -357,8 +357,8 @@ def ablate_layers(
     as_json: JsonOption = False,
 ) -> None:
     """Accuracy as attention, MLPs or both are mean-ablated, from the last layer to the first."""
+    from .editor.look.plot import plot_layer_ablation, require_plot, save_figure
     from .editor.measure.layer_ablation import measure_layer_ablation
-    from .editor.plot import plot_layer_ablation, require_plot, save_figure
 
     if plot is not None:
         require_plot(plot, overwrite=overwrite)
@@ -391,7 +391,7 @@ def heatmap_command(
 ) -> None:  # fmt: skip
     """Show where heads see a text in an image: red speaks for it, blue against it."""
     from .editor.files.whole import require_apart, require_free_file
-    from .editor.heatmaps import draw_heatmap_file, head_texts
+    from .editor.look.heatmaps import draw_heatmap_file, head_texts
 
     require_apart(out, image, scan, aligner)
     require_free_file(out, overwrite=overwrite)
@@ -423,7 +423,7 @@ def segment_command(
 ) -> None:  # fmt: skip
     """Write a mask an image: white where heads see the text."""
     from .editor.files.whole import require_apart
-    from .editor.segment import segment_folder
+    from .editor.look.segment import segment_folder
 
     require_apart(out, images, aligner, scan)
     loaded = _load_model(model, pretrained, aligner or _aligner_of(scan))
@@ -457,7 +457,7 @@ def retrieve_command(
 ) -> None:  # fmt: skip
     """Find images that share one property with a text or a reference image."""
     from .editor.files.whole import require_free_file
-    from .editor.retrieve import run_retrieval
+    from .editor.look.retrieve import run_retrieval
 
     if out is not None:
         require_free_file(out, overwrite=overwrite)
@@ -518,7 +518,7 @@ def remove_heads(
     from .editor.edits.bind import bind_recipe, check_effect
     from .editor.edits.singular import load_weights
     from .editor.files.whole import require_apart, require_free_folder
-    from .editor.plot import plot_frontier, require_plot, save_figure
+    from .editor.look.plot import plot_frontier, require_plot, save_figure
     from .editor.select.selectors import select_recipe
     from .export.edited_folder import write_edited_model
     from .export.report import write_report
@@ -722,9 +722,9 @@ def completeness(
     """Replace heads by their texts and measure what is left: accuracy against m and the pool, with random controls."""
     from .editor.concepts.concepts import load_pools
     from .editor.images.labelled import load_lines
+    from .editor.look.plot import plot_completeness, require_plot, save_figure
     from .editor.measure.completeness import default_steps, measure_completeness
     from .editor.measure.evaluate import DEFAULT_TEMPLATES
-    from .editor.plot import plot_completeness, require_plot, save_figure
 
     if plot is not None:
         require_plot(plot, overwrite=overwrite)
@@ -1324,7 +1324,7 @@ def _weigh_heads(
         return None
     if scan is None or concept is None:
         raise typer.BadParameter("weights of heads need both --concept and --scan", param_hint="--concept")
-    from .editor.readings import weigh_heads
+    from .editor.look.readings import weigh_heads
     from .editor.scan.scan import load_scan
 
     return weigh_heads(load_scan(scan), model, concept=concept, keep=keep)
@@ -1340,8 +1340,8 @@ def _evaluate_segmentation(
     as_json: bool,
 ) -> None:
     from .editor.images.labelled import load_classes, load_lines
+    from .editor.look.segment import DEMO_CLASSES, evaluate_segmentation, load_masked_images
     from .editor.measure.evaluate import DEFAULT_TEMPLATES
-    from .editor.segment import DEMO_CLASSES, evaluate_segmentation, load_masked_images
 
     if classes is None and dataset != "demo":
         raise typer.BadParameter("it needs the names of the classes, a file with one a line", param_hint="--classes")

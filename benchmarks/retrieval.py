@@ -23,10 +23,10 @@ from clipedit.editor.concepts.concepts import load_concept
 from clipedit.editor.concepts.queries import encode_queries
 from clipedit.editor.concepts.scores import score_heads
 from clipedit.editor.images.source import ImageSource, render_source
+from clipedit.editor.look.retrieve import compute_written
+from clipedit.editor.look.spatial import head_ids
 from clipedit.editor.measure.evaluate import collect_features
-from clipedit.editor.retrieve import compute_written
 from clipedit.editor.select.plan import select_top_heads
-from clipedit.editor.spatial import head_ids
 
 # By concept: the label's column, and the text of a value.
 PROPERTIES = {

@@ -25,8 +25,8 @@ from clipedit.editor.concepts.textspan import compute_text_span
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
 from clipedit.editor.images.source import ImageSource, load_batches
-from clipedit.editor.spatial import compute_token_shares, draw_heatmaps
-from clipedit.editor.view import find_view
+from clipedit.editor.look.spatial import compute_token_shares, draw_heatmaps
+from clipedit.editor.look.view import find_view
 
 # The high-water mark of this address space; `ru_maxrss` would count the parent's, which a child inherits.
 PRINT_PEAK = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"

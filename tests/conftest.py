@@ -18,7 +18,7 @@ import torch
 
 import clipedit
 from clipedit import cli
-from clipedit.editor.spatial import TokenShares, compute_token_shares, head_ids
+from clipedit.editor.look.spatial import TokenShares, compute_token_shares, head_ids
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,6 +16,7 @@ from clipedit.demo import world
 from clipedit.editor.concepts.concepts import load_pools
 from clipedit.editor.images.labelled import LabelledImages
 from clipedit.editor.images.source import demo_calibration_source, render_source
+from clipedit.editor.look.plot import plot_completeness, save_figure
 from clipedit.editor.measure.completeness import (
     RANDOM_DIRECTIONS,
     RANDOM_TEXTS,
@@ -24,7 +25,6 @@ from clipedit.editor.measure.completeness import (
     measure_completeness,
     span_basis,
 )
-from clipedit.editor.plot import plot_completeness, save_figure
 
 
 def small_task(images: int = 48) -> LabelledImages:

@@ -25,8 +25,8 @@ from clipedit.editor.components import HeadId
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
 from clipedit.editor.images.source import ImageSource
+from clipedit.editor.look.spatial import compute_token_shares
 from clipedit.editor.models.model import Model, decompose
-from clipedit.editor.spatial import compute_token_shares
 from clipedit.editor.towers import build_tower
 
 SIZE = 32

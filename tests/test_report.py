@@ -113,7 +113,7 @@ def test_an_edited_head_loses_its_heatmap(edit: Edit) -> None:
     """Of an ablated head nothing is left under `direct`; the refitted readout of `distilled` reads it less."""
     from clipedit.editor.components import HeadId
     from clipedit.editor.concepts.queries import encode_queries
-    from clipedit.editor.spatial import compute_seen
+    from clipedit.editor.look.spatial import compute_seen
     from clipedit.export.head_cards import _edited_queries
 
     heads = [HeadId.parse(head) for head in edit.recipe.heads]

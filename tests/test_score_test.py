@@ -92,8 +92,8 @@ def test_layers_are_ablated_from_the_last_to_the_first(
     demo_model: clipedit.Model, balanced: ImageSource, tmp_path: Path
 ) -> None:
     from clipedit.editor.images.labelled import LabelledImages
+    from clipedit.editor.look.plot import plot_layer_ablation, require_plot, save_figure
     from clipedit.editor.measure.layer_ablation import measure_layer_ablation
-    from clipedit.editor.plot import plot_layer_ablation, require_plot, save_figure
 
     shapes = [row["shape"] for row in balanced.attributes]
     labels = tuple(world.SHAPES.index(shape) for shape in shapes)

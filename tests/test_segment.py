@@ -12,10 +12,10 @@ from PIL import Image
 from sklearn.metrics import average_precision_score
 
 import clipedit
-from clipedit.editor import retrieve
 from clipedit.editor.components import HeadId
-from clipedit.editor.readings import READINGS, combine_shares, weigh_heads
-from clipedit.editor.segment import (
+from clipedit.editor.look import retrieve
+from clipedit.editor.look.readings import READINGS, combine_shares, weigh_heads
+from clipedit.editor.look.segment import (
     DEMO_CLASSES,
     compute_average_precision,
     cut,

@@ -14,9 +14,9 @@ from PIL import Image
 import clipedit
 from clipedit.demo import world
 from clipedit.editor.concepts.queries import encode_contrast, require_text_fits
-from clipedit.editor.pictures import draw_overlay, draw_sheet
-from clipedit.editor.spatial import compute_token_shares, heatmap
-from clipedit.editor.view import View, find_view
+from clipedit.editor.look.pictures import draw_overlay, draw_sheet
+from clipedit.editor.look.spatial import compute_token_shares, heatmap
+from clipedit.editor.look.view import View, find_view
 
 
 def positive_mass_on_objects(model: clipedit.Model, scenes: list[world.Scene], texts: list[str]) -> float:

@@ -19,10 +19,10 @@ from clipedit.editor.components import HeadId
 from clipedit.editor.edits.apply import apply_recipe
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
+from clipedit.editor.look.spatial import compute_token_shares, head_ids
 from clipedit.editor.models.model import Model, decompose
 from clipedit.editor.scan.scan import Scan
 from clipedit.editor.scan.statistics import add_features, empty_statistics
-from clipedit.editor.spatial import compute_token_shares, head_ids
 from clipedit.editor.towers import build_tower
 from clipedit.editor.towers.staged.spatial_staged import _place
 

@@ -12,11 +12,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from .components import ComponentId, HeadId
-from .concepts.queries import encode_contrast
-from .errors import ModelError
-from .models.model import Model
-from .towers import SpatialTower
+from ..components import ComponentId, HeadId
+from ..concepts.queries import encode_contrast
+from ..errors import ModelError
+from ..models.model import Model
+from ..towers import SpatialTower
 from .view import View, find_view
 
 

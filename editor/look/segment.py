@@ -1,7 +1,7 @@
 """segment: masks from heatmaps, and how good they are by the protocol of the decomposition paper.
 
 A heatmap is measured against the mean over all classes, clipped at zero, and cut at its own mean (Gandelsman et al., ICLR
-2024, section 5.2); that is the reading `contrast`, see `editor/readings.py` for others. The figures are those of Chefer et al., 2021: pixel accuracy, mean of foreground's and background's
+2024, section 5.2); that is the reading `contrast`, see `editor/look/readings.py` for others. The figures are those of Chefer et al., 2021: pixel accuracy, mean of foreground's and background's
 intersection over union, and average precision).
 """
 
@@ -17,17 +17,17 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from ..demo import world
-from .components import HeadId
-from .concepts.queries import encode_contrast
-from .errors import ConceptError, ImageError
-from .files.whole import staged_folder
-from .images.source import SUFFIXES, ImageSource, list_images, open_image, render_source
-from .measure.evaluate import compute_class_weights
-from .models.model import Model
+from ...demo import world
+from ..components import HeadId
+from ..concepts.queries import encode_contrast
+from ..errors import ConceptError, ImageError
+from ..files.whole import staged_folder
+from ..images.source import SUFFIXES, ImageSource, list_images, open_image, render_source
+from ..measure.evaluate import compute_class_weights
+from ..models.model import Model
+from ..scan.scan import Progress, check_bad
 from .pictures import encode_image_file
 from .readings import Reading, combine_shares, require_texts, weights_of
-from .scan.scan import Progress, check_bad
 from .spatial import compute_seen, compute_token_shares, last_heads
 from .view import find_view
 

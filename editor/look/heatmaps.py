@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .components import HeadId
-from .concepts.concepts import load_texts
-from .concepts.queries import encode_contrast
-from .concepts.textspan import text_span
-from .errors import ConceptError, ModelError
-from .files.whole import staged_file
-from .images.source import open_image
-from .models.model import Model
+from ..components import HeadId
+from ..concepts.concepts import load_texts
+from ..concepts.queries import encode_contrast
+from ..concepts.textspan import text_span
+from ..errors import ConceptError, ModelError
+from ..files.whole import staged_file
+from ..images.source import open_image
+from ..models.model import Model
+from ..scan.scan import load_scan
 from .pictures import draw_overlay, draw_sheet
-from .scan.scan import load_scan
 from .spatial import Heatmap, draw_heatmaps
 
 TEXTS_OF_A_HEAD = 6

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from .components import HeadId
-from .concepts.scores import HeadScore
-from .errors import ExportError, StatisticsError
-from .files.whole import staged_file
-from .measure.completeness import CompletenessRow
+from ..components import HeadId
+from ..concepts.scores import HeadScore
+from ..errors import ExportError, StatisticsError
+from ..files.whole import staged_file
+from ..measure.completeness import CompletenessRow
 from .pictures import draw_overlay
 from .spatial import Heatmap
 

@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .components import HeadId
-from .concepts.concepts import load_concept
-from .concepts.scores import score_heads
-from .errors import ConceptError
-from .models.model import Model
-from .scan.scan import Scan
+from ..components import HeadId
+from ..concepts.concepts import load_concept
+from ..concepts.scores import score_heads
+from ..errors import ConceptError
+from ..models.model import Model
+from ..scan.scan import Scan
 
 Reading = Literal["contrast", "positive", "evidence"]
 READINGS = get_args(Reading)

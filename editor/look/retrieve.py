@@ -17,18 +17,18 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from .components import Features, HeadId
-from .concepts.concepts import Concept, load_concept
-from .concepts.queries import encode_queries, require_text_fits
-from .concepts.scores import score_heads
-from .errors import ConceptError, StatisticsError
-from .files.whole import staged_file
-from .images.source import ImageSource, list_images, open_image
-from .models.model import Model
+from ..components import Features, HeadId
+from ..concepts.concepts import Concept, load_concept
+from ..concepts.queries import encode_queries, require_text_fits
+from ..concepts.scores import score_heads
+from ..errors import ConceptError, StatisticsError
+from ..files.whole import staged_file
+from ..images.source import ImageSource, list_images, open_image
+from ..models.model import Model
+from ..scan.features import features_path, load_features
+from ..scan.scan import Progress, Scan, load_scan, scan
+from ..select.plan import select_top_heads
 from .pictures import draw_sheet
-from .scan.features import features_path, load_features
-from .scan.scan import Progress, Scan, load_scan, scan
-from .select.plan import select_top_heads
 
 DEFAULT_HEADS, BLOCK = 12, 65_536
 

@@ -1,0 +1,1 @@
+"""Pictures: where heads look, what they find, and plots of figures."""
