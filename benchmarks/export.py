@@ -25,9 +25,9 @@ import clipedit
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
 from clipedit.editor.images.source import ImageSource
-from clipedit.export.encoders import ImageEncoder
+from clipedit.export.graphs.encoders import ImageEncoder
+from clipedit.export.graphs.onnx_graphs import draw_examples, quiet_exporter, write_graphs
 from clipedit.export.onnx_folder import PROFILE
-from clipedit.export.onnx_graphs import draw_examples, quiet_exporter, write_graphs
 
 Runner = Callable[[np.ndarray], object]
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..editor.models.model import Model
-from .onnx_graphs import write_graphs
+from .graphs.onnx_graphs import write_graphs
 from .preprocessor_config import NAME as PREPROCESSOR_NAME
 from .preprocessor_config import require_clip_preprocessing, write_preprocessor
 from .profile import GraphSpec, Profile

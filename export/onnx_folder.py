@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..editor.models.model import Model
-from .onnx_graphs import write_graphs
+from .graphs.onnx_graphs import write_graphs
 from .profile import GraphSpec, Profile
 
 SIDECAR_NAME = "clip.json"

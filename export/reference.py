@@ -23,7 +23,7 @@ from ..editor.images.source import ImageSource, list_images, render_source
 from ..editor.measure.thresholds import ThresholdShift, compute_threshold_shift
 from ..editor.models.model import Model
 from ..editor.models.preprocessing import build_preprocess
-from .precision import FORCED, LIMITS, Limits
+from .graphs.precision import FORCED, LIMITS, Limits
 from .verify import REFERENCE_NAME
 
 KIND = "clipedit-reference-1"

@@ -21,8 +21,8 @@ from ..editor.files.bounded import load_json
 from ..editor.files.whole import lasting_name
 from ..editor.images.source import ImageSource, list_images
 from ..editor.models.model import Model, load_model
+from .graphs.precision import LIMITS
 from .patch import RECIPE_NAME
-from .precision import LIMITS
 from .profile import Profile
 
 FOLDER, RECORD_NAME = "reproduce", "reproduce.json"

@@ -22,9 +22,9 @@ from . import (
     transformers_js_folder,
     triton_repository,
 )
+from .graphs.prune import require_constant_heads
 from .model_card import write_model_card
 from .profile import Precision, Profile, require_graphs, require_precision, require_texts
-from .prune import require_constant_heads
 from .reference import Reference, write_reference
 from .reproduce import write_record
 from .verify import Check, verify_in_child

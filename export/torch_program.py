@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..editor.models.model import Model
-from .encoders import ImageEncoder, TextEncoder
+from .graphs.encoders import ImageEncoder, TextEncoder
+from .graphs.onnx_graphs import draw_examples, quiet_exporter
 from .onnx_folder import SIDECAR_NAME, write_sidecar
-from .onnx_graphs import draw_examples, quiet_exporter
 from .profile import Profile
 
 VISUAL_NAME, TEXTUAL_NAME = "visual.pt2", "textual.pt2"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..editor.models.model import Model
+from .graphs.onnx_graphs import write_graphs
 from .hf_folder import SIDECARS, require_hf_clip, write_hf_sidecars
-from .onnx_graphs import write_graphs
 from .profile import GraphSpec, Profile
 
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from ..editor.models.model import Model
+from .graphs.onnx_graphs import write_graphs
 from .onnx_folder import write_sidecar
-from .onnx_graphs import write_graphs
 from .profile import GraphSpec, Profile
 
 MAX_BATCH_SIZE = 64

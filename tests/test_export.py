@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import clipedit
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.export.edited_folder import write_edited_model
-from clipedit.export.onnx_graphs import write_graphs
+from clipedit.export.graphs.onnx_graphs import write_graphs
 from clipedit.export.open_clip_folder import write_open_clip_folder
 from clipedit.export.profile import GraphSpec, Profile
 

@@ -25,7 +25,7 @@ from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.models.model import Model
 from clipedit.editor.towers import build_tower
-from clipedit.export.prune import find_constant_heads, prune_heads
+from clipedit.export.graphs.prune import find_constant_heads, prune_heads
 
 VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 8}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

@@ -31,7 +31,7 @@ if only_images:
     import dataclasses
     from pathlib import Path
     from clipedit.export.onnx_folder import PROFILE
-    from clipedit.export.onnx_graphs import write_graphs
+    from clipedit.export.graphs.onnx_graphs import write_graphs
     os.makedirs(out)
     write_graphs(model, Path(out), dataclasses.replace(PROFILE, textual=None))
 else:

@@ -22,8 +22,8 @@ from sklearn.datasets import load_sample_images
 import clipedit
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.export.consumers import Consumer, load_consumer
+from clipedit.export.graphs.onnx_graphs import write_graphs
 from clipedit.export.model_card import write_model_card
-from clipedit.export.onnx_graphs import write_graphs
 from clipedit.export.profile import Precision
 from clipedit.export.reference import load_reference, write_reference
 from clipedit.export.targets import PROFILES

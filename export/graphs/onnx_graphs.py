@@ -13,11 +13,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from ..editor.images.source import ImageSource
-from ..editor.models.model import Model
+from ...editor.images.source import ImageSource
+from ...editor.models.model import Model
+from ..profile import GraphSpec, Profile
 from .encoders import HalfPrecision, ImageEncoder, Normalised, TextEncoder
 from .precision import collect_calibration_images, collect_calibration_texts, quantize_graph
-from .profile import GraphSpec, Profile
 from .prune import prune_heads
 
 _PROTOBUF_LIMIT = 2**31 - 2**26

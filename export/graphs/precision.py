@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ..editor.concepts.concepts import load_texts
-from ..editor.errors import ImageError
-from ..editor.images.source import ImageSource
-from ..editor.models.model import Model
+from ...editor.concepts.concepts import load_texts
+from ...editor.errors import ImageError
+from ...editor.images.source import ImageSource
+from ...editor.models.model import Model
 
 CALIBRATION_INPUTS = 128
 _QUANTISED = ["MatMul", "Gemm", "Gather"]

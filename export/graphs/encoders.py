@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..editor.models.model import Model
+from ...editor.models.model import Model
 
 
 class ImageEncoder(nn.Module):

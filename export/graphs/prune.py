@@ -19,8 +19,8 @@ from open_clip.transformer import ResidualAttentionBlock
 from timm.layers.attention import Attention as TimmAttention
 from torch import Tensor, nn
 
-from ..editor.errors import ExportError
-from ..editor.models.model import Model
+from ...editor.errors import ExportError
+from ...editor.models.model import Model
 from .encoders import copy_encoder
 
 

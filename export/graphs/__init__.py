@@ -1,0 +1,1 @@
+"""Graphs: encoders traced to ONNX, in lower precision and without constant heads."""
