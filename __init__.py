@@ -50,9 +50,9 @@ _HOMES = {
     "editor.concepts.scores": ("HeadScore", "score_heads"),
     "editor.look.spatial": ("Heatmap", "heatmap"),
     "editor.concepts.textspan": ("HeadLabel", "text_span"),
-    "export.reproduce": ("reproduce",),
+    "export.verify.reproduce": ("reproduce",),
     "export.targets": ("export_model",),
-    "export.verify": ("verify",),
+    "export.verify.verify": ("verify",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __version__ = "0.1.0"
@@ -114,9 +114,9 @@ if TYPE_CHECKING:
     from .editor.select.plan import EditPlan as EditPlan
     from .editor.select.plan import Evidence as Evidence
     from .editor.select.selectors import select_recipe as select_recipe
-    from .export.reproduce import reproduce as reproduce
     from .export.targets import export_model as export_model
-    from .export.verify import verify as verify
+    from .export.verify.reproduce import reproduce as reproduce
+    from .export.verify.verify import verify as verify
 
 
 def __getattr__(name: str) -> Any:

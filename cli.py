@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .editor.scan.monitor import DriftReport
     from .editor.scan.scan import Scan
     from .editor.select.plan import Evidence
-    from .export.verify import Check
+    from .export.verify.verify import Check
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Find the attention heads that carry a concept, remove them, and ship the repaired encoder.")  # fmt: skip
@@ -765,8 +765,8 @@ def export(
     """Write a model in the layout its consumer reads, and verify it in a fresh process."""
     from .editor.files.whole import require_apart
     from .export.targets import export_model, require_target
-    from .export.verify import REFERENCE_NAME
-    from .export.verify import verify as verify_folder
+    from .export.verify.verify import REFERENCE_NAME
+    from .export.verify.verify import verify as verify_folder
 
     require_target(target, precision)
     require_apart(out, model, pretrained, images, calibration)
@@ -793,7 +793,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Run an export with its consumer, in a fresh process, against the edited model's own answers."""
-    from .export.verify import verify as run
+    from .export.verify.verify import verify as run
 
     checks = run(folder, trust=trust)
     _print_json([vars(check) for check in checks]) if as_json else _print_checks(checks)
@@ -808,7 +808,7 @@ def reproduce(
     as_json: JsonOption = False,
 ) -> None:
     """Say how base, versions and files differ from an export's record, build it again and compare every byte."""
-    from .export.reproduce import reproduce as run
+    from .export.verify.reproduce import reproduce as run
 
     found = run(folder, model=_load_model(model, pretrained) if model else None, calibration=calibration)
     wrong = sum(difference.severity == "error" for difference in found)

@@ -47,10 +47,10 @@ from clipedit.editor.models.model import demo_folder, load_model
 from clipedit.editor.scan.features import load_features
 from clipedit.editor.scan.partials import merge_partials
 from clipedit.editor.scan.scan import load_scan
-from clipedit.export.reference import load_reference
-from clipedit.export.reproduce import load_record
 from clipedit.export.targets import PROFILES
-from clipedit.export.verify import REFERENCE_NAME
+from clipedit.export.verify.reference import load_reference
+from clipedit.export.verify.reproduce import load_record
+from clipedit.export.verify.verify import REFERENCE_NAME
 
 Generator = random.Random
 
@@ -293,7 +293,7 @@ def _make_files(folder: Path) -> Path:
                  "report": {"cosine": 0.5}, "log": [{"step": 10, "loss": 0.5}], "options": {"seed": 0}}  # fmt: skip
     maps = {"maps": torch.ones(2, 3, 4), "bias": torch.ones(3)}
     (folder / "aligner.safetensors").write_bytes(save_tensors(maps, {ALIGNER_KIND: json.dumps(described)}))
-    from clipedit.export.reference import write_reference
+    from clipedit.export.verify.reference import write_reference
 
     write_reference(clipedit.apply_recipe(load_recipe(folder / "total.yaml"), model), folder, target="open-clip")
     vectors = pa.array([[1.0, 2.0]] * 9, pa.list_(pa.float32()))

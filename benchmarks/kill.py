@@ -199,7 +199,8 @@ def import_everything() -> None:
         evaluate,
     )
     from clipedit.editor.select import selectors
-    from clipedit.export import report, targets, verify_child
+    from clipedit.export import report, targets
+    from clipedit.export.verify import verify_child
 
 
 def prepare(folder: Path, images: int) -> None:

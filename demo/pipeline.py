@@ -22,7 +22,7 @@ from ..editor.measure.evaluate import collect_embeddings
 from ..editor.models.model import Model, load_model
 from ..editor.scan.scan import Progress, Scan, scan
 from ..export.targets import export_model
-from ..export.verify import Check
+from ..export.verify.verify import Check
 from . import world
 from .measure import LISTED_PLACES, build_demo_measure, task_weights, test_source
 from .picture import choose_examples, draw_picture, shape_similarity

@@ -12,9 +12,9 @@ from ..editor.models.model import BASE_FOLDER, Model
 from ..editor.scan.scan import Scan
 from .model_card import write_model_card
 from .open_clip_folder import write_open_clip_folder
-from .reference import write_reference
 from .timm_folder import write_timm_folder
-from .verify import Check, verify_in_child
+from .verify.reference import write_reference
+from .verify.verify import Check, verify_in_child
 
 
 def write_edited_model(

@@ -24,7 +24,7 @@ from ..editor.models.model import Model, load_model
 from ..editor.scan.scan import Progress, Scan, load_scan
 from .head_cards import PICTURED, Edit, HeadCard, Pictures, build_cards, collect_pictures
 from .report_figures import build_measures, describe_edit, describe_result
-from .verify import REPORT_NAME as VERIFICATION_NAME
+from .verify.verify import REPORT_NAME as VERIFICATION_NAME
 
 NAME, TEXTS, MOST_BYTES = "report.html", 8, 5_000_000
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from ..editor.models.model import Model
-from .foreign_code import ST_MODULE
 from .hf_folder import SIDECARS, write_hf
 from .profile import Profile
+from .verify.foreign_code import ST_MODULE
 
 MODULE = "0_CLIPModel"
 

@@ -25,9 +25,9 @@ from . import (
 from .graphs.prune import require_constant_heads
 from .model_card import write_model_card
 from .profile import Precision, Profile, require_graphs, require_precision, require_texts
-from .reference import Reference, write_reference
-from .reproduce import write_record
-from .verify import Check, verify_in_child
+from .verify.reference import Reference, write_reference
+from .verify.reproduce import write_record
+from .verify.verify import Check, verify_in_child
 
 _WRITERS = (open_clip_folder, hf_folder, sentence_transformers_folder, immich_folder, fastembed_folder,
             transformers_js_folder, triton_repository, onnx_folder, torch_program, patch, timm_folder)  # fmt: skip

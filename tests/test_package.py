@@ -84,7 +84,7 @@ def test_the_wheel_and_the_sdist_hold_the_data(tmp_path: Path) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("clipedit/")}
     needed = ["cli.py", "__init__.py", "demo/model/open_clip_model.safetensors", "demo/model/concepts/location.yaml",
               "demo/model/texts.txt", "recipes/concepts/location.yaml", "recipes/texts/general.txt",
-              "editor/towers/vit/open_clip_vit.py", "export/verify_child.py"]  # fmt: skip
+              "editor/towers/vit/open_clip_vit.py", "export/verify/verify_child.py"]  # fmt: skip
     assert {f"clipedit/{name}" for name in needed} <= inside
     assert not any(name.startswith(("clipedit/tests", "clipedit/benchmarks")) for name in inside)
     with tarfile.open(sdist) as archive:

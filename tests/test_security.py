@@ -38,8 +38,8 @@ from clipedit.editor.images.source import list_images, open_image, read_csv_sour
 from clipedit.editor.models.config_bounds import require_modest_config
 from clipedit.editor.models.hf_folder import load_hf_folder
 from clipedit.editor.models.model import demo_folder
-from clipedit.export.foreign_code import refuse_unpickling, require_no_code
-from clipedit.export.verify import verify
+from clipedit.export.verify.foreign_code import refuse_unpickling, require_no_code
+from clipedit.export.verify.verify import verify
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [path for folder in ("editor", "export", "demo") for path in (ROOT / folder).rglob("*.py")] + [

@@ -21,13 +21,13 @@ from sklearn.datasets import load_sample_images
 
 import clipedit
 from clipedit.editor.images.source import demo_calibration_source
-from clipedit.export.consumers import Consumer, load_consumer
 from clipedit.export.graphs.onnx_graphs import write_graphs
 from clipedit.export.model_card import write_model_card
 from clipedit.export.profile import Precision
-from clipedit.export.reference import load_reference, write_reference
 from clipedit.export.targets import PROFILES
-from clipedit.export.verify_child import compute_checks
+from clipedit.export.verify.consumers import Consumer, load_consumer
+from clipedit.export.verify.reference import load_reference, write_reference
+from clipedit.export.verify.verify_child import compute_checks
 
 # fastembed asks for CUDA first.
 pytestmark = pytest.mark.filterwarnings("ignore:Attempt to set CUDAExecutionProvider")

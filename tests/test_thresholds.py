@@ -11,7 +11,7 @@ import clipedit
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.measure.thresholds import compute_threshold_shift, format_threshold_shift
 from clipedit.export.edited_folder import write_edited_model
-from clipedit.export.reference import load_reference
+from clipedit.export.verify.reference import load_reference
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES, EDITED, TEXTS = (torch.randn(n, 16, generator=GENERATOR) for n in (60, 60, 40))

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..editor.files.tensors import tensor_reader
-from ..editor.models.model import Model
-from .profile import Profile
+from ...editor.files.tensors import tensor_reader
+from ...editor.models.model import Model
+from ..profile import Profile
 from .reference import Reference, answer_images
 
 
@@ -74,16 +74,16 @@ def _load_timm(folder: Path, reference: Reference, profile: Profile) -> Consumer
 
 
 def _load_clipedit(folder: Path, reference: Reference, profile: Profile) -> Consumer:
-    from ..editor.models.model import load_model
+    from ...editor.models.model import load_model
 
     return _own_consumer(load_model(str(folder)))
 
 
 def _load_patch(folder: Path, reference: Reference, profile: Profile) -> Consumer:
     """Apply the patch to the base that it names, as `clipedit apply` does."""
-    from ..editor.edits.apply import apply_recipe
-    from ..editor.edits.recipe import load_recipe
-    from ..editor.models.model import load_model
+    from ...editor.edits.apply import apply_recipe
+    from ...editor.edits.recipe import load_recipe
+    from ...editor.models.model import load_model
 
     recipe = load_recipe(folder)
     base = recipe.document.base
@@ -91,7 +91,7 @@ def _load_patch(folder: Path, reference: Reference, profile: Profile) -> Consume
 
 
 def _own_consumer(model: Model) -> Consumer:
-    from .. import __version__
+    from ... import __version__
 
     encode = functools.partial(answer_images, model)
     embed_texts = model.encode_text if model.has_texts else None
@@ -99,7 +99,7 @@ def _own_consumer(model: Model) -> Consumer:
 
 
 def _load_torch_program(folder: Path, reference: Reference, profile: Profile) -> Consumer:
-    from .torch_program import TEXTUAL_NAME, VISUAL_NAME
+    from ..torch_program import TEXTUAL_NAME, VISUAL_NAME
 
     visual, textual = (torch.export.load(folder / name).module() for name in (VISUAL_NAME, TEXTUAL_NAME))
     tokens = _known_tokens(reference)
@@ -230,7 +230,7 @@ def _load_hf_by_open_clip(folder: Path, reference: Reference, profile: Profile) 
     import open_clip
     from safetensors import safe_open
 
-    from ..editor.models.hf_names import clip_names, convert_from_hf
+    from ...editor.models.hf_names import clip_names, convert_from_hf
 
     path = next(folder.rglob("model.safetensors"))
     with safe_open(path, framework="pt") as stream:

@@ -9,8 +9,8 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..editor.errors import VerificationError
-from ..editor.files.whole import write_text
+from ...editor.errors import VerificationError
+from ...editor.files.whole import write_text
 
 REPORT_NAME, REFERENCE_NAME = "verification.json", "verification.safetensors"
 TIMEOUT_SECONDS = 1_800
@@ -65,7 +65,7 @@ def verify_in_child(folder: Path, *, trusted: bool = True) -> list[Check]:
         sys.executable,
         "-P",
         "-m",
-        "clipedit.export.verify_child",
+        "clipedit.export.verify.verify_child",
         str(folder),
         *(["trusted"] if trusted else []),
     ]

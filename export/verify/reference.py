@@ -15,15 +15,15 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..demo import world
-from ..editor.errors import ImageError, ModelError, VerificationError
-from ..editor.files.tensors import load_tensors
-from ..editor.files.whole import save_tensors
-from ..editor.images.source import ImageSource, list_images, render_source
-from ..editor.measure.thresholds import ThresholdShift, compute_threshold_shift
-from ..editor.models.model import Model
-from ..editor.models.preprocessing import build_preprocess
-from .graphs.precision import FORCED, LIMITS, Limits
+from ...demo import world
+from ...editor.errors import ImageError, ModelError, VerificationError
+from ...editor.files.tensors import load_tensors
+from ...editor.files.whole import save_tensors
+from ...editor.images.source import ImageSource, list_images, render_source
+from ...editor.measure.thresholds import ThresholdShift, compute_threshold_shift
+from ...editor.models.model import Model
+from ...editor.models.preprocessing import build_preprocess
+from ..graphs.precision import FORCED, LIMITS, Limits
 from .verify import REFERENCE_NAME
 
 KIND = "clipedit-reference-1"

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..editor.errors import VerificationError
-from ..editor.files.bounded import load_json
-from ..editor.models.open_clip_config import CONFIG_NAME, read_open_clip_config
+from ...editor.errors import VerificationError
+from ...editor.files.bounded import load_json
+from ...editor.models.open_clip_config import CONFIG_NAME, read_open_clip_config
 
 # Reading a program evaluates expressions that are in it.
 RUNS_CODE = frozenset({"torch-export"})

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..editor.errors import ClipeditError
+from ...editor.errors import ClipeditError
+from ..targets import find_profile
 from .consumers import Consumer, load_consumer
 from .foreign_code import refuse_unpickling, require_no_code
 from .reference import Reference, load_reference
-from .targets import find_profile
 from .verify import Check
 
 DISTANCE = 1e-4
