@@ -521,7 +521,7 @@ def remove_heads(
     from .editor.look.plot import plot_frontier, require_plot, save_figure
     from .editor.select.selectors import select_recipe
     from .export.edited_folder import write_edited_model
-    from .export.report import write_report
+    from .export.pages.report import write_report
 
     if concept is None and select == "text-difference":
         raise typer.BadParameter(f"{select} needs one", param_hint="--concept")
@@ -853,7 +853,7 @@ def report_command(
 ) -> None:  # fmt: skip
     """Write a page on an edit: what was removed and why, before and after, every head's card, the checks."""
     from .editor.files.whole import require_free_file
-    from .export.report import write_report
+    from .export.pages.report import write_report
 
     if out is not None:
         require_free_file(out, overwrite=overwrite)

@@ -199,7 +199,8 @@ def import_everything() -> None:
         evaluate,
     )
     from clipedit.editor.select import selectors
-    from clipedit.export import report, targets
+    from clipedit.export import targets
+    from clipedit.export.pages import report
     from clipedit.export.verify import verify_child
 
 

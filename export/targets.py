@@ -23,7 +23,7 @@ from . import (
     triton_repository,
 )
 from .graphs.prune import require_constant_heads
-from .model_card import write_model_card
+from .pages.model_card import write_model_card
 from .profile import Precision, Profile, require_graphs, require_precision, require_texts
 from .verify.reference import Reference, write_reference
 from .verify.reproduce import write_record

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import clipedit
-from clipedit.export.model_card import write_model_card
+from clipedit.export.pages.model_card import write_model_card
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,9 @@ import pytest
 
 import clipedit
 from clipedit.editor.images.source import ImageSource, demo_calibration_source
-from clipedit.export.head_cards import Edit
-from clipedit.export.report import render_report, write_report
-from clipedit.export.report_figures import build_measures, describe_result
+from clipedit.export.pages.head_cards import Edit
+from clipedit.export.pages.report import render_report, write_report
+from clipedit.export.pages.report_figures import build_measures, describe_result
 
 HOSTILE = '<script>alert("x")</script>\n\'"& .png'
 MEASURED = {
@@ -114,7 +114,7 @@ def test_an_edited_head_loses_its_heatmap(edit: Edit) -> None:
     from clipedit.editor.components import HeadId
     from clipedit.editor.concepts.queries import encode_queries
     from clipedit.editor.look.spatial import compute_seen
-    from clipedit.export.head_cards import _edited_queries
+    from clipedit.export.pages.head_cards import _edited_queries
 
     heads = [HeadId.parse(head) for head in edit.recipe.heads]
     texts = {head: encode_queries(edit.base, ["a photo of the ocean"]) for head in heads}

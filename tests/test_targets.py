@@ -22,7 +22,7 @@ from sklearn.datasets import load_sample_images
 import clipedit
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.export.graphs.onnx_graphs import write_graphs
-from clipedit.export.model_card import write_model_card
+from clipedit.export.pages.model_card import write_model_card
 from clipedit.export.profile import Precision
 from clipedit.export.targets import PROFILES
 from clipedit.export.verify.consumers import Consumer, load_consumer

@@ -10,21 +10,21 @@ from typing import Any
 import jinja2
 import yaml
 
-from ..editor.components import HeadId
-from ..editor.concepts.concepts import Concept, list_concepts, load_concept, load_texts
-from ..editor.concepts.scores import HeadScore, score_heads
-from ..editor.concepts.textspan import text_span
-from ..editor.edits.recipe import Recipe, load_recipe
-from ..editor.errors import ExportError
-from ..editor.files.bounded import load_json
-from ..editor.files.whole import staged_file
-from ..editor.images.source import ImageSource, list_images
-from ..editor.models.aligned import apply_aligner
-from ..editor.models.model import Model, load_model
-from ..editor.scan.scan import Progress, Scan, load_scan
+from ...editor.components import HeadId
+from ...editor.concepts.concepts import Concept, list_concepts, load_concept, load_texts
+from ...editor.concepts.scores import HeadScore, score_heads
+from ...editor.concepts.textspan import text_span
+from ...editor.edits.recipe import Recipe, load_recipe
+from ...editor.errors import ExportError
+from ...editor.files.bounded import load_json
+from ...editor.files.whole import staged_file
+from ...editor.images.source import ImageSource, list_images
+from ...editor.models.aligned import apply_aligner
+from ...editor.models.model import Model, load_model
+from ...editor.scan.scan import Progress, Scan, load_scan
+from ..verify.verify import REPORT_NAME as VERIFICATION_NAME
 from .head_cards import PICTURED, Edit, HeadCard, Pictures, build_cards, collect_pictures
 from .report_figures import build_measures, describe_edit, describe_result
-from .verify.verify import REPORT_NAME as VERIFICATION_NAME
 
 NAME, TEXTS, MOST_BYTES = "report.html", 8, 5_000_000
 
@@ -135,7 +135,7 @@ def _provenance(edit: Edit) -> dict[str, str]:
     import open_clip
     import torch
 
-    from .. import __version__
+    from ... import __version__
 
     document = edit.recipe.document
     found = {

@@ -11,19 +11,19 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ..editor.components import Features, HeadId
-from ..editor.concepts.queries import encode_queries
-from ..editor.concepts.scores import HeadScore
-from ..editor.concepts.textspan import HeadLabel
-from ..editor.edits.recipe import Recipe
-from ..editor.images.source import ImageSource
-from ..editor.look.pictures import encode_image_file, tint_png
-from ..editor.look.spatial import compute_seen, compute_token_shares
-from ..editor.look.view import View, find_view
-from ..editor.measure.evaluate import collect_features
-from ..editor.models.model import Model
-from ..editor.scan.scan import Progress, Scan
-from ..editor.towers import SpatialTower
+from ...editor.components import Features, HeadId
+from ...editor.concepts.queries import encode_queries
+from ...editor.concepts.scores import HeadScore
+from ...editor.concepts.textspan import HeadLabel
+from ...editor.edits.recipe import Recipe
+from ...editor.images.source import ImageSource
+from ...editor.look.pictures import encode_image_file, tint_png
+from ...editor.look.spatial import compute_seen, compute_token_shares
+from ...editor.look.view import View, find_view
+from ...editor.measure.evaluate import collect_features
+from ...editor.models.model import Model
+from ...editor.scan.scan import Progress, Scan
+from ...editor.towers import SpatialTower
 
 SEARCHED, SHOWN, PICTURED = 256, 4, 32
 THUMBNAIL = 144

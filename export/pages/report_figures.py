@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..editor.concepts.concepts import Concept
-from ..editor.concepts.scores import HeadScore
-from ..editor.edits.recipe import Recipe, Step
-from ..editor.measure.evaluate import GROUP
+from ...editor.concepts.concepts import Concept
+from ...editor.concepts.scores import HeadScore
+from ...editor.edits.recipe import Recipe, Step
+from ...editor.measure.evaluate import GROUP
 
 _ROWS = {
     "before": "unedited",
