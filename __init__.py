@@ -51,7 +51,7 @@ _HOMES = {
     "editor.look.spatial": ("Heatmap", "heatmap"),
     "editor.concepts.textspan": ("HeadLabel", "text_span"),
     "export.verify.reproduce": ("reproduce",),
-    "export.targets": ("export_model",),
+    "export.targets.registry": ("export_model",),
     "export.verify.verify": ("verify",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -114,7 +114,7 @@ if TYPE_CHECKING:
     from .editor.select.plan import EditPlan as EditPlan
     from .editor.select.plan import Evidence as Evidence
     from .editor.select.selectors import select_recipe as select_recipe
-    from .export.targets import export_model as export_model
+    from .export.targets.registry import export_model as export_model
     from .export.verify.reproduce import reproduce as reproduce
     from .export.verify.verify import verify as verify
 

@@ -764,7 +764,7 @@ def export(
 ) -> None:
     """Write a model in the layout its consumer reads, and verify it in a fresh process."""
     from .editor.files.whole import require_apart
-    from .export.targets import export_model, require_target
+    from .export.targets.registry import export_model, require_target
     from .export.verify.verify import REFERENCE_NAME
     from .export.verify.verify import verify as verify_folder
 

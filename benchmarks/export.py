@@ -27,7 +27,7 @@ from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
 from clipedit.editor.images.source import ImageSource
 from clipedit.export.graphs.encoders import ImageEncoder
 from clipedit.export.graphs.onnx_graphs import draw_examples, quiet_exporter, write_graphs
-from clipedit.export.onnx_folder import PROFILE
+from clipedit.export.targets.onnx import PROFILE
 
 Runner = Callable[[np.ndarray], object]
 

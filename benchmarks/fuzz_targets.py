@@ -47,7 +47,7 @@ from clipedit.editor.models.model import demo_folder, load_model
 from clipedit.editor.scan.features import load_features
 from clipedit.editor.scan.partials import merge_partials
 from clipedit.editor.scan.scan import load_scan
-from clipedit.export.targets import PROFILES
+from clipedit.export.targets.registry import PROFILES
 from clipedit.export.verify.reference import load_reference
 from clipedit.export.verify.reproduce import load_record
 from clipedit.export.verify.verify import REFERENCE_NAME

@@ -199,8 +199,8 @@ def import_everything() -> None:
         evaluate,
     )
     from clipedit.editor.select import selectors
-    from clipedit.export import targets
     from clipedit.export.pages import report
+    from clipedit.export.targets import registry as targets
     from clipedit.export.verify import verify_child
 
 

@@ -21,7 +21,7 @@ from ..editor.measure.control import measure_controls
 from ..editor.measure.evaluate import collect_embeddings
 from ..editor.models.model import Model, load_model
 from ..editor.scan.scan import Progress, Scan, scan
-from ..export.targets import export_model
+from ..export.targets.registry import export_model
 from ..export.verify.verify import Check
 from . import world
 from .measure import LISTED_PLACES, build_demo_measure, task_weights, test_source

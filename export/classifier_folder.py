@@ -15,7 +15,7 @@ from ..editor.images.labelled import LabelledImages
 from ..editor.measure.evaluate import collect_embeddings
 from ..editor.measure.linear_head import TRAINED_ON_NAME, choose_head, find_head
 from ..editor.models.model import Model
-from .timm_folder import write_timm_folder
+from .targets.timm import write_timm_folder
 
 
 def train_head_to_folder(

@@ -10,9 +10,9 @@ from ..editor.files.whole import staged_folder
 from ..editor.images.source import ImageSource
 from ..editor.models.model import BASE_FOLDER, Model
 from ..editor.scan.scan import Scan
-from .open_clip_folder import write_open_clip_folder
 from .pages.model_card import write_model_card
-from .timm_folder import write_timm_folder
+from .targets.open_clip import write_open_clip_folder
+from .targets.timm import write_timm_folder
 from .verify.reference import write_reference
 from .verify.verify import Check, verify_in_child
 

@@ -18,8 +18,8 @@ import clipedit
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.export.edited_folder import write_edited_model
 from clipedit.export.graphs.onnx_graphs import write_graphs
-from clipedit.export.open_clip_folder import write_open_clip_folder
-from clipedit.export.profile import GraphSpec, Profile
+from clipedit.export.targets.open_clip import write_open_clip_folder
+from clipedit.export.targets.profile import GraphSpec, Profile
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_a_damaged_graph_fails(onnx_folder: Path, tmp_path: Path) -> None:
 def test_a_failed_verification_leaves_nothing(
     edited: clipedit.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clipedit.export import targets
+    from clipedit.export.targets import registry as targets
 
     def write_base(model: clipedit.Model, folder: Path, profile: Profile) -> None:
         assert model.base is not None

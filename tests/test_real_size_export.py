@@ -30,7 +30,7 @@ before, started = status("VmRSS"), time.perf_counter()
 if only_images:
     import dataclasses
     from pathlib import Path
-    from clipedit.export.onnx_folder import PROFILE
+    from clipedit.export.targets.onnx import PROFILE
     from clipedit.export.graphs.onnx_graphs import write_graphs
     os.makedirs(out)
     write_graphs(model, Path(out), dataclasses.replace(PROFILE, textual=None))

@@ -13,9 +13,9 @@ import clipedit
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.models.model import demo_folder
 from clipedit.export.edited_folder import write_edited_model
-from clipedit.export.immich_folder import immich_name
 from clipedit.export.pages.model_card import write_model_card
-from clipedit.export.targets import PROFILES, require_target
+from clipedit.export.targets.immich import immich_name
+from clipedit.export.targets.registry import PROFILES, require_target
 from clipedit.export.verify.reference import load_reference, write_reference
 
 

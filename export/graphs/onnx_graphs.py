@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...editor.images.source import ImageSource
 from ...editor.models.model import Model
-from ..profile import GraphSpec, Profile
+from ..targets.profile import GraphSpec, Profile
 from .encoders import HalfPrecision, ImageEncoder, Normalised, TextEncoder
 from .precision import collect_calibration_images, collect_calibration_texts, quantize_graph
 from .prune import prune_heads

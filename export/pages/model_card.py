@@ -18,7 +18,7 @@ from ...editor.edits.recipe import Base, Recipe
 from ...editor.images.source import render_source
 from ...editor.measure.thresholds import ThresholdShift, format_threshold_shift
 from ...editor.models.model import Model
-from ..immich_folder import immich_name
+from ..targets.immich import immich_name
 
 CARD_NAME, EXAMPLE_NAME, EXAMPLE_TEXT = "README.md", "example.png", "a photo of a circle"
 

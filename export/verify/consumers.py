@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...editor.files.tensors import tensor_reader
 from ...editor.models.model import Model
-from ..profile import Profile
+from ..targets.profile import Profile
 from .reference import Reference, answer_images
 
 
@@ -99,7 +99,7 @@ def _own_consumer(model: Model) -> Consumer:
 
 
 def _load_torch_program(folder: Path, reference: Reference, profile: Profile) -> Consumer:
-    from ..torch_program import TEXTUAL_NAME, VISUAL_NAME
+    from ..targets.torch_export import TEXTUAL_NAME, VISUAL_NAME
 
     visual, textual = (torch.export.load(folder / name).module() for name in (VISUAL_NAME, TEXTUAL_NAME))
     tokens = _known_tokens(reference)

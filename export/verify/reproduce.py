@@ -22,8 +22,8 @@ from ...editor.files.whole import lasting_name
 from ...editor.images.source import ImageSource, list_images
 from ...editor.models.model import Model, load_model
 from ..graphs.precision import LIMITS
-from ..patch import RECIPE_NAME
-from ..profile import Profile
+from ..targets.patch import RECIPE_NAME
+from ..targets.profile import Profile
 
 FOLDER, RECORD_NAME = "reproduce", "reproduce.json"
 # What writes the bytes of an export; other versions of the rest have not been seen to matter.
@@ -115,7 +115,7 @@ def reproduce(
 
 
 def _compare_build(folder: Path, record: dict[str, Any], base: Model, source: ImageSource | None) -> list[Difference]:
-    from ..targets import require_target
+    from ..targets.registry import require_target
 
     options = record["options"]
     edited = apply_recipe(load_recipe(_recipe_folder(folder)), base) if record["edited"] else base

@@ -8,8 +8,8 @@ from typing import Any
 
 import open_clip
 
-from ..editor.errors import ExportError
-from ..editor.models.model import Model
+from ...editor.errors import ExportError
+from ...editor.models.model import Model
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 SIDECARS = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..editor.files.whole import save_tensors
-from ..editor.models.model import CONFIG_NAME, WEIGHTS_NAME, Model
+from ...editor.files.whole import save_tensors
+from ...editor.models.model import CONFIG_NAME, WEIGHTS_NAME, Model
 from .profile import Profile, require_plain
 
 

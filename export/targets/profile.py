@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..editor.errors import ExportError
-from ..editor.images.source import ImageSource
-from ..editor.models.model import Model
+from ...editor.errors import ExportError
+from ...editor.images.source import ImageSource
+from ...editor.models.model import Model
 
 Precision = Literal["fp32", "fp16", "int8"]
 

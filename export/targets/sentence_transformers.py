@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..editor.models.model import Model
-from .hf_folder import SIDECARS, write_hf
+from ...editor.models.model import Model
+from ..verify.foreign_code import ST_MODULE
+from .hf import SIDECARS, write_hf
 from .profile import Profile
-from .verify.foreign_code import ST_MODULE
 
 MODULE = "0_CLIPModel"
 

@@ -6,8 +6,8 @@ import json
 import re
 from pathlib import Path
 
-from ..editor.models.model import Model
-from .graphs.onnx_graphs import write_graphs
+from ...editor.models.model import Model
+from ..graphs.onnx_graphs import write_graphs
 from .preprocessor_config import require_clip_preprocessing
 from .profile import GraphSpec, Profile
 from .tokenizer_files import SIDECARS as TOKENIZER_FILES

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..editor.errors import ExportError
-from ..editor.models.model import Model
+from ...editor.errors import ExportError
+from ...editor.models.model import Model
 from .profile import Profile
 
 RECIPE_NAME = "recipe.yaml"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..editor.models.model import Model
-from .graphs.onnx_graphs import write_graphs
-from .onnx_folder import write_sidecar
+from ...editor.models.model import Model
+from ..graphs.onnx_graphs import write_graphs
+from .onnx import write_sidecar
 from .profile import GraphSpec, Profile
 
 MAX_BATCH_SIZE = 64

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..editor.models.model import Model
-from .graphs.onnx_graphs import write_graphs
+from ...editor.models.model import Model
+from ..graphs.onnx_graphs import write_graphs
 from .profile import GraphSpec, Profile
 
 SIDECAR_NAME = "clip.json"

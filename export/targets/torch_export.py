@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..editor.models.model import Model
-from .graphs.encoders import ImageEncoder, TextEncoder
-from .graphs.onnx_graphs import draw_examples, quiet_exporter
-from .onnx_folder import SIDECAR_NAME, write_sidecar
+from ...editor.models.model import Model
+from ..graphs.encoders import ImageEncoder, TextEncoder
+from ..graphs.onnx_graphs import draw_examples, quiet_exporter
+from .onnx import SIDECAR_NAME, write_sidecar
 from .profile import Profile
 
 VISUAL_NAME, TEXTUAL_NAME = "visual.pt2", "textual.pt2"

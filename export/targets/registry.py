@@ -5,29 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ..editor.errors import ExportError, nearest_names
-from ..editor.files.whole import require_free_folder, staged_folder
-from ..editor.images.source import ImageSource, list_images
-from ..editor.models.model import Model
-from . import (
-    fastembed_folder,
-    hf_folder,
-    immich_folder,
-    onnx_folder,
-    open_clip_folder,
-    patch,
-    sentence_transformers_folder,
-    timm_folder,
-    torch_program,
-    transformers_js_folder,
-    triton_repository,
-)
-from .graphs.prune import require_constant_heads
-from .pages.model_card import write_model_card
+from ...editor.errors import ExportError, nearest_names
+from ...editor.files.whole import require_free_folder, staged_folder
+from ...editor.images.source import ImageSource, list_images
+from ...editor.models.model import Model
+from ..graphs.prune import require_constant_heads
+from ..pages.model_card import write_model_card
+from ..verify.reference import Reference, write_reference
+from ..verify.reproduce import write_record
+from ..verify.verify import Check, verify_in_child
+from . import fastembed as fastembed_folder
+from . import hf as hf_folder
+from . import immich as immich_folder
+from . import onnx as onnx_folder
+from . import open_clip as open_clip_folder
+from . import patch
+from . import sentence_transformers as sentence_transformers_folder
+from . import timm as timm_folder
+from . import torch_export as torch_program
+from . import transformers_js as transformers_js_folder
+from . import triton as triton_repository
 from .profile import Precision, Profile, require_graphs, require_precision, require_texts
-from .verify.reference import Reference, write_reference
-from .verify.reproduce import write_record
-from .verify.verify import Check, verify_in_child
 
 _WRITERS = (open_clip_folder, hf_folder, sentence_transformers_folder, immich_folder, fastembed_folder,
             transformers_js_folder, triton_repository, onnx_folder, torch_program, patch, timm_folder)  # fmt: skip

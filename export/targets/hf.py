@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..editor.errors import ExportError
-from ..editor.files.tensors import round_to_storage
-from ..editor.files.whole import save_tensors
-from ..editor.models.hf_names import clip_names, convert_to_hf
-from ..editor.models.model import Model
+from ...editor.errors import ExportError
+from ...editor.files.tensors import round_to_storage
+from ...editor.files.whole import save_tensors
+from ...editor.models.hf_names import clip_names, convert_to_hf
+from ...editor.models.model import Model
 from .preprocessor_config import NAME as PREPROCESSOR_NAME
 from .preprocessor_config import require_clip_preprocessing, write_preprocessor
 from .profile import Profile, require_plain

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..editor.errors import ExportError
-from ..editor.models.model import Model
+from ...editor.errors import ExportError
+from ...editor.models.model import Model
 
 NAME = "preprocessor_config.json"
 

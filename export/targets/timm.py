@@ -10,10 +10,10 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..editor.errors import ExportError
-from ..editor.files.whole import write_text
-from ..editor.models.model import Model
-from ..editor.models.timm import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME
+from ...editor.errors import ExportError
+from ...editor.files.whole import write_text
+from ...editor.models.model import Model
+from ...editor.models.timm import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME
 from .profile import Profile, require_plain
 
 

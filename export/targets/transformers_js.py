@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..editor.models.model import Model
-from .graphs.onnx_graphs import write_graphs
-from .hf_folder import SIDECARS, require_hf_clip, write_hf_sidecars
+from ...editor.models.model import Model
+from ..graphs.onnx_graphs import write_graphs
+from .hf import SIDECARS, require_hf_clip, write_hf_sidecars
 from .profile import GraphSpec, Profile
 
 

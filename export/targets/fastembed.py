@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..editor.models.model import Model
-from .graphs.onnx_graphs import write_graphs
+from ...editor.models.model import Model
+from ..graphs.onnx_graphs import write_graphs
 from .preprocessor_config import NAME as PREPROCESSOR_NAME
 from .preprocessor_config import require_clip_preprocessing, write_preprocessor
 from .profile import GraphSpec, Profile

@@ -1,0 +1,1 @@
+"""Targets: one file for each consumer, with everything that is particular to it."""
