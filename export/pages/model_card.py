@@ -52,7 +52,7 @@ def write_model_card(
     example = render_source(world.draw_balanced_scenes(1, seed=1)).open(0).resize((width, height))
     example.save(folder / EXAMPLE_NAME)
     rows = _measured_rows(recipe.document.measured if recipe else None)
-    loader = jinja2.PackageLoader("clipedit.export", "cards")
+    loader = jinja2.PackageLoader("clipedit.export.pages", "cards")
     environment = jinja2.Environment(
         loader=loader, finalize=_escape, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )

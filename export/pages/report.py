@@ -167,7 +167,7 @@ def _read_checks(folder: Path) -> dict[str, Any]:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("clipedit.export", "templates"),
+        loader=jinja2.PackageLoader("clipedit.export.pages", "templates"),
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
