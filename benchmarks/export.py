@@ -1,6 +1,6 @@
 """Throughput of exported graphs in one run: `OMP_NUM_THREADS=2 python benchmarks/export.py`. Needs a quiet machine.
 
-Prints the Markdown of RESULTS.md: images a second of ONNX Runtime on two CPU threads at batch 1 and 32, ViT-B-32 and ViT-B-16 at
+Prints the tables of `benchmarks/results/throughput.csv`: images per second of ONNX Runtime on two CPU threads at batch 1 and 32, ViT-B-32 and ViT-B-16 at
 real size with random weights (speed does not depend on what they hold), of the unedited, the distilled, the direct and
 the pruned graph, fp32, and of the pruned one in int8 and fp16. Every ratio is the median over interleaved rounds, the order
 reversed in every other one, so that drift of the machine cancels. The programs of torch.export likewise, direct to unedited.

@@ -1,6 +1,6 @@
 """Images a second of a scan and of the plain forward pass, on whatever GPU there is: `python benchmarks/gpu.py [--model NAME]`.
 
-Prints a row for each precision, in the columns of "Devices" in RESULTS.md. Random weights at real size: speed does not depend on
+Prints a table with a row for each precision. Random weights at real size: speed does not depend on
 what they hold. Pixels are on the device beforehand, so that the model is measured and not the decoding of images; `--loader`
 measures reading JPEGs by itself. Without a GPU it runs on the processor and says so.
 """
