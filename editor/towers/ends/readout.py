@@ -20,7 +20,7 @@ from .pools import AttentionPool, MeanPool
 
 
 @dataclass(frozen=True)
-class Reading:
+class FrozenReadout:
     """What one batch froze.
 
     Attributes:
@@ -62,7 +62,7 @@ class Readout:
             found.append(ComponentGroup("pool.mlp", (ComponentId("pool.mlp"),), d_embed))
         return found
 
-    def read(self, stream: Float[Tensor, "image token width"]) -> Reading:
+    def read(self, stream: Float[Tensor, "image token width"]) -> FrozenReadout:
         """Pool the readout tokens, and keep what is frozen."""
         sigma = self.before.sigma(stream)
         normed = self.before.module(stream)
@@ -71,7 +71,7 @@ class Readout:
         mlp = self.pool.write_mlp(pooled) if self.pool.has_mlp else None
         pooled = pooled if mlp is None else pooled + mlp
         inverse = 1 / self.after.sigma(pooled)
-        return Reading(
+        return FrozenReadout(
             attention * (inverse[:, None] / sigma)[:, None],
             inverse,
             None if mlp is None else mlp * inverse[:, None],
@@ -96,10 +96,10 @@ class Readout:
         return self.before.push(((top @ left) @ right).flatten(0, 1)).unflatten(0, (self.copies, -1))
 
     def push_features(
-        self, writes: Float[Tensor, "image token width"], reading: Reading
+        self, writes: Float[Tensor, "image token width"], frozen: FrozenReadout
     ) -> Float[Tensor, "image d_embed"]:
         """Contributions of writes that are as wide as the stream (MLPs, the embedding)."""
-        seen = torch.einsum("ipn,inm->ipm", reading.weights, writes)
+        seen = torch.einsum("ipn,inm->ipm", frozen.weights, writes)
         top, factors = self._top(), self.pool.factors()
         if factors is None:
             return seen[:, 0] @ self.before.push(top).T.to(seen)
@@ -107,12 +107,12 @@ class Readout:
         right = self.before.push(right.flatten(0, 1)).unflatten(0, (self.copies, -1)).to(seen)
         return torch.einsum("ipk,pek->ie", torch.einsum("ipm,pkm->ipk", seen, right), (top @ left).to(seen))
 
-    def pool_features(self, name: str, reading: Reading) -> Float[Tensor, "image 1 k"]:
+    def pool_features(self, name: str, frozen: FrozenReadout) -> Float[Tensor, "image 1 k"]:
         """Features of the components of `groups`."""
         if name == "pool.bias":
-            return reading.inverse[:, None, None]
-        assert reading.pool_mlp is not None
-        return (reading.pool_mlp @ self._top().T.to(reading.pool_mlp))[:, None]
+            return frozen.inverse[:, None, None]
+        assert frozen.pool_mlp is not None
+        return (frozen.pool_mlp @ self._top().T.to(frozen.pool_mlp))[:, None]
 
     def pool_bias(self) -> Float[Tensor, "d_embed 1"]:
         """The readout of `pool.bias`, float64."""

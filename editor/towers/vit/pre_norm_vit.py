@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...components import ComponentGroup, ComponentId, Features
 from ..ends.norms import FrozenNorm
-from ..ends.readout import Reading, Readout
+from ..ends.readout import FrozenReadout, Readout
 
 
 @dataclass(frozen=True)
@@ -188,22 +188,22 @@ class PreNormViT:
             return self.out.push(self._block(layer).bias()[:, None])[:, :, 0].T[None]
         return self.out.pool_bias()[None] if kind == "pool.bias" else torch.eye(self.d_embed).double()[None]
 
-    def _read_out(self, reading: Reading, kept: dict[str, Tensor], groups: Sequence[ComponentGroup]) -> Features:
+    def _read_out(self, frozen: FrozenReadout, kept: dict[str, Tensor], groups: Sequence[ComponentGroup]) -> Features:
         features: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
         for group in groups:
             kind = group.ids[0].kind
             if kind == "head":
                 v = kept.pop(group.name)
-                features[group.name] = torch.einsum("ipn,inhk->ihpk", reading.weights, v).flatten(2)
+                features[group.name] = torch.einsum("ipn,inhk->ihpk", frozen.weights, v).flatten(2)
                 values[group.name] = v.mean(1)
             elif kind == "bias":
-                features[group.name] = reading.weights.sum(2)[:, None]
+                features[group.name] = frozen.weights.sum(2)[:, None]
             elif group.name in kept:
-                features[group.name] = self.out.push_features(kept.pop(group.name), reading)[:, None]
+                features[group.name] = self.out.push_features(kept.pop(group.name), frozen)[:, None]
             else:
-                features[group.name] = self.out.pool_features(group.name, reading)
-        return Features(features, values, reading.final, self.out.final.project(reading.final))
+                features[group.name] = self.out.pool_features(group.name, frozen)
+        return Features(features, values, frozen.final, self.out.final.project(frozen.final))
 
 
 def text_projection_names(module: nn.Module) -> dict[str, str]:

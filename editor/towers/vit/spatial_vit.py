@@ -106,9 +106,9 @@ class SpatialViT(PreNormViT):
                 looks[layer] = Look(projected.attention(tokens) / inner[:, None, :, None], projected.value, gate)
             stream = (stream[:, tokens] if last else stream) + weights.write(values)
             stream = stream + weights.write_mlp(stream)
-        reading = self.out.read(stream)
+        frozen = self.out.read(stream)
         shares = {
-            layer: look.share(reading.weights, seen[layer].to(look.value).unflatten(2, (copies, self.d_head)))
+            layer: look.share(frozen.weights, seen[layer].to(look.value).unflatten(2, (copies, self.d_head)))
             for layer, look in looks.items()
         }
-        return TokenReading(shares, self._grid(pixels), reading.final @ self.readout().to(reading.final))
+        return TokenReading(shares, self._grid(pixels), frozen.final @ self.readout().to(frozen.final))
