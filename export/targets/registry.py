@@ -11,8 +11,8 @@ from ...editor.images.source import ImageSource, list_images
 from ...editor.models.model import Model
 from ..graphs.prune import require_constant_heads
 from ..pages.model_card import write_model_card
+from ..verify.record import write_record
 from ..verify.reference import Reference, write_reference
-from ..verify.reproduce import write_record
 from ..verify.verify import Check, verify_in_child
 from . import fastembed as fastembed_folder
 from . import hf as hf_folder
