@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from .editor.components import HeadId
     from .editor.concepts.directions import LabelledEmbeddings
     from .editor.edits.diff import ModelDiff
-    from .editor.edits.recipe import Recipe, RecipeDocument
+    from .editor.edits.document import RecipeDocument
+    from .editor.edits.recipe import Recipe
     from .editor.images.labelled import LabelledImages
     from .editor.images.skew import RetrievalSet
     from .editor.images.units import WorkUnit
@@ -887,7 +888,8 @@ def concepts_show(name: str, model: ModelOption = "demo") -> None:
 @recipes_app.command("list")
 def recipes_list(as_json: JsonOption = False) -> None:
     """List the shipped recipes."""
-    from .editor.edits.recipe import list_recipes, load_recipe
+    from .editor.edits.document import list_recipes
+    from .editor.edits.recipe import load_recipe
 
     found = [load_recipe(path) for path in list_recipes().values()]
     if as_json:
@@ -901,7 +903,8 @@ def recipes_list(as_json: JsonOption = False) -> None:
 @recipes_app.command("show")
 def recipes_show(recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, a file or a folder.")]) -> None:
     """Print a recipe."""
-    from .editor.edits.recipe import format_document, load_recipe
+    from .editor.edits.document import format_document
+    from .editor.edits.recipe import load_recipe
 
     out_console.print(
         format_document(load_recipe(recipe).document), markup=False, highlight=False, soft_wrap=True, end=""

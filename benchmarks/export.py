@@ -23,7 +23,7 @@ from PIL import Image
 
 import clipedit
 from clipedit.editor.edits.bind import bind_recipe
-from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
+from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.images.source import ImageSource
 from clipedit.export.graphs.encoders import ImageEncoder
 from clipedit.export.graphs.onnx_graphs import draw_examples, quiet_exporter, write_graphs

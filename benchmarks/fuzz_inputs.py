@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin
 import clipedit
 from clipedit.demo import world
 from clipedit.editor.concepts.concepts import library_folder, load_texts
-from clipedit.editor.edits.recipe import list_recipes
+from clipedit.editor.edits.document import list_recipes
 from clipedit.editor.files.vectors import open_vectors
 from clipedit.editor.images.labelled import load_classes, load_labelled_images, load_lines
 from clipedit.editor.images.layouts import load_dataset

@@ -24,13 +24,15 @@ import torch
 import torch.nn.functional as F
 
 from clipedit.demo import measure, texts, world
+from clipedit.editor.choices import Effect
 from clipedit.editor.components import Features
-from clipedit.editor.concepts.concepts import Concept, concept_directions
-from clipedit.editor.concepts.directions import LabelledEmbeddings
+from clipedit.editor.concepts.concepts import Concept
+from clipedit.editor.concepts.directions import LabelledEmbeddings, concept_directions
 from clipedit.editor.edits.apply import apply_recipe
 from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.document import RecipeDocument
 from clipedit.editor.edits.operations import project_output
-from clipedit.editor.edits.recipe import Effect, Recipe, RecipeDocument
+from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.errors import ClipeditError
 from clipedit.editor.images.source import ImageSource
 from clipedit.editor.measure.control import draw_control_documents, mean_rows

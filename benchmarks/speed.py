@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 import clipedit
 from clipedit.editor.concepts.textspan import compute_text_span
 from clipedit.editor.edits.bind import bind_recipe
-from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
+from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.images.source import ImageSource, load_batches
 from clipedit.editor.look.spatial import compute_token_shares, draw_heatmaps
 from clipedit.editor.look.view import find_view

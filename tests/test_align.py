@@ -107,7 +107,8 @@ def test_an_aligned_model_has_the_labels_and_scores_of_the_clip(
 
 
 def test_covariance_shares_of_an_aligned_model_sum_to_one(aligned: clipedit.Model, aligned_scan: clipedit.Scan) -> None:
-    from clipedit.editor.concepts.concepts import concept_directions, load_concept
+    from clipedit.editor.concepts.concepts import load_concept
+    from clipedit.editor.concepts.directions import concept_directions
 
     scores = clipedit.score_heads(aligned_scan, aligned, concept="location")
     basis = concept_directions(load_concept("location", aligned.folder), aligned)

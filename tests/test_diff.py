@@ -26,7 +26,7 @@ W_O = "visual.transformer.resblocks.{}.attn.out_proj.weight"
 def edited(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same three heads removed, once an effect."""
     from clipedit.editor.edits.bind import bind_recipe
-    from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
+    from clipedit.editor.edits.document import Base, RecipeDocument, Step
 
     model = clipedit.load_model("demo")
     scanned = clipedit.scan(model, demo_calibration_source(64), workers=0)

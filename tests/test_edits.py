@@ -11,10 +11,12 @@ import torch.nn.functional as F
 
 import clipedit
 from clipedit.editor.components import HeadId
-from clipedit.editor.concepts.concepts import concept_directions, load_concept
+from clipedit.editor.concepts.concepts import load_concept
+from clipedit.editor.concepts.directions import concept_directions
 from clipedit.editor.edits.bind import bind_recipe, compute_distilled_readout
+from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.edits.operations import AffineMap, OperationInput, identity_map, project_out, with_strength
-from clipedit.editor.edits.recipe import Base, Recipe, RecipeDocument, Step
+from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.files.tensors import hash_checkpoint, hash_state, read_header
 from clipedit.editor.images.source import demo_calibration_source, render_source
 from clipedit.editor.measure.evaluate import collect_features, compute_recipe_embeddings

@@ -23,7 +23,7 @@ from torch import nn
 import clipedit
 from clipedit.editor.components import HeadId
 from clipedit.editor.edits.bind import bind_recipe
-from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
+from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.images.source import ImageSource
 from clipedit.editor.look.spatial import compute_token_shares
 from clipedit.editor.models.model import Model, decompose

@@ -21,7 +21,7 @@ from open_clip.model import CLIP
 import clipedit
 from clipedit import cli
 from clipedit.editor.edits.bind import bind_recipe
-from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
+from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.models.model import Model
 from clipedit.editor.towers import build_tower

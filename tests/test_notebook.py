@@ -15,7 +15,7 @@ import clipedit
 from clipedit.editor.components import HeadId
 from clipedit.editor.concepts.scores import SHOWN, HeadScore, HeadScores
 from clipedit.editor.concepts.textspan import HeadLabel, HeadLabels
-from clipedit.editor.edits.recipe import describe_step
+from clipedit.editor.edits.document import describe_step
 from clipedit.editor.look.plot import plot_frontier, plot_heatmap, plot_scores, save_figure
 
 HOSTILE = '<script>alert("x")</script>\n\'"&'

@@ -11,12 +11,13 @@ from sklearn.linear_model import LogisticRegression
 
 import clipedit
 from clipedit.editor.components import Features
-from clipedit.editor.concepts.concepts import concept_directions, load_concept
-from clipedit.editor.concepts.directions import LabelledEmbeddings, compute_mean_differences
+from clipedit.editor.concepts.concepts import load_concept
+from clipedit.editor.concepts.directions import LabelledEmbeddings, compute_mean_differences, concept_directions
 from clipedit.editor.edits.apply import bound_heads
 from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.edits.operations import OperationInput, identity_map, keep_only, project_out
-from clipedit.editor.edits.recipe import Base, Recipe, RecipeDocument, Step, load_recipe
+from clipedit.editor.edits.recipe import Recipe, load_recipe
 from clipedit.editor.edits.singular import load_weights, score_directions
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.measure.evaluate import collect_features, compute_recipe_embeddings

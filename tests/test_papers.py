@@ -14,7 +14,8 @@ from open_clip.transform import PreprocessCfg
 from PIL import Image
 
 import clipedit
-from clipedit.editor.edits.recipe import Base, Recipe, RecipeDocument, Step
+from clipedit.editor.edits.document import Base, RecipeDocument, Step
+from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.models.model import Model
 from clipedit.editor.towers import build_tower

@@ -10,7 +10,7 @@ import pytest
 
 import clipedit
 from clipedit.editor.edits.bind import check_effect, check_heads
-from clipedit.editor.edits.recipe import list_recipes
+from clipedit.editor.edits.document import list_recipes
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.models.architecture import check_origin, load_architecture
 
@@ -89,7 +89,7 @@ def test_apply_takes_a_shipped_recipe_by_name_and_the_users_images(  # type: ign
     own.write_text(
         "schema_version: 1\nname: demo-heads\nbase: {model: demo}\nsteps: [{operation: mean-ablate, heads: [L3H2]}]\n"
     )
-    monkeypatch.setattr("clipedit.editor.edits.recipe.list_recipes", lambda: {"demo-heads": own})
+    monkeypatch.setattr("clipedit.editor.edits.document.list_recipes", lambda: {"demo-heads": own})
     (tmp_path / "photos").mkdir()
     source = demo_calibration_source(8)
     for index in range(8):

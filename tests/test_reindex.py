@@ -20,7 +20,8 @@ from clipedit import cli
 from clipedit.demo import world
 from clipedit.editor.components import Features
 from clipedit.editor.edits.bind import bind_recipe
-from clipedit.editor.edits.recipe import Base, Recipe, RecipeDocument, Step
+from clipedit.editor.edits.document import Base, RecipeDocument, Step
+from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.files import vectors as vector_files
 from clipedit.editor.images.source import demo_calibration_source, render_source
 from clipedit.editor.measure.evaluate import collect_features, compute_recipe_embeddings

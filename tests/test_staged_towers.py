@@ -18,7 +18,7 @@ from clipedit import ModelError, RecipeError
 from clipedit.editor.components import HeadId
 from clipedit.editor.edits.apply import apply_recipe
 from clipedit.editor.edits.bind import bind_recipe
-from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
+from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.look.spatial import compute_token_shares, head_ids
 from clipedit.editor.models.model import Model, decompose
 from clipedit.editor.scan.scan import Scan

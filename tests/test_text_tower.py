@@ -14,9 +14,10 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transform import PreprocessCfg
 
 import clipedit
-from clipedit.editor.concepts.concepts import concept_directions, load_concept
+from clipedit.editor.concepts.concepts import load_concept
+from clipedit.editor.concepts.directions import concept_directions
 from clipedit.editor.edits.bind import bind_recipe, default_heads
-from clipedit.editor.edits.recipe import Base, RecipeDocument, Step
+from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.images.texts import list_texts, text_source
 from clipedit.editor.measure.fidelity import measure_fidelity
 from clipedit.editor.models.architecture import load_architecture

@@ -1,4 +1,4 @@
-"""Concepts: named lists of texts, and the directions they span in the joint space.
+"""Concepts: named lists of texts. The directions they span in the joint space are in `directions.py`.
 
 A concept file is YAML with `name`, `description`, `texts` and optionally `keep`, the concept to protect when this one is
 removed. A name is looked for in the model's own folder first (`concepts/NAME.yaml`), then in the library.
@@ -10,18 +10,13 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
 
 from ... import recipes
 from ..errors import ConceptError, nearest_names
 from ..files.bounded import load_yaml, read_text
-from ..models.model import Model
 
-VARIANCE_KEPT, MAX_LINES_BYTES = 0.9, 2**30
+MAX_LINES_BYTES = 2**30
 
 
 class Concept(BaseModel):
@@ -106,35 +101,3 @@ def load_pools(paths: Sequence[Path] | None = None, model_folder: Path | None = 
     own = load_texts(model_folder=model_folder)
     general = load_texts()
     return {"general": general} if own == general else {"own": own, "general": general}
-
-
-def compute_concept_directions(
-    texts: Float[Tensor, "text d_embed"], *, most: int, directions: int | None = None
-) -> Float[Tensor, "d_embed concept"]:
-    """Orthonormal directions of a concept: what its texts differ in.
-
-    Text embeddings are normalised and centred on their mean (or every concept would share "a photo of"); then the leading
-    right singular vectors that hold 90 % of the variance are taken.
-
-    Args:
-        texts: Embeddings of the concept's texts; their norms do not matter.
-        most: Upper bound on the number of directions: with more, small heads would be spanned completely.
-        directions: Take exactly this many instead.
-
-    Raises:
-        ConceptError: If more directions are asked for than the texts span.
-    """
-    unit = F.normalize(texts.double(), dim=-1)
-    _, singular, right = torch.linalg.svd(unit - unit.mean(0), full_matrices=False)
-    rank = int((singular > singular[0] * 1e-6).sum())
-    if rank == 0 or (directions is not None and not 1 <= directions <= rank):
-        raise ConceptError(f"cannot take {directions or 1} directions: the texts span {rank}. Add texts that differ.")
-    held = (singular.square().cumsum(0) / singular.square().sum()).tolist()
-    needed = next(i + 1 for i, share in enumerate(held) if share >= VARIANCE_KEPT - 1e-12)
-    return right[: directions or max(1, min(needed, most))].T
-
-
-def concept_directions(concept: Concept, model: Model, *, directions: int | None = None) -> Tensor:
-    """Directions `[d_embed, concept]` of a concept in a model's joint space; at most `d_head / 4` by default."""
-    texts = model.encode_text(list(concept.texts)).cpu()
-    return compute_concept_directions(texts, most=max(1, model.tower.d_head // 4), directions=directions)

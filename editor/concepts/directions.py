@@ -10,14 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..components import HeadId
-from ..edits.recipe import Step
+from ..edits.document import Step
 from ..errors import ConceptError, RecipeError
 from ..models.model import Model
 from ..scan.scan import Scan
-from .concepts import compute_concept_directions, concept_directions, load_concept, load_texts
+from .concepts import Concept, load_concept, load_texts
 from .textspan import compute_text_span
 
-NAMED_SHARE = 0.5
+NAMED_SHARE, VARIANCE_KEPT = 0.5, 0.9
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,38 @@ class LabelledEmbeddings:
     final: Float[Tensor, "image d_model"]
     embedding: Float[Tensor, "image d_embed"]
     labels: Int[Tensor, " image"]
+
+
+def compute_concept_directions(
+    texts: Float[Tensor, "text d_embed"], *, most: int, directions: int | None = None
+) -> Float[Tensor, "d_embed concept"]:
+    """Orthonormal directions of a concept: what its texts differ in.
+
+    Text embeddings are normalised and centred on their mean (or every concept would share "a photo of"); then the leading
+    right singular vectors that hold 90 % of the variance are taken.
+
+    Args:
+        texts: Embeddings of the concept's texts; their norms do not matter.
+        most: Upper bound on the number of directions: with more, small heads would be spanned completely.
+        directions: Take exactly this many instead.
+
+    Raises:
+        ConceptError: If more directions are asked for than the texts span.
+    """
+    unit = F.normalize(texts.double(), dim=-1)
+    _, singular, right = torch.linalg.svd(unit - unit.mean(0), full_matrices=False)
+    rank = int((singular > singular[0] * 1e-6).sum())
+    if rank == 0 or (directions is not None and not 1 <= directions <= rank):
+        raise ConceptError(f"cannot take {directions or 1} directions: the texts span {rank}. Add texts that differ.")
+    held = (singular.square().cumsum(0) / singular.square().sum()).tolist()
+    needed = next(i + 1 for i, share in enumerate(held) if share >= VARIANCE_KEPT - 1e-12)
+    return right[: directions or max(1, min(needed, most))].T
+
+
+def concept_directions(concept: Concept, model: Model, *, directions: int | None = None) -> Tensor:
+    """Directions `[d_embed, concept]` of a concept in a model's joint space; at most `d_head / 4` by default."""
+    texts = model.encode_text(list(concept.texts)).cpu()
+    return compute_concept_directions(texts, most=max(1, model.tower.d_head // 4), directions=directions)
 
 
 def step_directions(

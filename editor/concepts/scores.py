@@ -14,7 +14,8 @@ from ..models.model import Model
 from ..notebook import html_table
 from ..scan.scan import Scan
 from ..scan.statistics import Statistics
-from .concepts import Concept, concept_directions, load_concept
+from .concepts import Concept, load_concept
+from .directions import concept_directions
 
 SHOWN = 20
 

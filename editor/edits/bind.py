@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..choices import EFFECTS, Effect, HeadOperation
 from ..components import HeadId
 from ..concepts.concepts import Concept, load_concept
 from ..concepts.directions import LabelledEmbeddings, require_labels, step_directions
@@ -16,11 +17,12 @@ from ..errors import RecipeError
 from ..models.model import Model
 from ..scan.scan import Scan
 from ..select.plan import EditPlan, Evidence, select_by_text_difference, warn_of_overlap
+from .document import Base, Calibration, Fold, RecipeDocument, Step
 from .erasure import fit_leace
 from .head_maps import HeadMaps, compose_head_maps, edited_groups, warn_of_plain_ablation
 from .operations import AffineMap, project_output
 from .parts import AblatedPart, compute_ablated_parts, place
-from .recipe import EFFECTS, Base, Calibration, Effect, Fold, HeadOperation, Recipe, RecipeDocument, Step
+from .recipe import Recipe
 
 # The fewest that repaired every demo model; of small towers no more than a quarter.
 DEFAULT_HEADS, DEFAULT_SHARE = 8, 4

@@ -14,8 +14,8 @@ from ..concepts.directions import LabelledEmbeddings, encode_pool, head_directio
 from ..errors import StatisticsError
 from ..models.model import Model
 from ..scan.scan import Scan
+from .document import Step
 from .operations import OPERATIONS, AffineMap, OperationInput, identity_map, stack_copies, with_strength
-from .recipe import Step
 from .singular import compute_singular_directions
 
 HeadMaps = dict[HeadId, tuple[AffineMap, AffineMap]]

@@ -17,7 +17,7 @@ from ..models.model import Model
 from ..scan.scan import Scan
 from ..towers import Tower
 from ..towers.vit.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
-from .recipe import WHOLE_PARTS, RecipeDocument
+from .document import WHOLE_PARTS, RecipeDocument
 
 AblatedPart = tuple[Float[Tensor, "d_embed k"], Float[Tensor, " d_embed"]]
 

@@ -9,14 +9,14 @@ import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from ..choices import Layout
 from ..errors import ImageError
 from .labelled import LabelledImages, load_labelled_images
 from .skew import RetrievalSet
 from .source import list_images, source_of_rows
 
-Layout = Literal["table", "waterbirds", "folders", "celeba", "fairface", "counteranimal", "typographic"]
 CELEBA_LABEL, CELEBA_GROUP, CELEBA_VALIDATION, CELEBA_TEST = "Blond_Hair", "Male", "1", "2"
 CELEBA_CLASSES = {"-1": "celebrity with dark hair", "1": "celebrity with blond hair"}
 FAIRFACE_ATTRIBUTES = ("gender", "race", "age")

@@ -10,12 +10,13 @@ show the place.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..choices import Reading
 from ..components import HeadId
 from ..concepts.concepts import load_concept
 from ..concepts.scores import score_heads
@@ -23,7 +24,6 @@ from ..errors import ConceptError
 from ..models.model import Model
 from ..scan.scan import Scan
 
-Reading = Literal["contrast", "positive", "evidence"]
 READINGS = get_args(Reading)
 
 

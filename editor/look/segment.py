@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...demo import world
+from ..choices import Reading
 from ..components import HeadId
 from ..concepts.queries import encode_contrast
 from ..errors import ConceptError, ImageError
@@ -27,7 +28,7 @@ from ..measure.evaluate import compute_class_weights
 from ..models.model import Model
 from ..scan.scan import Progress, check_bad
 from .pictures import encode_image_file
-from .readings import Reading, combine_shares, require_texts, weights_of
+from .readings import combine_shares, require_texts, weights_of
 from .spatial import compute_seen, compute_token_shares, last_heads
 from .view import find_view
 

@@ -13,8 +13,9 @@ from ..components import HeadId
 from ..concepts.directions import LabelledEmbeddings
 from ..edits.apply import apply_recipe, require_bound
 from ..edits.bind import bind_recipe
+from ..edits.document import RecipeDocument
 from ..edits.parts import ablated_names
-from ..edits.recipe import Recipe, RecipeDocument, load_recipe
+from ..edits.recipe import Recipe, load_recipe
 from ..images.labelled import LabelledImages
 from ..images.skew import RetrievalSet
 from ..images.source import ImageSource

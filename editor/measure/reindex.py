@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..choices import Effect
 from ..components import Features, HeadId
 from ..edits.apply import check_base, require_bound
 from ..edits.bind import bind_recipe
 from ..edits.head_maps import edited_groups
 from ..edits.parts import ablated_names
-from ..edits.recipe import Effect, Recipe
+from ..edits.recipe import Recipe
 from ..errors import RecipeError, VectorError
 from ..files.vectors import open_vectors
 from ..images.source import ImageSource

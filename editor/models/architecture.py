@@ -10,7 +10,7 @@ from pathlib import Path
 import open_clip
 import torch
 
-from ..edits.recipe import RecipeDocument
+from ..edits.document import RecipeDocument
 from ..errors import ModelError, RecipeError, nearest_names
 from ..towers import build_tower
 from .model import BASE_FOLDER, Model, demo_folder, pretrained_tags

@@ -14,7 +14,7 @@ import timm
 import torch
 from torch import nn
 
-from ..edits.recipe import EFFECTS
+from ..choices import EFFECTS
 from ..errors import ModelError, nearest_names
 from ..towers import TOWERS
 from ..towers.refusals import explain_refusals

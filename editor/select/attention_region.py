@@ -16,7 +16,7 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..edits.recipe import RecipeDocument
+from ..edits.document import RecipeDocument
 from ..errors import ImageError, ModelError
 from ..images.labelled import LabelledImages
 from ..images.source import ImageSource, open_image

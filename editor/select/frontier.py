@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..components import HeadId
-from ..edits.recipe import RecipeDocument
+from ..edits.document import RecipeDocument
 from ..errors import RecipeError
 from ..models.model import Model
 from ..scan.scan import Scan

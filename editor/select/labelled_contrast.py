@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..edits.recipe import RecipeDocument
+from ..edits.document import RecipeDocument
 from ..errors import RecipeError
 from ..models.model import Model
 from ..scan.scan import Scan

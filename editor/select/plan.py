@@ -15,10 +15,12 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from ..choices import Along, Effect, HeadOperation
 from ..components import HeadId
-from ..concepts.concepts import Concept, compute_concept_directions, load_concept
+from ..concepts.concepts import Concept, load_concept
+from ..concepts.directions import compute_concept_directions
 from ..concepts.scores import HeadScore, score_heads
-from ..edits.recipe import Along, Base, Effect, HeadOperation, RecipeDocument, Step
+from ..edits.document import Base, RecipeDocument, Step
 from ..errors import ConceptError, ImageError, RecipeError
 from ..images.labelled import LabelledImages
 from ..models.model import Model

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ..choices import Along, Effect, HeadOperation
 from ..concepts.concepts import Concept, load_concept
 from ..edits.bind import check_effect, default_heads, default_output_strength
-from ..edits.recipe import Along, Effect, HeadOperation, RecipeDocument
+from ..edits.document import RecipeDocument
 from ..errors import RecipeError, nearest_names
 from ..models.model import Model
 from ..scan.scan import Scan

@@ -14,7 +14,8 @@ from PIL import Image
 
 from ... import __version__
 from ...demo import world
-from ...editor.edits.recipe import Base, Recipe
+from ...editor.edits.document import Base
+from ...editor.edits.recipe import Recipe
 from ...editor.images.source import render_source
 from ...editor.measure.thresholds import ThresholdShift, format_threshold_shift
 from ...editor.models.model import Model

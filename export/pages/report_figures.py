@@ -8,7 +8,8 @@ from typing import Any
 
 from ...editor.concepts.concepts import Concept
 from ...editor.concepts.scores import HeadScore
-from ...editor.edits.recipe import Recipe, Step
+from ...editor.edits.document import Step
+from ...editor.edits.recipe import Recipe
 from ...editor.measure.evaluate import GROUP
 
 _ROWS = {

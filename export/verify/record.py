@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ...editor.edits.recipe import Base
+from ...editor.edits.document import Base
 from ...editor.errors import ExportError
 from ...editor.files.bounded import load_json
 from ...editor.files.whole import lasting_name

@@ -1,0 +1,18 @@
+"""What can be chosen by name, in the library and on the command line. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Side = Literal["image", "text"]
+Effect = Literal["distilled", "total", "direct"]
+EFFECTS = get_args(Effect)
+HeadOperation = Literal["mean-ablate", "zero-ablate", "scale", "project-out", "keep-only", "reweight"]
+Along = Literal["texts", "text-span", "pca", "labels"]
+Selection = Literal["text-difference", "labelled-contrast", "attention-region", "frontier"]
+Reading = Literal["contrast", "positive", "evidence"]
+Layout = Literal["table", "waterbirds", "folders", "celeba", "fairface", "counteranimal", "typographic"]
+ScoreMeasure = Literal["covariance-share", "correlation"]
+# Of the forward pass of a scan; of the weights of an export.
+PassPrecision = Literal["fp32", "bf16", "fp16"]
+WeightPrecision = Literal["fp32", "fp16", "int8"]
