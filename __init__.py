@@ -13,7 +13,8 @@ _HOMES = {
     "editor.models.aligned": ("apply_aligner",),
     "editor.models.aligner": ("Aligner", "load_aligner"),
     "editor.edits.apply": ("apply_recipe",),
-    "editor.edits.bind": ("bind_recipe", "make_recipe"),
+    "editor.edits.bind": ("bind_recipe",),
+    "editor.select.make_recipe": ("make_recipe",),
     "editor.components": ("ComponentId", "Decomposition", "HeadId"),
     "editor.concepts.concepts": ("Concept", "load_concept"),
     "editor.edits.diff": ("ModelDiff", "diff_models"),
@@ -70,7 +71,6 @@ if TYPE_CHECKING:
     from .editor.concepts.textspan import text_span as text_span
     from .editor.edits.apply import apply_recipe as apply_recipe
     from .editor.edits.bind import bind_recipe as bind_recipe
-    from .editor.edits.bind import make_recipe as make_recipe
     from .editor.edits.diff import ModelDiff as ModelDiff
     from .editor.edits.diff import diff_models as diff_models
     from .editor.edits.recipe import Recipe as Recipe
@@ -111,6 +111,7 @@ if TYPE_CHECKING:
     from .editor.scan.scan import Scan as Scan
     from .editor.scan.scan import load_scan as load_scan
     from .editor.scan.scan import scan as scan
+    from .editor.select.make_recipe import make_recipe as make_recipe
     from .editor.select.plan import EditPlan as EditPlan
     from .editor.select.plan import Evidence as Evidence
     from .editor.select.selectors import select_recipe as select_recipe

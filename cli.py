@@ -25,7 +25,6 @@ from .editor.errors import ClipeditError, ExportError, ImageError, ModelError, R
 
 if TYPE_CHECKING:
     from .editor.components import HeadId
-    from .editor.concepts.directions import LabelledEmbeddings
     from .editor.edits.diff import ModelDiff
     from .editor.edits.document import RecipeDocument
     from .editor.edits.recipe import Recipe
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from .editor.measure.completeness import CompletenessRow
     from .editor.measure.reindex import EmbeddingMap
     from .editor.models.model import Model
+    from .editor.scan.collect import LabelledEmbeddings
     from .editor.scan.monitor import DriftReport
     from .editor.scan.scan import Scan
     from .editor.select.plan import Evidence
@@ -674,11 +674,11 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Measure zero-shot accuracy of models side by side: overall, worst group, mean of groups."""
+    from .editor.concepts.class_weights import DEFAULT_TEMPLATES
     from .editor.images.labelled import load_classes, load_labelled_images, load_lines
     from .editor.images.layouts import load_dataset
     from .editor.images.skew import RetrievalSet
     from .editor.measure.control import measure_folder_controls
-    from .editor.measure.evaluate import DEFAULT_TEMPLATES
     from .editor.measure.evaluate import evaluate as run
 
     if segmentation:
@@ -721,11 +721,11 @@ def completeness(
     as_json: JsonOption = False,
 ) -> None:
     """Replace heads by their texts and measure what is left: accuracy against m and the pool, with random controls."""
+    from .editor.concepts.class_weights import DEFAULT_TEMPLATES
     from .editor.concepts.concepts import load_pools
     from .editor.images.labelled import load_lines
     from .editor.look.plot import plot_completeness, require_plot, save_figure
     from .editor.measure.completeness import default_steps, measure_completeness
-    from .editor.measure.evaluate import DEFAULT_TEMPLATES
 
     if plot is not None:
         require_plot(plot, overwrite=overwrite)
@@ -1264,7 +1264,7 @@ def _load_erased(
 ) -> LabelledEmbeddings | None:
     """The labelled images of a recipe that erases labels, embedded; None for other recipes, or without labels."""
     from .editor.images.labelled import load_labelled_images
-    from .editor.measure.evaluate import collect_labelled
+    from .editor.scan.collect import collect_labelled
 
     if not any(step.operation == "leace" or step.along == "labels" for step in document.steps) or labelled is None:
         return None
@@ -1342,9 +1342,9 @@ def _evaluate_segmentation(
     *,
     as_json: bool,
 ) -> None:
+    from .editor.concepts.class_weights import DEFAULT_TEMPLATES
     from .editor.images.labelled import load_classes, load_lines
     from .editor.look.segment import DEMO_CLASSES, evaluate_segmentation, load_masked_images
-    from .editor.measure.evaluate import DEFAULT_TEMPLATES
 
     if classes is None and dataset != "demo":
         raise typer.BadParameter("it needs the names of the classes, a file with one a line", param_hint="--classes")

@@ -19,16 +19,17 @@ from clipedit.demo.measure import build_demo_measure, test_source, validation_so
 from clipedit.demo.texts import pool_texts
 from clipedit.editor.concepts.textspan import text_span
 from clipedit.editor.edits.apply import apply_recipe
-from clipedit.editor.edits.bind import make_recipe
+from clipedit.editor.edits.direct import compute_recipe_embeddings
 from clipedit.editor.images.source import demo_calibration_source
 from clipedit.editor.measure.control import measure_controls
-from clipedit.editor.measure.evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
 from clipedit.editor.measure.score_agreement import evaluate_scores
 from clipedit.editor.models.aligned import apply_aligner
 from clipedit.editor.models.aligner import Aligner
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.scan.align import AlignOptions, align
+from clipedit.editor.scan.collect import collect_embeddings, collect_features
 from clipedit.editor.scan.scan import Scan, scan
+from clipedit.editor.select.make_recipe import make_recipe
 
 HEADS = (1, 2, 3, 4, 6, 8, 12, 16)
 ABLATIONS = {

@@ -27,23 +27,19 @@ from clipedit.demo import measure, texts, world
 from clipedit.editor.choices import Effect
 from clipedit.editor.components import Features
 from clipedit.editor.concepts.concepts import Concept
-from clipedit.editor.concepts.directions import LabelledEmbeddings, concept_directions
+from clipedit.editor.concepts.directions import concept_directions
 from clipedit.editor.edits.apply import apply_recipe
 from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.direct import compute_recipe_embeddings
 from clipedit.editor.edits.document import RecipeDocument
 from clipedit.editor.edits.operations import project_output
 from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.errors import ClipeditError
 from clipedit.editor.images.source import ImageSource
 from clipedit.editor.measure.control import draw_control_documents, mean_rows
-from clipedit.editor.measure.evaluate import (
-    collect_embeddings,
-    collect_features,
-    collect_labelled,
-    compute_recipe_embeddings,
-)
 from clipedit.editor.measure.fidelity import Fidelity, compute_fidelity
 from clipedit.editor.models.model import Model, load_model
+from clipedit.editor.scan.collect import LabelledEmbeddings, collect_embeddings, collect_features, collect_labelled
 from clipedit.editor.scan.features import load_features
 from clipedit.editor.scan.scan import Scan, scan
 from clipedit.editor.select.plan import Evidence

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from clipedit.demo import measure
 from clipedit.editor.components import Features
-from clipedit.editor.edits.apply import compute_direct_embeddings, compute_edited_readouts
 from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.direct import compute_direct_embeddings, compute_edited_readouts
 from clipedit.editor.edits.document import Step
 from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.images.source import ImageSource, list_images
-from clipedit.editor.measure.evaluate import collect_features
 from clipedit.editor.measure.fidelity import Fidelity, compute_fidelity
 from clipedit.editor.models.model import Model, load_model
+from clipedit.editor.scan.collect import collect_features
 from clipedit.editor.scan.scan import Scan, scan
 from clipedit.editor.select.selectors import select_recipe
 from clipedit.editor.select.tables import scanned_heads

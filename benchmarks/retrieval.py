@@ -25,7 +25,7 @@ from clipedit.editor.concepts.scores import score_heads
 from clipedit.editor.images.source import ImageSource, render_source
 from clipedit.editor.look.retrieve import compute_written
 from clipedit.editor.look.spatial import head_ids
-from clipedit.editor.measure.evaluate import collect_features
+from clipedit.editor.scan.collect import collect_features
 from clipedit.editor.select.plan import select_top_heads
 
 # By concept: the label's column, and the text of a value.

@@ -21,13 +21,14 @@ from clipedit.demo import measure, typographic, world
 from clipedit.editor.concepts.concepts import Concept
 from clipedit.editor.edits.apply import apply_recipe
 from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.direct import compute_recipe_embeddings
 from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.images.labelled import LabelledImages
 from clipedit.editor.images.source import ImageSource
 from clipedit.editor.measure.control import draw_control_documents, mean_rows
-from clipedit.editor.measure.evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
 from clipedit.editor.measure.fidelity import compute_fidelity
 from clipedit.editor.models.model import Model, load_model
+from clipedit.editor.scan.collect import collect_embeddings, collect_features
 from clipedit.editor.scan.scan import scan
 from clipedit.editor.select.plan import Evidence
 from clipedit.editor.select.selectors import select_recipe

@@ -14,10 +14,11 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from ..editor.concepts.class_weights import compute_class_weights
 from ..editor.errors import ImageError
 from ..editor.images.labelled import LabelledImages
 from ..editor.images.source import ImageSource, render_source
-from ..editor.measure.evaluate import GROUP, compute_class_weights
+from ..editor.measure.evaluate import GROUP
 from ..editor.measure.linear_head import classify_by_head
 from ..editor.models.model import Model
 from . import world

@@ -12,15 +12,15 @@ from typing import Any
 from ..editor.concepts.concepts import load_texts
 from ..editor.concepts.textspan import HeadLabel, text_span
 from ..editor.edits.apply import apply_recipe
-from ..editor.edits.bind import make_recipe
 from ..editor.edits.recipe import Recipe
 from ..editor.files.whole import staged_folder, write_text
 from ..editor.images.labelled import write_metadata
 from ..editor.images.source import list_images
 from ..editor.measure.control import measure_controls
-from ..editor.measure.evaluate import collect_embeddings
 from ..editor.models.model import Model, load_model
+from ..editor.scan.collect import collect_embeddings
 from ..editor.scan.scan import Progress, Scan, scan
+from ..editor.select.make_recipe import make_recipe
 from ..export.targets.registry import export_model
 from ..export.verify.verify import Check
 from . import world

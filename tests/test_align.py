@@ -122,12 +122,12 @@ def test_covariance_shares_of_an_aligned_model_sum_to_one(aligned: clipedit.Mode
 def test_an_edit_chosen_in_the_joint_space_is_made_to_the_model_itself(
     rotated: clipedit.Model, aligned: clipedit.Model, aligned_scan: clipedit.Scan
 ) -> None:
-    from clipedit.editor.edits.apply import (
+    from clipedit.editor.edits.direct import (
         compute_direct_embeddings,
         compute_distilled_embeddings,
         compute_edited_readouts,
     )
-    from clipedit.editor.measure.evaluate import collect_features
+    from clipedit.editor.scan.collect import collect_features
 
     recipe = clipedit.make_recipe(aligned_scan, aligned, concept="location", heads=4, output_strength=0.0)
     edited = clipedit.apply_recipe(recipe, aligned)

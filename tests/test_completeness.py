@@ -95,7 +95,8 @@ def test_the_study_measures_what_ablation_of_the_components_gives(
     mean = (reference.contributions / reference.embedding.norm(dim=1)[:, None, None]).mean(0)
     mlps = [i for i, identity in enumerate(parts.components) if identity.kind == "mlp"]
     embeddings = F.normalize(parts.embedding, dim=1) - (scaled - mean)[:, mlps].sum(1)
-    from clipedit.editor.measure.evaluate import DEFAULT_TEMPLATES, compute_class_weights, measure_task
+    from clipedit.editor.concepts.class_weights import DEFAULT_TEMPLATES, compute_class_weights
+    from clipedit.editor.measure.evaluate import measure_task
 
     weights = compute_class_weights(model, task.classes, DEFAULT_TEMPLATES)
     expected = measure_task(embeddings @ weights.T, range(len(task.source)), task)["overall"]

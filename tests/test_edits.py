@@ -13,13 +13,15 @@ import clipedit
 from clipedit.editor.components import HeadId
 from clipedit.editor.concepts.concepts import load_concept
 from clipedit.editor.concepts.directions import concept_directions
-from clipedit.editor.edits.bind import bind_recipe, compute_distilled_readout
+from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.direct import compute_recipe_embeddings
 from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.edits.operations import AffineMap, OperationInput, identity_map, project_out, with_strength
 from clipedit.editor.edits.recipe import Recipe
+from clipedit.editor.edits.refit import compute_distilled_readout
 from clipedit.editor.files.tensors import hash_checkpoint, hash_state, read_header
 from clipedit.editor.images.source import demo_calibration_source, render_source
-from clipedit.editor.measure.evaluate import collect_features, compute_recipe_embeddings
+from clipedit.editor.scan.collect import collect_features
 from clipedit.export.edited_folder import apply_to_folder, write_edited_model
 
 TEST_PIXELS = torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(3))

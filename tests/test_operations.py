@@ -12,16 +12,16 @@ from sklearn.linear_model import LogisticRegression
 import clipedit
 from clipedit.editor.components import Features
 from clipedit.editor.concepts.concepts import load_concept
-from clipedit.editor.concepts.directions import LabelledEmbeddings, compute_mean_differences, concept_directions
-from clipedit.editor.edits.apply import bound_heads
+from clipedit.editor.concepts.directions import compute_mean_differences, concept_directions
 from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.direct import compute_recipe_embeddings
 from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.edits.operations import OperationInput, identity_map, keep_only, project_out
-from clipedit.editor.edits.recipe import Recipe, load_recipe
+from clipedit.editor.edits.recipe import Recipe, bound_heads, load_recipe
 from clipedit.editor.edits.singular import load_weights, score_directions
 from clipedit.editor.images.source import demo_calibration_source
-from clipedit.editor.measure.evaluate import collect_features, compute_recipe_embeddings
 from clipedit.editor.measure.fidelity import compute_fidelity, measure_fidelity
+from clipedit.editor.scan.collect import LabelledEmbeddings, collect_features
 from clipedit.editor.select.plan import compute_span_angle
 from clipedit.editor.towers.vit.open_clip_attention import residual_readout, value_output_weights
 from clipedit.export.edited_folder import apply_to_folder
@@ -75,7 +75,7 @@ def contributions(recipe: Recipe, model: clipedit.Model, features: Features, nam
 def test_projecting_out_leaves_no_variance_along_its_directions(
     demo_model: clipedit.Model, scan: clipedit.Scan, features: Features, labelled: LabelledEmbeddings, along: str
 ) -> None:
-    from clipedit.editor.concepts.directions import head_directions, step_directions
+    from clipedit.editor.edits.step_directions import head_directions, step_directions
 
     step = DIRECTED[along]
     recipe = bind_recipe(document(step), scan, demo_model, labelled=labelled)
@@ -95,7 +95,7 @@ def test_projecting_out_leaves_no_variance_along_its_directions(
 def test_main_components_are_those_of_the_contributions(
     demo_model: clipedit.Model, scan: clipedit.Scan, features: Features
 ) -> None:
-    from clipedit.editor.concepts.directions import head_directions
+    from clipedit.editor.edits.step_directions import head_directions
 
     recipe = bind_recipe(document(DIRECTED["pca"]), scan, demo_model)
     before, _, readout = contributions(recipe, demo_model, features, "L3H1")

@@ -20,12 +20,13 @@ from clipedit import cli
 from clipedit.demo import world
 from clipedit.editor.components import Features
 from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.direct import compute_recipe_embeddings
 from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.files import vectors as vector_files
 from clipedit.editor.images.source import demo_calibration_source, render_source
-from clipedit.editor.measure.evaluate import collect_features, compute_recipe_embeddings
 from clipedit.editor.measure.reindex import EmbeddingMap, measure_fidelity
+from clipedit.editor.scan.collect import collect_features
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from PIL import Image
 import clipedit
 from clipedit.demo.measure import labelled_tasks
 from clipedit.editor.concepts.concepts import load_concept
-from clipedit.editor.edits.apply import compute_direct_embeddings, compute_edited_readouts
 from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.direct import compute_direct_embeddings, compute_edited_readouts
 from clipedit.editor.images.labelled import LabelledImages
 from clipedit.editor.images.source import ImageSource, list_images
 from clipedit.editor.select.attention_region import (

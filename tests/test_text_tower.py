@@ -16,12 +16,13 @@ from open_clip.transform import PreprocessCfg
 import clipedit
 from clipedit.editor.concepts.concepts import load_concept
 from clipedit.editor.concepts.directions import concept_directions
-from clipedit.editor.edits.bind import bind_recipe, default_heads
+from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.images.texts import list_texts, text_source
 from clipedit.editor.measure.fidelity import measure_fidelity
 from clipedit.editor.models.architecture import load_architecture
 from clipedit.editor.models.model import Model, decompose
+from clipedit.editor.select.plan import default_heads
 from clipedit.editor.towers import build_tower
 from clipedit.export.edited_folder import apply_to_folder
 

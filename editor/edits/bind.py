@@ -9,66 +9,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..choices import EFFECTS, Effect, HeadOperation
+from ..choices import EFFECTS
 from ..components import HeadId
-from ..concepts.concepts import Concept, load_concept
-from ..concepts.directions import LabelledEmbeddings, require_labels, step_directions
 from ..errors import RecipeError
 from ..models.model import Model
+from ..scan.collect import LabelledEmbeddings
 from ..scan.scan import Scan
-from ..select.plan import EditPlan, Evidence, select_by_text_difference, warn_of_overlap
 from .document import Base, Calibration, Fold, RecipeDocument, Step
 from .erasure import fit_leace
-from .head_maps import HeadMaps, compose_head_maps, edited_groups, warn_of_plain_ablation
-from .operations import AffineMap, project_output
-from .parts import AblatedPart, compute_ablated_parts, place
+from .head_maps import HeadMaps, compose_head_maps, warn_of_plain_ablation
+from .operations import project_output
+from .parts import compute_ablated_parts
 from .recipe import Recipe
-
-# The fewest that repaired every demo model; of small towers no more than a quarter.
-DEFAULT_HEADS, DEFAULT_SHARE = 8, 4
-DEFAULT_OUTPUT_STRENGTH = 0.9
-
-
-def make_recipe(
-    scan: Scan,
-    model: Model,
-    *,
-    concept: str | Concept,
-    keep: str | Concept | None = None,
-    operation: HeadOperation = "mean-ablate",
-    effect: Effect = "distilled",
-    heads: int | None = None,
-    strength: float = 1.0,
-    output_strength: float | None = None,
-    directions: int | None = None,
-) -> Recipe:
-    """A bound recipe that removes a concept: edit the heads that carry it, and shrink its texts' directions of the output.
-
-    Args:
-        keep: A concept whose heads are spared; by default the one that the concept's file names.
-        operation: What happens to the chosen heads: `mean-ablate`, `zero-ablate` or `project-out`.
-        heads: How many heads, those of highest score; by default as `default_heads`.
-        strength: Of the operation on heads, in [0, 1].
-        output_strength: Of the projection on the output, in [0, 1]; 0 leaves that step out. By default 0.9, or 0 where the
-            effect cannot hold it.
-        directions: Number of directions of the concept.
-
-    Raises:
-        ConceptError, StatisticsError, RecipeError: As `select_by_text_difference` and `bind_recipe`.
-    """
-    check_effect(effect, model, output_strength=output_strength)
-    plan = EditPlan(
-        concept=concept if isinstance(concept, Concept) else load_concept(concept, model.folder),
-        heads=default_heads(scan, model) if heads is None else heads,
-        output_strength=default_output_strength(effect, model) if output_strength is None else output_strength,
-        keep=keep,
-        operation=operation,
-        effect=effect,
-        strength=strength,
-        directions=directions,
-    )
-    warn_of_overlap(plan, Evidence(), model)
-    return bind_recipe(select_by_text_difference(scan, model, plan, Evidence()), scan, model)
+from .refit import compute_distilled_readout
+from .step_directions import require_labels, step_directions
 
 
 def bind_recipe(
@@ -119,38 +73,6 @@ def bind_recipe(
     return Recipe(document.model_copy(update=update), rounded, _used_names(tensors, own))
 
 
-def compute_distilled_readout(
-    scan: Scan, model: Model, edits: Mapping[HeadId, AffineMap], parts: Mapping[str, AblatedPart] | None = None
-) -> tuple[Float[Tensor, "d_model d_embed"], Float[Tensor, " d_embed"]]:
-    """The readout that comes nearest to the directly edited embedding: `min E |(P'^T f + c - z') / |z||^2`.
-
-    `z' = z - sum_h R_h (u_h - u_h')` is linear in `f` and the features, so the answer is the solution of the normal
-    equations, a ridge of `1e-6 tr G / (d + 1)` added because the last norm fixes one direction of `f`. No edit gives
-    `P' = P` and `c = 0`, to the bit. Readouts are the model's own, of an aligned one too.
-
-    Args:
-        parts: Whole parts that are mean-ablated: the readout of each, and its mean contribution.
-    """
-    statistics, tower = scan.statistics, model.editable.tower
-    # `f` and the constant; the scan of an aligned model holds `z^a` between them.
-    fitted = [*range(tower.d_model), len(statistics.gg) - 2]
-    gram = statistics.gg[fitted][:, fitted]
-    target = torch.zeros(len(gram), tower.d_embed, dtype=torch.float64)
-    readouts = tower.compute_readouts(edited_groups(edits, scan, model))
-    for head, edit in edits.items():
-        name = f"L{head.layer}.heads"
-        readout = readouts[name][head.head]
-        removed = torch.eye(len(edit.map[0])).double() - edit.map[0]
-        moments = statistics.groups[name].ug[head.head][:, fitted].T
-        target += (moments @ removed.T - gram[:, -1:] * edit.offset) @ readout.T
-    for part, (readout, offset) in (parts or {}).items():
-        name, index = place(part)
-        target += statistics.groups[name].ug[index][:, fitted].T @ readout.T - gram[:, -1:] * offset
-    ridge = 1e-6 * gram.trace() / len(gram) * torch.eye(len(gram)).double()
-    change = -torch.cholesky_solve(target, torch.linalg.cholesky(gram + ridge)) if edits or parts else target
-    return tower.readout() + change[:-1], change[-1]
-
-
 def check_effect(effect: str, model: Model, *, output_strength: float | None = None) -> None:
     """Refuse an effect that the architecture cannot hold, or a projection of the output that the effect cannot.
 
@@ -161,19 +83,8 @@ def check_effect(effect: str, model: Model, *, output_strength: float | None = N
     if reason is not None:
         others = " or ".join(f"--effect {other}" for other in EFFECTS if model.tower.why_not(other) is None)
         raise RecipeError(f"cannot make a {effect} edit of {model.name}: {reason}. Use {others}.")
-    if output_strength and not _holds_output(effect, model):
+    if output_strength and not holds_output(effect, model):
         raise _output_error("output", model)
-
-
-def default_heads(scan: Scan, model: Model) -> int:
-    """How many heads are edited unless told: eight, but at most a quarter of those that were scanned, and at least one."""
-    scanned = sum(model.tower.heads_per_layer[layer] for layer in scan.layers)
-    return min(DEFAULT_HEADS, max(1, scanned // DEFAULT_SHARE))
-
-
-def default_output_strength(effect: str, model: Model) -> float:
-    """How strongly a concept's texts are projected out of the output where nobody says: 0 where the effect cannot hold it."""
-    return DEFAULT_OUTPUT_STRENGTH if _holds_output(effect, model) else 0.0
 
 
 def check_heads(document: RecipeDocument, model: Model) -> None:
@@ -221,7 +132,7 @@ def _compose_projections(
     for target in ("output", "texts"):
         steps = [step for step in document.steps if step.target == target]
         if steps:
-            if not (_holds_output(document.effect, model) if target == "output" else _has_projection(target, model)):
+            if not (holds_output(document.effect, model) if target == "output" else _has_projection(target, model)):
                 raise _output_error(target, model)
             found[f"{target}.map"], offset = _compose_output_map(steps, model, labelled)
             if document.effect == "direct" and offset.any():
@@ -279,7 +190,7 @@ def _has_projection(target: str, model: Model) -> bool:
     return target in names or f"{target}.weight" in names
 
 
-def _holds_output(effect: str, model: Model) -> bool:
+def holds_output(effect: str, model: Model) -> bool:
     """Whether a projection of the output can enter: `total` needs a last linear map, `distilled` has checked for one.
 
     The joint space that an aligned model is read in is no output of its own.

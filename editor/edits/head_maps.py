@@ -10,13 +10,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..components import ComponentGroup, HeadId
-from ..concepts.directions import LabelledEmbeddings, encode_pool, head_directions, require_room, step_directions
+from ..concepts.directions import encode_pool
 from ..errors import StatisticsError
 from ..models.model import Model
+from ..scan.collect import LabelledEmbeddings
 from ..scan.scan import Scan
 from .document import Step
 from .operations import OPERATIONS, AffineMap, OperationInput, identity_map, stack_copies, with_strength
 from .singular import compute_singular_directions
+from .step_directions import head_directions, require_room, step_directions
 
 HeadMaps = dict[HeadId, tuple[AffineMap, AffineMap]]
 

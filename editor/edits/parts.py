@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from jaxtyping import Float
 from torch import Tensor
 
-from ..components import ComponentGroup, Features, HeadId
+from ..components import Features
 from ..errors import RecipeError, StatisticsError
 from ..models.model import Model
+from ..scan.collect import place
 from ..scan.scan import Scan
 from ..towers import Tower
-from ..towers.vit.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
+from ..towers.vit.open_clip_attention import require_self_attention, self_attention_groups
 from .document import WHOLE_PARTS, RecipeDocument
 
 AblatedPart = tuple[Float[Tensor, "d_embed k"], Float[Tensor, " d_embed"]]
@@ -71,21 +72,6 @@ def compute_part_readouts(names: list[str], tower: Tower) -> dict[str, Float[Ten
     layers = sorted({int(name[1:].partition(".")[0].partition("H")[0]) for name in names})
     found = tower.compute_readouts(tower.groups(layers, mlps=any(name.endswith(".mlp") for name in names)))
     return {name: found[place(name)[0].replace(".self", ".heads")][place(name)[1]] for name in names}
-
-
-def place(name: str) -> tuple[str, int]:
-    """The group of features that a part is in, and where."""
-    head = name.removesuffix(".self")
-    return (f"L{HeadId.parse(head).layer}.self", HeadId.parse(head).head) if head != name else (name, 0)
-
-
-def collect_with_parts(tower: Tower, pixels: Tensor, groups: list[ComponentGroup], names: list[str]) -> Features:
-    """One batch's features, with those of the named parts."""
-    layers = sorted({HeadId.parse(name.removesuffix(".self")).layer for name in names if name.endswith(".self")})
-    features = tower.collect_features(pixels, groups)
-    if not layers:
-        return features
-    return with_self_attention(require_self_attention(tower, "this model"), pixels, layers, features)
 
 
 def _name_parts(document: RecipeDocument, model: Model) -> list[str]:

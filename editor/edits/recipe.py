@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ..choices import Effect
+from ..components import HeadId
 from ..errors import ModelError, RecipeError
 from ..files.tensors import load_tensors
 from ..files.whole import find_beside, save_tensors, write_text
@@ -150,3 +151,21 @@ def _is_usable(name: str, tensor: Tensor) -> bool:
     is_map = part.endswith("map") and kind != "folded"
     fits = tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1] if is_map else kind == "folded" or tensor.ndim == 1
     return known and fits and tensor.is_floating_point() and bool(tensor.isfinite().all())
+
+
+def require_bound(recipe: Recipe) -> Mapping[str, Tensor]:
+    """The tensors of a bound recipe.
+
+    Raises:
+        RecipeError: If it is unbound.
+    """
+    if recipe.tensors is None:
+        raise RecipeError(
+            f"cannot apply recipe {recipe.document.name}: it is unbound, its means are not known. Give --images or --scan."
+        )
+    return recipe.tensors
+
+
+def bound_heads(recipe: Recipe) -> list[HeadId]:
+    """The heads that a bound recipe has maps of: those its steps name, and those of layers that it ablates."""
+    return sorted({HeadId.parse(name.split(".")[1]) for name in require_bound(recipe) if name.startswith("heads.")})

@@ -11,13 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..components import HeadId
-from ..concepts.directions import NAMED_SHARE, encode_pool
+from ..concepts.directions import encode_pool
 from ..errors import RecipeError
 from ..files.bounded import load_yaml
 from ..models.model import Model
 from ..towers.vit.open_clip_attention import residual_readout, value_output_weights
 from ..towers.vit.open_clip_vit import OpenClipViT
 from .operations import SingularDirections
+from .step_directions import NAMED_SHARE
 
 NEAREST_TEXTS = 10
 

@@ -30,7 +30,7 @@ from ..scan.scan import Progress, Scan, load_scan, scan
 from ..select.plan import select_top_heads
 from .pictures import draw_sheet
 
-DEFAULT_HEADS, BLOCK = 12, 65_536
+DEFAULT_COMPARED, BLOCK = 12, 65_536
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def choose_property_heads(
     """The heads that carry a concept most, by the index's own statistics.
 
     Args:
-        heads: How many; by default `DEFAULT_HEADS`, or all of a small model.
+        heads: How many; by default `DEFAULT_COMPARED`, or all of a small model.
 
     Raises:
         ConceptError: If the concept is unknown.
@@ -94,7 +94,7 @@ def choose_property_heads(
     """
     scores = score_heads(index.scan, model, concept=concept)
     present = sum(len(group.ids) for group in index.scan.groups(model) if group.ids[0].kind == "head")
-    return select_top_heads(scores, min(DEFAULT_HEADS, present) if heads is None else heads)
+    return select_top_heads(scores, min(DEFAULT_COMPARED, present) if heads is None else heads)
 
 
 def retrieve(

@@ -20,11 +20,11 @@ from torch import Tensor
 from ...demo import world
 from ..choices import Reading
 from ..components import HeadId
+from ..concepts.class_weights import compute_class_weights
 from ..concepts.queries import encode_contrast
 from ..errors import ConceptError, ImageError
 from ..files.whole import staged_folder
 from ..images.source import SUFFIXES, ImageSource, list_images, open_image, render_source
-from ..measure.evaluate import compute_class_weights
 from ..models.model import Model
 from ..scan.scan import Progress, check_bad
 from .pictures import encode_image_file

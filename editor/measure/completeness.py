@@ -18,13 +18,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..components import ComponentGroup, Features
+from ..concepts.class_weights import DEFAULT_TEMPLATES
 from ..concepts.textspan import compute_text_span
 from ..errors import ConceptError, StatisticsError
 from ..images.labelled import LabelledImages
 from ..models.model import Model
+from ..scan.collect import iterate_pixels
 from ..scan.scan import Progress, Scan
 from ..scan.statistics import Statistics
-from .evaluate import DEFAULT_TEMPLATES, Measure, build_measure, iterate_pixels
+from .evaluate import Measure, build_measure
 
 LAST_LAYERS = 4
 RANDOM_TEXTS, RANDOM_DIRECTIONS = "random texts", "random directions"

@@ -10,27 +10,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..components import HeadId
-from ..concepts.directions import LabelledEmbeddings
-from ..edits.apply import apply_recipe, require_bound
+from ..concepts.class_weights import DEFAULT_TEMPLATES
+from ..edits.apply import apply_recipe
 from ..edits.bind import bind_recipe
+from ..edits.direct import compute_recipe_embeddings
 from ..edits.document import RecipeDocument
 from ..edits.parts import ablated_names
-from ..edits.recipe import Recipe, load_recipe
+from ..edits.recipe import Recipe, load_recipe, require_bound
 from ..images.labelled import LabelledImages
 from ..images.skew import RetrievalSet
 from ..images.source import ImageSource
 from ..models.aligned import apply_aligner
 from ..models.model import Model, load_model
+from ..scan.collect import LabelledEmbeddings, collect_embeddings, collect_features
 from ..scan.scan import Progress, Scan, load_scan
 from ..select.plan import draw_random_heads
-from .evaluate import (
-    DEFAULT_TEMPLATES,
-    Measure,
-    build_measure,
-    collect_embeddings,
-    collect_features,
-    compute_recipe_embeddings,
-)
+from .evaluate import Measure, build_measure
 
 DRAWS = 10
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,29 +12,19 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..components import Features
-from ..concepts.directions import LabelledEmbeddings
-from ..edits.apply import (
-    compute_direct_embeddings,
-    compute_distilled_embeddings,
-    compute_edited_readouts,
-    compute_recipe_parts,
-)
-from ..edits.parts import collect_with_parts, place
-from ..edits.recipe import Recipe
+from ..concepts.class_weights import DEFAULT_TEMPLATES, compute_class_weights
 from ..errors import ImageError
 from ..images.labelled import LabelledImages
 from ..images.layouts import load_dataset
 from ..images.skew import RetrievalSet, compute_max_skew
-from ..images.source import ImageSource, load_batches
+from ..images.source import ImageSource
 from ..models.model import Model
-from ..scan.features import CachedFeatures
-from ..scan.scan import Progress, check_bad
+from ..scan.collect import collect_embeddings
+from ..scan.scan import Progress
 from .linear_head import classify_by_head, require_unseen
 
 Measure = Callable[[Tensor, Sequence[int]], dict[str, float]]
 GROUP = "group: "
-DEFAULT_TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a {}.")
 
 
 @dataclass(frozen=True)
@@ -161,102 +151,6 @@ def build_answer(
     return lambda embeddings: embeddings @ weights.T
 
 
-def collect_embeddings(
-    model: Model, source: ImageSource, *, batch_size: int = 64, max_bad: float = 0.01, progress: Progress | None = None
-) -> tuple[Float[Tensor, "image d_embed"], list[int]]:
-    """Unnormalised embeddings of a source, and the positions of the images that could be read.
-
-    Raises:
-        ImageError: If more than `max_bad` of the images cannot be read.
-    """
-    parts, kept = [], []
-    for pixels, indices in iterate_pixels(model, source, batch_size, max_bad, progress):
-        parts.append(model.encode_tokens(pixels).cpu() if source.holds_texts else model.encode_image(pixels).cpu())
-        kept += indices
-    return torch.cat(parts), kept
-
-
-def collect_features(
-    model: Model,
-    source: ImageSource,
-    *,
-    layers: Sequence[int],
-    batch_size: int = 64,
-    parts: Sequence[str] = (),
-    cached: CachedFeatures | None = None,
-    progress: Progress | None = None,
-) -> tuple[Features, list[int]]:
-    """The features of a whole source, for trying many edits without running the model again; and as `collect_embeddings`.
-
-    Args:
-        parts: Whole parts that an edit ablates (`L3.mlp`, `L3.bias`, `L3H5.self`), whose features are wanted too.
-
-    Memory: `len(source) * len(layers) * d_model` floats; nearly none when all of it comes from `cached`.
-
-    Raises:
-        StatisticsError, ImageError: If `cached` is of another model, other layers or other images.
-    """
-    if cached is not None:
-        cached.require(model, layers)
-        return cached.select(source)
-    wanted = {place(name)[0] for name in parts}
-    # 1 / sigma, which the self-attention of a head is divided by, is what a bias component gives.
-    wanted |= {name.replace(".self", ".bias") for name in wanted}
-    every = model.tower.groups(layers, mlps=bool(parts))
-    groups = [group for group in every if group.ids[0].kind == "head" or group.name in wanted]
-    found, kept = [], []
-    for pixels, indices in iterate_pixels(model, source, batch_size, 0.01, progress):
-        found.append(collect_with_parts(model.tower, pixels.to(model.device), groups, list(parts)))
-        kept += indices
-    features = Features(
-        {name: torch.cat([part.groups[name] for part in found]).cpu() for name in (found[0].groups if found else ())},
-        {},
-        torch.cat([part.final for part in found]).cpu(),
-        torch.cat([part.embedding for part in found]).cpu(),
-    )
-    return features, kept
-
-
-def collect_labelled(model: Model, labelled: LabelledImages, *, progress: Progress | None = None) -> LabelledEmbeddings:
-    """Labelled images as `bind_recipe` takes them, for steps that erase their labels.
-
-    Raises:
-        ImageError: If images cannot be read.
-    """
-    features, kept = collect_features(model, labelled.source, layers=(), progress=progress)
-    labels = torch.tensor([labelled.labels[index] for index in kept])
-    return LabelledEmbeddings(features.final, features.embedding, labels)
-
-
-def compute_recipe_embeddings(recipe: Recipe, model: Model, features: Features) -> Float[Tensor, "image d_embed"]:
-    """Embeddings of a `direct` or `distilled` recipe from cached features of the unedited model.
-
-    Raises:
-        ImageError: For `total`, which changes the features themselves.
-    """
-    if recipe.document.effect == "direct":
-        readouts, parts = compute_edited_readouts(recipe, model.tower), compute_recipe_parts(recipe, model.tower)
-        return compute_direct_embeddings(recipe, readouts, features, parts)
-    if recipe.document.effect == "distilled":
-        return compute_distilled_embeddings(recipe, model.tower, features)
-    raise ImageError("cannot compute a total edit from cached features: apply the recipe and run the model.")
-
-
-def compute_class_weights(
-    model: Model, classes: Sequence[str], templates: Sequence[str]
-) -> Float[Tensor, "class d_embed"]:
-    """Unit vectors: the mean over templates of the normalised text embeddings, normalised again.
-
-    Raises:
-        ImageError: If a template has no place for the class.
-    """
-    if not all("{}" in template for template in templates):
-        raise ImageError("cannot use the templates: each needs `{}` where the class goes, as in `a photo of a {}`.")
-    texts = [_fill(template, name) for name in classes for template in templates]
-    unit = F.normalize(model.encode_text(texts).cpu(), dim=-1)
-    return F.normalize(unit.unflatten(0, (len(classes), len(templates))).mean(1), dim=-1)
-
-
 def compute_predictions(
     embeddings: Float[Tensor, "image d_embed"], weights: Float[Tensor, "class d_embed"]
 ) -> Int[Tensor, " image"]:
@@ -279,24 +173,3 @@ def compute_accuracies(
     shares = {str(name): float(right[names == name].mean()) for name in np.unique(names)}
     sizes = {name: int((names == name).sum()) for name in shares}
     return Accuracies(float(right.mean()), min(shares.values()), float(np.mean(list(shares.values()))), shares, sizes)
-
-
-def _fill(template: str, name: str) -> str:
-    text = template.replace("{}", name)
-    return text.replace(" a " + name, " an " + name) if name[:1].lower() in "aeiou" else text
-
-
-def iterate_pixels(
-    model: Model, source: ImageSource, batch_size: int, max_bad: float, progress: Progress | None
-) -> Iterator[tuple[Tensor, list[int]]]:
-    """Preprocessed batches of the images that can be read, with their positions; fails as `collect_embeddings`."""
-    bad: list[tuple[str, str]] = []
-    done = 0
-    for batch in load_batches(source, model.prepare(source), batch_size=batch_size):
-        bad += batch.bad
-        check_bad(bad, len(source), max_bad)
-        if batch.indices:
-            yield batch.pixels, list(batch.indices)
-        done += len(batch.indices) + len(batch.bad)
-        if progress is not None:
-            progress(done, len(source))

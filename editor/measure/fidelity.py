@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..concepts.directions import LabelledEmbeddings
-from ..edits.apply import apply_recipe, require_bound
+from ..edits.apply import apply_recipe
 from ..edits.bind import bind_recipe
+from ..edits.direct import compute_recipe_embeddings
 from ..edits.parts import ablated_names
-from ..edits.recipe import Recipe
+from ..edits.recipe import Recipe, require_bound
 from ..images.source import ImageSource
 from ..models.model import Model
+from ..scan.collect import LabelledEmbeddings, collect_embeddings, collect_features
 from ..scan.features import CachedFeatures
 from ..scan.scan import Progress, Scan
-from .evaluate import collect_embeddings, collect_features, compute_recipe_embeddings
 
 MOST_IMAGES = 512
 ENOUGH = 0.98

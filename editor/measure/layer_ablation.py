@@ -13,8 +13,9 @@ from ..errors import StatisticsError
 from ..images.labelled import LabelledImages
 from ..images.source import ImageSource
 from ..models.model import Model
+from ..scan.collect import iterate_pixels
 from ..scan.scan import Progress, Scan
-from .evaluate import build_measure, iterate_pixels
+from .evaluate import build_measure
 
 KINDS = {"attention": ("head", "bias"), "MLPs": ("mlp",), "both": ("head", "bias", "mlp")}
 Curves = dict[str, list[dict[str, float]]]

@@ -13,17 +13,18 @@ from torch import Tensor
 
 from ..choices import Effect
 from ..components import Features, HeadId
-from ..edits.apply import check_base, require_bound
+from ..edits.apply import check_base
 from ..edits.bind import bind_recipe
+from ..edits.direct import compute_recipe_embeddings
 from ..edits.head_maps import edited_groups
 from ..edits.parts import ablated_names
-from ..edits.recipe import Recipe
+from ..edits.recipe import Recipe, require_bound
 from ..errors import RecipeError, VectorError
 from ..files.vectors import open_vectors
 from ..images.source import ImageSource
 from ..models.model import Model
+from ..scan.collect import collect_features
 from ..scan.scan import Progress, Scan
-from .evaluate import collect_features, compute_recipe_embeddings
 from .fidelity import Fidelity, compute_fidelity
 
 RIDGE = 1e-6

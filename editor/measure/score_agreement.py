@@ -11,13 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..components import Features
+from ..concepts.class_weights import DEFAULT_TEMPLATES, compute_class_weights
 from ..concepts.concepts import Concept, list_concepts, load_concept
 from ..concepts.scores import score_heads
 from ..errors import ImageError
 from ..images.source import PATH_COLUMNS, ImageSource
 from ..models.model import Model
+from ..scan.collect import collect_features
 from ..scan.scan import Progress, Scan
-from .evaluate import DEFAULT_TEMPLATES, collect_features, compute_class_weights
 
 MOST_VALUES = 50
 

@@ -16,7 +16,6 @@ from ..errors import AlignmentError, ModelError
 from ..files.tensors import load_tensors
 from ..files.whole import save_tensors
 from ..images.source import ImageSource, list_images, load_batches
-from ..measure.evaluate import collect_embeddings
 from ..models.aligner import (
     Aligner,
     compute_aligned,
@@ -26,6 +25,7 @@ from ..models.aligner import (
     fit_shared_map,
 )
 from ..models.model import Model, decompose
+from .collect import collect_embeddings
 from .scan import Progress
 
 STATE_KIND = "clipedit-alignment-state-1"

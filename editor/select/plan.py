@@ -20,6 +20,7 @@ from ..components import HeadId
 from ..concepts.concepts import Concept, load_concept
 from ..concepts.directions import compute_concept_directions
 from ..concepts.scores import HeadScore, score_heads
+from ..edits.bind import holds_output
 from ..edits.document import Base, RecipeDocument, Step
 from ..errors import ConceptError, ImageError, RecipeError
 from ..images.labelled import LabelledImages
@@ -27,6 +28,9 @@ from ..models.model import Model
 from ..scan.features import CachedFeatures
 from ..scan.scan import Progress, Scan
 
+# The fewest that repaired every demo model; of small towers no more than a quarter.
+DEFAULT_HEADS, DEFAULT_SHARE = 8, 4
+DEFAULT_OUTPUT_STRENGTH = 0.9
 LEAST_GROUP = 5
 SPANNED_ANGLE = 45.0
 PLAIN_OPERATIONS = ("mean-ablate", "zero-ablate", "scale")
@@ -201,3 +205,14 @@ def draw_random_heads(
         wanted = sum(head.layer == layer for head in like)
         drawn += [pool[index] for index in generator.choice(len(pool), wanted, replace=False)]
     return sorted(drawn)
+
+
+def default_heads(scan: Scan, model: Model) -> int:
+    """How many heads are edited unless told: eight, but at most a quarter of those that were scanned, and at least one."""
+    scanned = sum(model.tower.heads_per_layer[layer] for layer in scan.layers)
+    return min(DEFAULT_HEADS, max(1, scanned // DEFAULT_SHARE))
+
+
+def default_output_strength(effect: str, model: Model) -> float:
+    """How strongly a concept's texts are projected out of the output where nobody says: 0 where the effect cannot hold it."""
+    return DEFAULT_OUTPUT_STRENGTH if holds_output(effect, model) else 0.0

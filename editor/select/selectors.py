@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..choices import Along, Effect, HeadOperation
 from ..concepts.concepts import Concept, load_concept
-from ..edits.bind import check_effect, default_heads, default_output_strength
+from ..edits.bind import check_effect
 from ..edits.document import RecipeDocument
 from ..errors import RecipeError, nearest_names
 from ..models.model import Model
@@ -12,7 +12,15 @@ from ..scan.scan import Scan
 from .attention_region import select_by_attention_region
 from .frontier import select_by_frontier
 from .labelled_contrast import select_by_labelled_contrast
-from .plan import EditPlan, Evidence, Selector, select_by_text_difference, warn_of_overlap
+from .plan import (
+    EditPlan,
+    Evidence,
+    Selector,
+    default_heads,
+    default_output_strength,
+    select_by_text_difference,
+    warn_of_overlap,
+)
 
 SELECTORS: dict[str, Selector] = {
     "text-difference": select_by_text_difference,

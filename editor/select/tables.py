@@ -11,11 +11,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..components import Features, HeadId
-from ..edits.apply import compute_edited_readouts, require_bound
+from ..concepts.class_weights import DEFAULT_TEMPLATES, compute_class_weights
 from ..edits.bind import bind_recipe
+from ..edits.direct import compute_edited_readouts
+from ..edits.recipe import require_bound
 from ..images.labelled import LabelledImages
-from ..measure.evaluate import DEFAULT_TEMPLATES, collect_features, compute_class_weights
 from ..models.model import Model
+from ..scan.collect import collect_features
 from ..scan.scan import Scan
 from .plan import EditPlan, Evidence, write_document
 

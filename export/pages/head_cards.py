@@ -20,8 +20,8 @@ from ...editor.images.source import ImageSource
 from ...editor.look.pictures import encode_image_file, tint_png
 from ...editor.look.spatial import compute_seen, compute_token_shares
 from ...editor.look.view import View, find_view
-from ...editor.measure.evaluate import collect_features
 from ...editor.models.model import Model
+from ...editor.scan.collect import collect_features
 from ...editor.scan.scan import Progress, Scan
 from ...editor.towers import SpatialTower
 

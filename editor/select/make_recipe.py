@@ -1,0 +1,53 @@
+"""make_recipe: a concept to a bound recipe, with nothing but a scan and texts."""
+
+from __future__ import annotations
+
+from ..choices import Effect, HeadOperation
+from ..concepts.concepts import Concept, load_concept
+from ..edits.bind import bind_recipe, check_effect
+from ..edits.recipe import Recipe
+from ..models.model import Model
+from ..scan.scan import Scan
+from .plan import EditPlan, Evidence, default_heads, default_output_strength, select_by_text_difference, warn_of_overlap
+
+
+def make_recipe(
+    scan: Scan,
+    model: Model,
+    *,
+    concept: str | Concept,
+    keep: str | Concept | None = None,
+    operation: HeadOperation = "mean-ablate",
+    effect: Effect = "distilled",
+    heads: int | None = None,
+    strength: float = 1.0,
+    output_strength: float | None = None,
+    directions: int | None = None,
+) -> Recipe:
+    """A bound recipe that removes a concept: edit the heads that carry it, and shrink its texts' directions of the output.
+
+    Args:
+        keep: A concept whose heads are spared; by default the one that the concept's file names.
+        operation: What happens to the chosen heads: `mean-ablate`, `zero-ablate` or `project-out`.
+        heads: How many heads, those of highest score; by default as `default_heads`.
+        strength: Of the operation on heads, in [0, 1].
+        output_strength: Of the projection on the output, in [0, 1]; 0 leaves that step out. By default 0.9, or 0 where the
+            effect cannot hold it.
+        directions: Number of directions of the concept.
+
+    Raises:
+        ConceptError, StatisticsError, RecipeError: As `select_by_text_difference` and `bind_recipe`.
+    """
+    check_effect(effect, model, output_strength=output_strength)
+    plan = EditPlan(
+        concept=concept if isinstance(concept, Concept) else load_concept(concept, model.folder),
+        heads=default_heads(scan, model) if heads is None else heads,
+        output_strength=default_output_strength(effect, model) if output_strength is None else output_strength,
+        keep=keep,
+        operation=operation,
+        effect=effect,
+        strength=strength,
+        directions=directions,
+    )
+    warn_of_overlap(plan, Evidence(), model)
+    return bind_recipe(select_by_text_difference(scan, model, plan, Evidence()), scan, model)
