@@ -1,4 +1,4 @@
-"""`clipedit models`: what the towers say, and the README's tables of it."""
+"""`clipedit models`: what the towers say, and the page of models made from it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from clipedit.editor.models.supported import describe_models, render_markdown
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_tables_of_the_readme_are_what_the_towers_say() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = readme.split("<!-- clipedit models --markdown -->\n")[1].split("<!-- end -->")[0]
+def test_the_tables_of_the_page_are_what_the_towers_say() -> None:
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    block = page.split("<!-- clipedit models --markdown -->\n")[1].split("<!-- end -->")[0]
     rows = describe_models()
     assert block == render_markdown(rows)
     assert all((row.tower is None) == bool(row.reason) == (not row.heads_per_layer) for row in rows)
