@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from .editor.edits.diff import ModelDiff
     from .editor.edits.document import RecipeDocument
     from .editor.edits.recipe import Recipe
-    from .editor.images.labelled import LabelledImages
     from .editor.images.skew import RetrievalSet
+    from .editor.images.source import LabelledImages
     from .editor.images.units import WorkUnit
     from .editor.measure.completeness import CompletenessRow
     from .editor.measure.reindex import EmbeddingMap
@@ -306,8 +306,8 @@ def label(
     as_json: JsonOption = False,
 ) -> None:
     """Label every scanned head with the texts that explain most of it (TextSpan)."""
-    from .editor.concepts.concepts import load_texts
     from .editor.concepts.textspan import text_span
+    from .editor.images.texts import load_texts
 
     scanned, model = _load_scan_and_model(scan)
     pool = load_texts(texts, model.folder)
@@ -722,8 +722,8 @@ def completeness(
 ) -> None:
     """Replace heads by their texts and measure what is left: accuracy against m and the pool, with random controls."""
     from .editor.concepts.class_weights import DEFAULT_TEMPLATES
-    from .editor.concepts.concepts import load_pools
     from .editor.images.labelled import load_lines
+    from .editor.images.texts import load_pools
     from .editor.look.plot import plot_completeness, require_plot, save_figure
     from .editor.measure.completeness import default_steps, measure_completeness
 
@@ -1023,7 +1023,7 @@ def _scan_or_load(model: Model, images: str | None, scan: Path | None, follow: F
 
 
 def _say_features_size(path: Path, model: Model, images: str, layers: Sequence[int] | None, mlps: bool) -> None:
-    from .editor.images.source import list_images
+    from .editor.images.listing import list_images
     from .editor.scan.features import compute_features_bytes
     from .editor.scan.scan import choose_layers
 
@@ -1188,7 +1188,7 @@ def _measure_reindex(
 ) -> dict[str, dict[str, float]]:
     """Fidelity on held-out images; those of the demo's test split for the demo."""
     from .demo.measure import test_source
-    from .editor.images.source import list_images
+    from .editor.images.listing import list_images
     from .editor.measure.reindex import measure_fidelity
 
     if images is None and model.name != "demo":
@@ -1286,7 +1286,7 @@ def _with_fidelity(
     """The recipe with its fidelity to `direct`: on the images that were measured, else on the calibration images."""
     from .demo.measure import test_source
     from .editor.images.labelled import load_labelled_images
-    from .editor.images.source import list_images
+    from .editor.images.listing import list_images
     from .editor.images.texts import list_texts
     from .editor.measure.fidelity import measure_fidelity
 

@@ -23,7 +23,8 @@ with atheris.instrument_imports(include=["clipedit.editor", "yaml"], enable_load
     from clipedit.editor.edits.recipe import load_recipe
     from clipedit.editor.files.tensors import read_header
     from clipedit.editor.files.vectors import open_vectors
-    from clipedit.editor.images.source import list_images, open_image
+    from clipedit.editor.images.decode import open_image
+    from clipedit.editor.images.listing import list_images
     from clipedit.editor.scan.scan import load_scan
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {

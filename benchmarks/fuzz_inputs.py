@@ -18,12 +18,13 @@ from PIL import Image, PngImagePlugin
 
 import clipedit
 from clipedit.demo import world
-from clipedit.editor.concepts.concepts import library_folder, load_texts
+from clipedit.editor.concepts.concepts import library_folder
 from clipedit.editor.edits.document import list_recipes
 from clipedit.editor.files.vectors import open_vectors
 from clipedit.editor.images.labelled import load_classes, load_labelled_images, load_lines
 from clipedit.editor.images.layouts import load_dataset
-from clipedit.editor.images.source import list_images
+from clipedit.editor.images.listing import list_images
+from clipedit.editor.images.texts import load_texts
 
 Generator = random.Random
 

@@ -40,7 +40,8 @@ from clipedit.editor.edits.apply import compute_edited_tensors, rewrite_checkpoi
 from clipedit.editor.edits.recipe import load_recipe
 from clipedit.editor.edits.singular import load_weights
 from clipedit.editor.files.tensors import hash_checkpoint, read_header
-from clipedit.editor.images.source import demo_calibration_source, open_image
+from clipedit.editor.images.decode import open_image
+from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.models.aligner import KIND as ALIGNER_KIND
 from clipedit.editor.models.aligner import load_aligner
 from clipedit.editor.models.model import demo_folder, load_model

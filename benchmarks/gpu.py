@@ -18,7 +18,9 @@ import torch
 from PIL import Image
 
 import clipedit
-from clipedit.editor.images.source import ImageSource, load_batches, read_image
+from clipedit.editor.images.batches import load_batches
+from clipedit.editor.images.decode import read_image
+from clipedit.editor.images.source import ImageSource
 from clipedit.editor.models.devices import lower_precision
 from clipedit.editor.scan.scan import choose_layers
 from clipedit.editor.scan.scanner import Scanner

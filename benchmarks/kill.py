@@ -210,7 +210,7 @@ def prepare(folder: Path, images: int) -> None:
 
     import clipedit
     from clipedit.demo import world
-    from clipedit.editor.images.source import demo_calibration_source
+    from clipedit.editor.images.demo import demo_calibration_source
     from clipedit.editor.models.model import demo_folder
     from clipedit.export.edited_folder import apply_to_folder
 

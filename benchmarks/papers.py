@@ -19,10 +19,11 @@ from pathlib import Path
 import open_clip
 
 from clipedit import ClipeditError
-from clipedit.editor.concepts.concepts import load_texts
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.recipe import Recipe, load_recipe
-from clipedit.editor.images.labelled import LabelledImages, load_labelled_images
+from clipedit.editor.images.labelled import load_labelled_images
+from clipedit.editor.images.source import LabelledImages
+from clipedit.editor.images.texts import load_texts
 from clipedit.editor.measure.completeness import RANDOM_TEXTS, measure_completeness
 from clipedit.editor.measure.control import measure_with_control
 from clipedit.editor.measure.evaluate import evaluate

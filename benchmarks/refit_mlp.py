@@ -23,7 +23,8 @@ from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.direct import compute_direct_embeddings, compute_edited_readouts
 from clipedit.editor.edits.document import Step
 from clipedit.editor.edits.recipe import Recipe
-from clipedit.editor.images.source import ImageSource, list_images
+from clipedit.editor.images.listing import list_images
+from clipedit.editor.images.source import ImageSource
 from clipedit.editor.measure.fidelity import Fidelity, compute_fidelity
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.scan.collect import collect_features

@@ -22,7 +22,8 @@ from clipedit.editor.components import Features, HeadId
 from clipedit.editor.concepts.concepts import load_concept
 from clipedit.editor.concepts.queries import encode_queries
 from clipedit.editor.concepts.scores import score_heads
-from clipedit.editor.images.source import ImageSource, render_source
+from clipedit.editor.images.demo import render_source
+from clipedit.editor.images.source import ImageSource
 from clipedit.editor.look.retrieve import compute_written
 from clipedit.editor.look.spatial import head_ids
 from clipedit.editor.scan.collect import collect_features

@@ -21,7 +21,7 @@ from captum.attr import LayerGradCam
 from clipedit.demo import world
 from clipedit.editor.concepts.class_weights import DEFAULT_TEMPLATES, compute_class_weights
 from clipedit.editor.concepts.queries import encode_contrast
-from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.look.readings import READINGS, weigh_heads
 from clipedit.editor.look.segment import DEMO_CLASSES, demo_masked_images, evaluate_segmentation, score_heatmaps
 from clipedit.editor.look.spatial import draw_heatmaps

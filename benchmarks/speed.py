@@ -24,7 +24,8 @@ import clipedit
 from clipedit.editor.concepts.textspan import compute_text_span
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.document import Base, RecipeDocument, Step
-from clipedit.editor.images.source import ImageSource, load_batches
+from clipedit.editor.images.batches import load_batches
+from clipedit.editor.images.source import ImageSource
 from clipedit.editor.look.spatial import compute_token_shares, draw_heatmaps
 from clipedit.editor.look.view import find_view
 

@@ -23,8 +23,7 @@ from clipedit.editor.edits.apply import apply_recipe
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.direct import compute_recipe_embeddings
 from clipedit.editor.edits.recipe import Recipe
-from clipedit.editor.images.labelled import LabelledImages
-from clipedit.editor.images.source import ImageSource
+from clipedit.editor.images.source import ImageSource, LabelledImages
 from clipedit.editor.measure.control import draw_control_documents, mean_rows
 from clipedit.editor.measure.fidelity import compute_fidelity
 from clipedit.editor.models.model import Model, load_model

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..editor.concepts.class_weights import compute_class_weights
 from ..editor.errors import ImageError
-from ..editor.images.labelled import LabelledImages
-from ..editor.images.source import ImageSource, render_source
+from ..editor.images.demo import render_source
+from ..editor.images.source import ImageSource, LabelledImages
 from ..editor.measure.evaluate import GROUP
 from ..editor.measure.linear_head import classify_by_head
 from ..editor.models.model import Model

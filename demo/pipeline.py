@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..editor.concepts.concepts import load_texts
 from ..editor.concepts.textspan import HeadLabel, text_span
 from ..editor.edits.apply import apply_recipe
 from ..editor.edits.recipe import Recipe
 from ..editor.files.whole import staged_folder, write_text
 from ..editor.images.labelled import write_metadata
-from ..editor.images.source import list_images
+from ..editor.images.listing import list_images
+from ..editor.images.texts import load_texts
 from ..editor.measure.control import measure_controls
 from ..editor.models.model import Model, load_model
 from ..editor.scan.collect import collect_embeddings

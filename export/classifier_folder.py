@@ -11,7 +11,7 @@ import torch
 
 from ..editor.errors import ModelError
 from ..editor.files.whole import staged_folder, write_text
-from ..editor.images.labelled import LabelledImages
+from ..editor.images.source import LabelledImages
 from ..editor.measure.linear_head import TRAINED_ON_NAME, choose_head, find_head
 from ..editor.models.model import Model
 from ..editor.scan.collect import collect_embeddings

@@ -67,7 +67,7 @@ def demo_model() -> clipedit.Model:
 
 @pytest.fixture(scope="session")
 def demo_scan(demo_model: clipedit.Model) -> clipedit.Scan:
-    from clipedit.editor.images.source import demo_calibration_source
+    from clipedit.editor.images.demo import demo_calibration_source
 
     return clipedit.scan(demo_model, demo_calibration_source(1024), mlps=True, workers=0)
 

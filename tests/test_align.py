@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import clipedit
-from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.models.aligned import apply_aligner
 from clipedit.editor.models.aligner import Aligner, compute_aligned, compute_orthogonality, fit_shared_map, load_aligner
 from clipedit.editor.models.model import decompose

@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 
 import clipedit
+from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.images.labelled import write_metadata
-from clipedit.editor.images.source import demo_calibration_source
 
 
 @pytest.fixture(autouse=True)
 def _small_demo_scans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipedit.editor.images.source.demo_calibration_source", lambda: demo_calibration_source(64))
+    monkeypatch.setattr("clipedit.editor.images.listing.demo_calibration_source", lambda: demo_calibration_source(64))
 
 
 @pytest.fixture(scope="module")

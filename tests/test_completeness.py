@@ -13,9 +13,9 @@ import torch.nn.functional as F
 import clipedit
 from clipedit import cli
 from clipedit.demo import world
-from clipedit.editor.concepts.concepts import load_pools
-from clipedit.editor.images.labelled import LabelledImages
-from clipedit.editor.images.source import demo_calibration_source, render_source
+from clipedit.editor.images.demo import demo_calibration_source, render_source
+from clipedit.editor.images.source import LabelledImages
+from clipedit.editor.images.texts import load_pools
 from clipedit.editor.look.plot import plot_completeness, save_figure
 from clipedit.editor.measure.completeness import (
     RANDOM_DIRECTIONS,

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import clipedit
 from clipedit import cli
-from clipedit.editor.images.source import Batch, demo_calibration_source
+from clipedit.editor.images.batches import Batch
+from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.models.devices import require_device, sums_device
 from clipedit.editor.scan.features import load_features
 from clipedit.editor.scan.scanner import Scanner
@@ -173,14 +174,14 @@ def test_a_batch_is_pinned_whole() -> None:
     for name, value in (("pixels", Pixels()), ("indices", (0,)), ("bad", (("a", "b"),))):
         object.__setattr__(batch, name, value)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clipedit.editor.images.source.Batch", lambda *parts: parts)
+        patch.setattr("clipedit.editor.images.batches.Batch", lambda *parts: parts)
         assert batch.pin_memory() == ("pinned", (0,), (("a", "b"),))
 
 
 def test_the_command_line_knows_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("clipedit.editor.images.source.demo_calibration_source", lambda: demo_calibration_source(16))
+    monkeypatch.setattr("clipedit.editor.images.listing.demo_calibration_source", lambda: demo_calibration_source(16))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
 
     def run(*arguments: str) -> tuple[int, str]:

@@ -18,7 +18,7 @@ import typer
 import clipedit
 from clipedit.cli import app
 from clipedit.demo import world
-from clipedit.editor.images.source import render_source
+from clipedit.editor.images.demo import render_source
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))

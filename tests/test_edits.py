@@ -20,7 +20,7 @@ from clipedit.editor.edits.operations import AffineMap, OperationInput, identity
 from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.edits.refit import compute_distilled_readout
 from clipedit.editor.files.tensors import hash_checkpoint, hash_state, read_header
-from clipedit.editor.images.source import demo_calibration_source, render_source
+from clipedit.editor.images.demo import demo_calibration_source, render_source
 from clipedit.editor.scan.collect import collect_features
 from clipedit.export.edited_folder import apply_to_folder, write_edited_model
 

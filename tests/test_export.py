@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import clipedit
-from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.export.edited_folder import write_edited_model
 from clipedit.export.graphs.onnx_graphs import write_graphs
 from clipedit.export.targets.open_clip import write_open_clip_folder

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import clipedit
-from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.images.demo import demo_calibration_source
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 COCA_VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 12, "attentional_pool": True,

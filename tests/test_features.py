@@ -13,7 +13,9 @@ from PIL import Image
 
 import clipedit
 from clipedit.editor.components import Features
-from clipedit.editor.images.source import ImageSource, demo_calibration_source, list_images
+from clipedit.editor.images.demo import demo_calibration_source
+from clipedit.editor.images.listing import list_images
+from clipedit.editor.images.source import ImageSource
 from clipedit.editor.scan.collect import collect_features
 from clipedit.editor.scan.features import compute_features_bytes, features_path, load_features, write_features
 

@@ -101,7 +101,7 @@ def test_preprocessing_and_tokenizer_are_those_of_the_folder(tmp_path: Path) -> 
 
 
 def test_a_folder_of_siglip_is_decomposed_and_edited(tmp_path: Path) -> None:
-    from clipedit.editor.images.source import demo_calibration_source
+    from clipedit.editor.images.demo import demo_calibration_source
 
     random_folder(tmp_path, "siglip", act="gelu_pytorch_tanh")
     model = clipedit.load_model(f"hf:{tmp_path}")
@@ -145,7 +145,7 @@ def test_shards_and_pytorch_files_are_the_same_model(tmp_path: Path) -> None:
 def test_a_folder_of_clip_is_scanned_edited_and_written_as_an_open_clip_folder(tmp_path: Path) -> None:
     import open_clip
 
-    from clipedit.editor.images.source import demo_calibration_source
+    from clipedit.editor.images.demo import demo_calibration_source
     from clipedit.export.edited_folder import write_edited_model
 
     random_folder(tmp_path / "hf", "clip", act="gelu")

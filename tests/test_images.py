@@ -15,8 +15,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 import clipedit
-from clipedit.editor.images import source as images
-from clipedit.editor.images.source import list_images, open_image
+from clipedit.editor.images import decode
+from clipedit.editor.images.decode import open_image
+from clipedit.editor.images.listing import list_images
 
 
 def photograph(name: str = "china.jpg") -> Image.Image:
@@ -79,7 +80,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, m
     assert (tmp_path / "bomb.png").stat().st_size < 1_000_000
     with pytest.raises(clipedit.ImageError, match=r"bomb\.png: "):
         open_image(tmp_path / "bomb.png")
-    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 100)
     photograph().save(tmp_path / "large.png")
     with pytest.raises(clipedit.ImageError, match="640 x 427 pixels, at most 100"):
         open_image(tmp_path / "large.png")

@@ -13,9 +13,9 @@ from PIL import Image
 
 import clipedit
 from clipedit import cli
-from clipedit.editor.images.labelled import LabelledImages
 from clipedit.editor.images.layouts import detect_layout, load_dataset, load_selection_set
 from clipedit.editor.images.skew import RetrievalSet, compute_max_skew
+from clipedit.editor.images.source import LabelledImages
 from clipedit.editor.measure.evaluate import measure_retrieval, measure_task
 
 

@@ -22,7 +22,7 @@ import clipedit
 from clipedit import cli
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.document import Base, RecipeDocument, Step
-from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.models.model import Model
 from clipedit.editor.towers import build_tower
 from clipedit.export.graphs.prune import find_constant_heads, prune_heads

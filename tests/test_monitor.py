@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 
 import clipedit
 from clipedit.demo import world
-from clipedit.editor.images.source import ImageSource, demo_calibration_source, render_source
+from clipedit.editor.images.demo import demo_calibration_source, render_source
+from clipedit.editor.images.source import ImageSource
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

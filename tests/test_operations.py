@@ -19,7 +19,7 @@ from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.edits.operations import OperationInput, identity_map, keep_only, project_out
 from clipedit.editor.edits.recipe import Recipe, bound_heads, load_recipe
 from clipedit.editor.edits.singular import load_weights, score_directions
-from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.measure.fidelity import compute_fidelity, measure_fidelity
 from clipedit.editor.scan.collect import LabelledEmbeddings, collect_features
 from clipedit.editor.select.plan import compute_span_angle

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 import clipedit
-from clipedit.editor.concepts.concepts import Concept, list_concepts, load_texts
+from clipedit.editor.concepts.concepts import Concept, list_concepts
+from clipedit.editor.images.texts import load_texts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -97,7 +98,7 @@ def readme_blocks(language: str) -> list[str]:
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from clipedit.editor.images.source import demo_calibration_source
+    from clipedit.editor.images.demo import demo_calibration_source
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()

@@ -16,7 +16,7 @@ from PIL import Image
 import clipedit
 from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.edits.recipe import Recipe
-from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.models.model import Model
 from clipedit.editor.towers import build_tower
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import clipedit
-from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.images.units import list_units
 from clipedit.editor.scan.on_ray import RayEngine, describe_scanner
 from clipedit.editor.scan.scanner import Scanner

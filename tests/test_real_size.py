@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import clipedit
 from clipedit import cli
-from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.images.demo import demo_calibration_source
 
 
 @pytest.fixture(scope="module")

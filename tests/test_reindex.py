@@ -24,7 +24,7 @@ from clipedit.editor.edits.direct import compute_recipe_embeddings
 from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.files import vectors as vector_files
-from clipedit.editor.images.source import demo_calibration_source, render_source
+from clipedit.editor.images.demo import demo_calibration_source, render_source
 from clipedit.editor.measure.reindex import EmbeddingMap, measure_fidelity
 from clipedit.editor.scan.collect import collect_features
 

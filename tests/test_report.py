@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 import clipedit
-from clipedit.editor.images.source import ImageSource, demo_calibration_source
+from clipedit.editor.images.demo import demo_calibration_source
+from clipedit.editor.images.source import ImageSource
 from clipedit.export.pages.head_cards import Edit
 from clipedit.export.pages.report import render_report, write_report
 from clipedit.export.pages.report_figures import build_measures, describe_result

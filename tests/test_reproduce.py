@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import clipedit
 from clipedit.editor.edits.recipe import KIND
-from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.export.edited_folder import apply_to_folder
 from clipedit.export.verify.record import FOLDER, RECORD_NAME
 from clipedit.export.verify.reproduce import compare_environments

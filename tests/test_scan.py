@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import clipedit
 from clipedit.editor.components import Features
-from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.scan.statistics import Statistics, add_features, empty_statistics
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import clipedit
-from clipedit.editor.images.source import ImageSource, demo_calibration_source
+from clipedit.editor.images.demo import demo_calibration_source
+from clipedit.editor.images.source import ImageSource
 from clipedit.editor.images.units import WorkUnit, list_units
 from clipedit.editor.scan import partials
 from clipedit.editor.scan.by_units import Partials

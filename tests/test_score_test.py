@@ -10,7 +10,8 @@ import torch
 
 import clipedit
 from clipedit.demo import world
-from clipedit.editor.images.source import ImageSource, demo_calibration_source, render_source
+from clipedit.editor.images.demo import demo_calibration_source, render_source
+from clipedit.editor.images.source import ImageSource
 from clipedit.editor.measure.score_agreement import (
     compute_average_precision,
     compute_spearman,
@@ -91,7 +92,7 @@ def test_columns_that_cannot_be_tested_are_refused(
 def test_layers_are_ablated_from_the_last_to_the_first(
     demo_model: clipedit.Model, balanced: ImageSource, tmp_path: Path
 ) -> None:
-    from clipedit.editor.images.labelled import LabelledImages
+    from clipedit.editor.images.source import LabelledImages
     from clipedit.editor.look.plot import plot_layer_ablation, require_plot, save_figure
     from clipedit.editor.measure.layer_ablation import measure_layer_ablation
 

@@ -33,8 +33,9 @@ from clipedit.editor.files.bounded import load_json, load_yaml
 from clipedit.editor.files.tensors import hash_checkpoint, read_header
 from clipedit.editor.files.vectors import open_vectors
 from clipedit.editor.files.whole import find_beside
-from clipedit.editor.images import source as images
-from clipedit.editor.images.source import list_images, open_image, read_csv_source
+from clipedit.editor.images import decode
+from clipedit.editor.images.decode import open_image
+from clipedit.editor.images.listing import list_images, read_csv_source
 from clipedit.editor.models.config_bounds import require_modest_config
 from clipedit.editor.models.hf_folder import load_hf_folder
 from clipedit.editor.models.model import demo_folder
@@ -478,7 +479,7 @@ def test_a_jpeg_of_very_many_scans_is_refused(tmp_path: Path, monkeypatch: pytes
     data = (tmp_path / "x.jpg").read_bytes()
     last = data.rindex(b"\xff\xda")
     (tmp_path / "many.jpg").write_bytes(data[:last] + data[last:-2] * 2_000 + data[-2:])
-    monkeypatch.setattr(images, "MAX_PIXELS", 1_000_000)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1_000_000)
     assert open_image(tmp_path / "x.jpg").size == (64, 64)
     with pytest.raises(clipedit.ImageError, match=r"a JPEG of 20\d\d scans"):
         open_image(tmp_path / "many.jpg")
@@ -506,7 +507,7 @@ def test_the_numbers_in_security_md_are_those_of_the_code() -> None:
     from clipedit.editor.models import config_bounds
 
     text = (ROOT / "SECURITY.md").read_text()
-    numbers = [images.MAX_PIXELS, images.MAX_ASPECT, images.MAX_SCANS, weights.MAX_HEADER_BYTES, weights.MAX_TENSORS,
+    numbers = [decode.MAX_PIXELS, decode.MAX_ASPECT, decode.MAX_SCANS, weights.MAX_HEADER_BYTES, weights.MAX_TENSORS,
                bounded.MAX_DEPTH, bounded.MAX_NODES, config_bounds.MOST["layers"]]  # fmt: skip
     for number in numbers:
         assert re.search(rf"(?<![\d,]){number:,}(?![\d,])", text), number

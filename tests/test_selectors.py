@@ -18,8 +18,8 @@ from clipedit.demo.measure import labelled_tasks
 from clipedit.editor.concepts.concepts import load_concept
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.direct import compute_direct_embeddings, compute_edited_readouts
-from clipedit.editor.images.labelled import LabelledImages
-from clipedit.editor.images.source import ImageSource, list_images
+from clipedit.editor.images.listing import list_images
+from clipedit.editor.images.source import ImageSource, LabelledImages
 from clipedit.editor.select.attention_region import (
     collect_region_shares,
     find_regions,

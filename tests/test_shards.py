@@ -18,8 +18,9 @@ from PIL import Image
 
 import clipedit
 from clipedit.editor.files.locations import expand_range
+from clipedit.editor.images.demo import demo_calibration_source
+from clipedit.editor.images.listing import list_images
 from clipedit.editor.images.shards import list_shards
-from clipedit.editor.images.source import demo_calibration_source, list_images
 from clipedit.editor.images.units import list_units
 
 COUNT, A_SHARD = 24, 8

@@ -20,7 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import clipedit
-from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.export.graphs.onnx_graphs import write_graphs
 from clipedit.export.pages.model_card import write_model_card
 from clipedit.export.targets.profile import Precision

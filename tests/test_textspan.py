@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import clipedit
-from clipedit.editor.concepts.concepts import load_texts
 from clipedit.editor.concepts.textspan import compute_text_span
-from clipedit.editor.images.source import demo_calibration_source, load_batches
+from clipedit.editor.images.batches import load_batches
+from clipedit.editor.images.demo import demo_calibration_source
+from clipedit.editor.images.texts import load_texts
 
 
 def text_span_on_data(contributions: Tensor, texts: Tensor, steps: int, rank: int) -> tuple[list[int], list[float]]:

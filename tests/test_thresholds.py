@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import clipedit
-from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.measure.thresholds import compute_threshold_shift, format_threshold_shift
 from clipedit.export.edited_folder import write_edited_model
 from clipedit.export.verify.reference import load_reference

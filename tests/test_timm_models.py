@@ -17,7 +17,7 @@ from timm.models._hub import save_for_hf
 import clipedit
 from clipedit import cli
 from clipedit.editor.files.tensors import hash_checkpoint
-from clipedit.editor.images.source import demo_calibration_source
+from clipedit.editor.images.demo import demo_calibration_source
 
 RECIPE = """schema_version: 1
 name: two-heads

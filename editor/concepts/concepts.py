@@ -6,7 +6,6 @@ removed. A name is looked for in the model's own folder first (`concepts/NAME.ya
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -14,9 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ... import recipes
 from ..errors import ConceptError, nearest_names
-from ..files.bounded import load_yaml, read_text
-
-MAX_LINES_BYTES = 2**30
+from ..files.bounded import load_yaml
 
 
 class Concept(BaseModel):
@@ -69,35 +66,3 @@ def describe_validation(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"{where} is not a known key"
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"
-
-
-def load_texts(path: str | Path | None = None, model_folder: Path | None = None) -> tuple[str, ...]:
-    """The pool for TextSpan: a file with a text a line, by default the model's own `texts.txt`, else the general pool.
-
-    Raises:
-        ConceptError: If the file cannot be read or holds no text.
-    """
-    general = library_folder().parent / "texts" / "general.txt"
-    own = model_folder / "texts.txt" if model_folder else general
-    chosen = Path(path) if path is not None else own if own.is_file() else general
-    try:
-        lines = [line.strip() for line in read_text(chosen, most=MAX_LINES_BYTES).splitlines()]
-    except (OSError, ValueError) as error:
-        raise ConceptError(f"cannot read texts from {chosen}: {error}.") from None
-    texts = tuple(dict.fromkeys(line for line in lines if line))
-    if not texts:
-        raise ConceptError(f"cannot use {chosen}: it holds no text. Write one text a line.")
-    return texts
-
-
-def load_pools(paths: Sequence[Path] | None = None, model_folder: Path | None = None) -> dict[str, tuple[str, ...]]:
-    """Pools of texts by name: the files given, by default the model's own pool, if it has one, and the general one.
-
-    Raises:
-        ConceptError: As `load_texts`.
-    """
-    if paths:
-        return {path.stem: load_texts(path) for path in paths}
-    own = load_texts(model_folder=model_folder)
-    general = load_texts()
-    return {"general": general} if own == general else {"own": own, "general": general}

@@ -8,8 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import ConceptError
+from ..images.texts import load_texts
 from ..models.model import Model
-from .concepts import Concept, load_texts
+from .concepts import Concept
 
 VARIANCE_KEPT = 0.9
 

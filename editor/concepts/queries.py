@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ConceptError
+from ..images.texts import load_texts
 from ..models.model import Model
-from .concepts import load_texts
 
 POOL_SAMPLE = 96
 

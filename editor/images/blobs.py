@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import ImageError
-from .source import read_image
+from .decode import read_image
 
 MAX_IMAGE_BYTES = 2**30
 

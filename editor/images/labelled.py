@@ -7,32 +7,15 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ImageError
 from ..files.bounded import read_text
-from .source import PATH_COLUMNS, ImageSource, list_images, read_csv_source
+from .listing import PATH_COLUMNS, list_images, read_csv_source
+from .source import ImageSource, LabelledImages
 
 LABEL_COLUMNS = ("label", "class", "y", "shape")
 WATERBIRDS = {"0": "landbird", "1": "waterbird"}
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """Images, the class of each as an index into `classes` (the words put into prompts), and the group of each.
-
-    Attributes:
-        subsets: For sets that compare parts of themselves, the part of each image; empty for others.
-        written: For typographic sets, the class that is written on each image; empty for others.
-    """
-
-    source: ImageSource
-    classes: tuple[str, ...]
-    labels: tuple[int, ...]
-    groups: tuple[str, ...]
-    subsets: tuple[str, ...] = ()
-    written: tuple[int, ...] = ()
 
 
 def load_labelled_images(

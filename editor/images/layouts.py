@@ -13,9 +13,10 @@ from typing import Any
 
 from ..choices import Layout
 from ..errors import ImageError
-from .labelled import LabelledImages, load_labelled_images
+from .labelled import load_labelled_images
+from .listing import list_images, source_of_rows
 from .skew import RetrievalSet
-from .source import list_images, source_of_rows
+from .source import LabelledImages
 
 CELEBA_LABEL, CELEBA_GROUP, CELEBA_VALIDATION, CELEBA_TEST = "Blond_Hair", "Male", "1", "2"
 CELEBA_CLASSES = {"-1": "celebrity with dark hair", "1": "celebrity with blond hair"}

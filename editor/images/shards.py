@@ -17,8 +17,9 @@ from PIL import Image
 
 from ..errors import ImageError
 from ..files.locations import Location, expand_range, is_remote, list_locations, open_location
+from .decode import SUFFIXES, read_image
 from .parquet import ARROW_SUFFIXES, PARQUET_SUFFIXES, cut_parquet, open_arrow, open_parquet
-from .source import SUFFIXES, ImageSource, read_image
+from .source import ImageSource
 from .tar import TAR_SUFFIXES, open_tar
 
 SHARD_SUFFIXES = (*TAR_SUFFIXES, *PARQUET_SUFFIXES, *ARROW_SUFFIXES)

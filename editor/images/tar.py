@@ -12,7 +12,8 @@ from typing import Any
 from ..errors import ImageError
 from ..files.locations import Location, is_remote, open_location
 from .blobs import OpenBlob, Spool
-from .source import SUFFIXES, ImageSource
+from .decode import SUFFIXES
+from .source import ImageSource
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_SHARD_BYTES = 2**37

@@ -1,15 +1,16 @@
-"""Texts as a source that is scanned: what images are to the image tower, texts are to the text tower."""
+"""Pools of texts, and texts as a source that is scanned: what images are to the image tower, texts are to the text tower."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
-import numpy as np
-
-from ...demo import world
-from ..concepts.concepts import load_texts
-from ..errors import ImageError
-from .source import DEMO_CALIBRATION_COUNT, DEMO_CALIBRATION_SEED, ImageSource
+from ... import recipes
+from ..errors import ConceptError, ImageError
+from ..files.bounded import read_text
+from .demo import demo_captions
+from .source import ImageSource
 
 
 def list_texts(source: object) -> ImageSource:
@@ -22,9 +23,7 @@ def list_texts(source: object) -> ImageSource:
     if isinstance(source, ImageSource) and source.holds_texts:
         return source
     if source == "demo":
-        generator = np.random.default_rng(DEMO_CALIBRATION_SEED)
-        captions = [world.draw_captioned_scene(generator)[1] for _ in range(DEMO_CALIBRATION_COUNT)]
-        return text_source(tuple(dict.fromkeys(captions)))
+        return text_source(demo_captions())
     if not isinstance(source, str | Path) or Path(source).is_dir():
         raise ImageError("cannot scan a text tower on images: texts are needed. Give a file with a text a line.")
     return text_source(load_texts(source))
@@ -33,3 +32,38 @@ def list_texts(source: object) -> ImageSource:
 def text_source(texts: tuple[str, ...]) -> ImageSource:
     """A source of given texts; they are their own names."""
     return ImageSource(texts, lambda index: texts[index], holds_texts=True)  # pyright: ignore[reportArgumentType]
+
+
+MAX_LINES_BYTES = 2**30
+
+
+def load_texts(path: str | Path | None = None, model_folder: Path | None = None) -> tuple[str, ...]:
+    """The pool for TextSpan: a file with a text a line, by default the model's own `texts.txt`, else the general pool.
+
+    Raises:
+        ConceptError: If the file cannot be read or holds no text.
+    """
+    general = Path(str(resources.files(recipes) / "texts" / "general.txt"))
+    own = model_folder / "texts.txt" if model_folder else general
+    chosen = Path(path) if path is not None else own if own.is_file() else general
+    try:
+        lines = [line.strip() for line in read_text(chosen, most=MAX_LINES_BYTES).splitlines()]
+    except (OSError, ValueError) as error:
+        raise ConceptError(f"cannot read texts from {chosen}: {error}.") from None
+    texts = tuple(dict.fromkeys(line for line in lines if line))
+    if not texts:
+        raise ConceptError(f"cannot use {chosen}: it holds no text. Write one text a line.")
+    return texts
+
+
+def load_pools(paths: Sequence[Path] | None = None, model_folder: Path | None = None) -> dict[str, tuple[str, ...]]:
+    """Pools of texts by name: the files given, by default the model's own pool, if it has one, and the general one.
+
+    Raises:
+        ConceptError: As `load_texts`.
+    """
+    if paths:
+        return {path.stem: load_texts(path) for path in paths}
+    own = load_texts(model_folder=model_folder)
+    general = load_texts()
+    return {"general": general} if own == general else {"own": own, "general": general}

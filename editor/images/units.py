@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import ImageError
+from .listing import list_images
 from .shards import UNIT_IMAGES, WorkUnit, list_shards
-from .source import ImageSource, list_images
+from .source import ImageSource
 from .texts import list_texts
 
 AnySource = str | Path | ImageSource | Sequence[str | Path]

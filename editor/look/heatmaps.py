@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 
 from ..components import HeadId
-from ..concepts.concepts import load_texts
 from ..concepts.queries import encode_contrast
 from ..concepts.textspan import text_span
 from ..errors import ConceptError, ModelError
 from ..files.whole import staged_file
-from ..images.source import open_image
+from ..images.decode import open_image
+from ..images.texts import load_texts
 from ..models.model import Model
 from ..scan.scan import load_scan
 from .pictures import draw_overlay, draw_sheet

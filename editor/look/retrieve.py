@@ -23,7 +23,9 @@ from ..concepts.queries import encode_queries, require_text_fits
 from ..concepts.scores import score_heads
 from ..errors import ConceptError, StatisticsError
 from ..files.whole import staged_file
-from ..images.source import ImageSource, list_images, open_image
+from ..images.decode import open_image
+from ..images.listing import list_images
+from ..images.source import ImageSource
 from ..models.model import Model
 from ..scan.features import features_path, load_features
 from ..scan.scan import Progress, Scan, load_scan, scan

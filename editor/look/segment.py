@@ -8,7 +8,6 @@ intersection over union, and average precision).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,10 @@ from ..concepts.class_weights import compute_class_weights
 from ..concepts.queries import encode_contrast
 from ..errors import ConceptError, ImageError
 from ..files.whole import staged_folder
-from ..images.source import SUFFIXES, ImageSource, list_images, open_image, render_source
+from ..images.decode import SUFFIXES, open_image
+from ..images.demo import render_source
+from ..images.listing import list_images
+from ..images.source import ImageSource, MaskedImages
 from ..models.model import Model
 from ..scan.scan import Progress, check_bad
 from .pictures import encode_image_file
@@ -33,14 +35,6 @@ from .spatial import compute_seen, compute_token_shares, last_heads
 from .view import find_view
 
 DEMO_CLASSES, DEMO_SEED = world.SHAPES, 9_005
-
-
-@dataclass(frozen=True)
-class MaskedImages:
-    """Images with the true mask of their object: `mask(i)` is 1 on it, 0 beside it, -1 where nothing is known."""
-
-    source: ImageSource
-    mask: Callable[[int], np.ndarray]
 
 
 def segment_folder(

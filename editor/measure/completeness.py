@@ -21,7 +21,7 @@ from ..components import ComponentGroup, Features
 from ..concepts.class_weights import DEFAULT_TEMPLATES
 from ..concepts.textspan import compute_text_span
 from ..errors import ConceptError, StatisticsError
-from ..images.labelled import LabelledImages
+from ..images.source import LabelledImages
 from ..models.model import Model
 from ..scan.collect import iterate_pixels
 from ..scan.scan import Progress, Scan

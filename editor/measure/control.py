@@ -17,9 +17,8 @@ from ..edits.direct import compute_recipe_embeddings
 from ..edits.document import RecipeDocument
 from ..edits.parts import ablated_names
 from ..edits.recipe import Recipe, load_recipe, require_bound
-from ..images.labelled import LabelledImages
 from ..images.skew import RetrievalSet
-from ..images.source import ImageSource
+from ..images.source import ImageSource, LabelledImages
 from ..models.aligned import apply_aligner
 from ..models.model import Model, load_model
 from ..scan.collect import LabelledEmbeddings, collect_embeddings, collect_features

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from ..concepts.class_weights import DEFAULT_TEMPLATES, compute_class_weights
 from ..errors import ImageError
-from ..images.labelled import LabelledImages
 from ..images.layouts import load_dataset
 from ..images.skew import RetrievalSet, compute_max_skew
-from ..images.source import ImageSource
+from ..images.source import ImageSource, LabelledImages
 from ..models.model import Model
 from ..scan.collect import collect_embeddings
 from ..scan.scan import Progress

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..components import ComponentGroup
 from ..errors import StatisticsError
-from ..images.labelled import LabelledImages
-from ..images.source import ImageSource
+from ..images.source import ImageSource, LabelledImages
 from ..models.model import Model
 from ..scan.collect import iterate_pixels
 from ..scan.scan import Progress, Scan

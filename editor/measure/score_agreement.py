@@ -15,7 +15,8 @@ from ..concepts.class_weights import DEFAULT_TEMPLATES, compute_class_weights
 from ..concepts.concepts import Concept, list_concepts, load_concept
 from ..concepts.scores import score_heads
 from ..errors import ImageError
-from ..images.source import PATH_COLUMNS, ImageSource
+from ..images.listing import PATH_COLUMNS
+from ..images.source import ImageSource
 from ..models.model import Model
 from ..scan.collect import collect_features
 from ..scan.scan import Progress, Scan

@@ -15,7 +15,9 @@ from torch import Tensor
 from ..errors import AlignmentError, ModelError
 from ..files.tensors import load_tensors
 from ..files.whole import save_tensors
-from ..images.source import ImageSource, list_images, load_batches
+from ..images.batches import load_batches
+from ..images.listing import list_images
+from ..images.source import ImageSource
 from ..models.aligner import (
     Aligner,
     compute_aligned,

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import ImageError, StatisticsError
 from ..files.whole import staged_file
-from ..images.source import Batch, ImageSource
+from ..images.batches import Batch
+from ..images.source import ImageSource
 from ..images.units import AnySource, WorkUnit, choose_shard, list_units
 from ..models.devices import Precision
 from .on_ray import RayEngine

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..components import ComponentGroup, Features, HeadId
-from ..images.labelled import LabelledImages
-from ..images.source import ImageSource, load_batches
+from ..images.batches import load_batches
+from ..images.source import ImageSource, LabelledImages
 from ..models.model import Model
 from ..towers import Tower
 from ..towers.vit.open_clip_attention import require_self_attention, with_self_attention

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..components import ComponentGroup
 from ..errors import StatisticsError
-from ..images.source import ImageSource, list_images
+from ..images.listing import list_images
+from ..images.source import ImageSource
 from ..images.texts import list_texts
 from ..models.model import Model
 from .scan import Progress, Scan, Tally, read_batches

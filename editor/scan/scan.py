@@ -12,7 +12,9 @@ from ..components import ComponentGroup
 from ..errors import ImageError, ModelError, StatisticsError
 from ..files.tensors import load_tensors
 from ..files.whole import lasting_name, save_tensors
-from ..images.source import Batch, ImageSource, list_images, load_batches
+from ..images.batches import Batch, load_batches
+from ..images.listing import list_images
+from ..images.source import ImageSource
 from ..images.texts import list_texts
 from ..models.devices import Precision
 from ..models.model import Model, Side

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..components import ComponentGroup, Features
-from ..images.source import Batch
+from ..images.batches import Batch
 from ..models.devices import BatchLimit, Precision, lower_precision, start_size, sums_device
 from ..models.model import Model
 from ..towers.vit.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention

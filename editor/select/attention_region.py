@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ..edits.document import RecipeDocument
 from ..errors import ImageError, ModelError
-from ..images.labelled import LabelledImages
-from ..images.source import ImageSource, open_image
+from ..images.decode import open_image
+from ..images.source import ImageSource, LabelledImages
 from ..models.model import Model
 from ..scan.scan import Scan
 from ..towers.vit.open_clip_attention import collect_attention

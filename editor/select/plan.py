@@ -23,7 +23,7 @@ from ..concepts.scores import HeadScore, score_heads
 from ..edits.bind import holds_output
 from ..edits.document import Base, RecipeDocument, Step
 from ..errors import ConceptError, ImageError, RecipeError
-from ..images.labelled import LabelledImages
+from ..images.source import LabelledImages
 from ..models.model import Model
 from ..scan.features import CachedFeatures
 from ..scan.scan import Progress, Scan

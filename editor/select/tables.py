@@ -15,7 +15,7 @@ from ..concepts.class_weights import DEFAULT_TEMPLATES, compute_class_weights
 from ..edits.bind import bind_recipe
 from ..edits.direct import compute_edited_readouts
 from ..edits.recipe import require_bound
-from ..images.labelled import LabelledImages
+from ..images.source import LabelledImages
 from ..models.model import Model
 from ..scan.collect import collect_features
 from ..scan.scan import Scan

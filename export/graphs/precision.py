@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ...editor.concepts.concepts import load_texts
 from ...editor.errors import ImageError
 from ...editor.images.source import ImageSource
+from ...editor.images.texts import load_texts
 from ...editor.models.model import Model
 
 CALIBRATION_INPUTS = 128

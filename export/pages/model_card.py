@@ -16,7 +16,7 @@ from ... import __version__
 from ...demo import world
 from ...editor.edits.document import Base
 from ...editor.edits.recipe import Recipe
-from ...editor.images.source import render_source
+from ...editor.images.demo import render_source
 from ...editor.measure.thresholds import ThresholdShift, format_threshold_shift
 from ...editor.models.model import Model
 from ..targets.immich import immich_name

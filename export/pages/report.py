@@ -11,14 +11,16 @@ import jinja2
 import yaml
 
 from ...editor.components import HeadId
-from ...editor.concepts.concepts import Concept, list_concepts, load_concept, load_texts
+from ...editor.concepts.concepts import Concept, list_concepts, load_concept
 from ...editor.concepts.scores import HeadScore, score_heads
 from ...editor.concepts.textspan import text_span
 from ...editor.edits.recipe import Recipe, load_recipe
 from ...editor.errors import ExportError
 from ...editor.files.bounded import load_json
 from ...editor.files.whole import staged_file
-from ...editor.images.source import ImageSource, list_images
+from ...editor.images.listing import list_images
+from ...editor.images.source import ImageSource
+from ...editor.images.texts import load_texts
 from ...editor.models.aligned import apply_aligner
 from ...editor.models.model import Model, load_model
 from ...editor.scan.scan import Progress, Scan, load_scan

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ...editor.errors import ExportError, nearest_names
 from ...editor.files.whole import require_free_folder, staged_folder
-from ...editor.images.source import ImageSource, list_images
+from ...editor.images.listing import list_images
+from ...editor.images.source import ImageSource
 from ...editor.models.model import Model
 from ..graphs.prune import require_constant_heads
 from ..pages.model_card import write_model_card

@@ -19,7 +19,9 @@ from ...demo import world
 from ...editor.errors import ImageError, ModelError, VerificationError
 from ...editor.files.tensors import load_tensors
 from ...editor.files.whole import save_tensors
-from ...editor.images.source import ImageSource, list_images, render_source
+from ...editor.images.demo import render_source
+from ...editor.images.listing import list_images
+from ...editor.images.source import ImageSource
 from ...editor.measure.thresholds import ThresholdShift, compute_threshold_shift
 from ...editor.models.model import Model
 from ...editor.models.preprocessing import build_preprocess

@@ -10,7 +10,8 @@ from typing import Any
 from ...editor.edits.apply import apply_recipe
 from ...editor.edits.recipe import load_recipe
 from ...editor.errors import ClipeditError, ExportError
-from ...editor.images.source import ImageSource, list_images
+from ...editor.images.listing import list_images
+from ...editor.images.source import ImageSource
 from ...editor.models.model import Model, load_model
 from ..targets.patch import RECIPE_NAME
 from .record import FOLDER, PACKAGES_THAT_WRITE, describe_environment, hash_files, load_record

@@ -1,0 +1,68 @@
+"""How one image is decoded safely: few formats, bounded sizes, always 8-bit RGB."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import ImageError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+# By content, not by suffix: what else Pillow reads would run Ghostscript, or code that nobody fuzzes.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_PIXELS, MAX_ASPECT, MAX_SCANS = 178_956_970, 100, 40
+
+
+def open_image(path: Path) -> Image.Image:
+    """Read one image file as 8-bit RGB: first frame of animations, 16-bit scaled down, CMYK and palettes converted.
+
+    Raises:
+        ImageError: If the file is missing, corrupt, truncated, or larger than `MAX_PIXELS`.
+    """
+    return read_image(path, str(path))
+
+
+def read_image(content: Path | io.BytesIO, name: str) -> Image.Image:
+    """As `open_image`, from a file or its content; `name` is for messages."""
+    try:
+        if isinstance(content, Path) and not content.is_file():
+            raise ImageError(f"cannot read {name}: there is no such file.")
+        with Image.open(content, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"cannot read {name}: {image.width} x {image.height} pixels, at most {MAX_PIXELS}.")
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                # Resizing its short side to the model's would make the long one enormous.
+                raise ImageError(
+                    f"cannot read {name}: {image.width} x {image.height} is longer than {MAX_ASPECT} to 1."
+                )
+            _require_few_scans(image, name)
+            image.load()
+            return _to_rgb(image)
+    except ImageError:
+        raise
+    except Exception as error:  # Decoders raise nearly anything on hostile bytes.
+        raise ImageError(f"cannot read {name}: {error or type(error).__name__}.") from None
+
+
+def _require_few_scans(image: Image.Image, name: str) -> None:
+    """A JPEG may go over all its pixels as often as it likes: a small file could take hours."""
+    stream: Any = getattr(image, "fp", None)
+    if image.format not in ("JPEG", "MPO") or stream is None:
+        return
+    at = stream.tell()
+    stream.seek(0)
+    scans = stream.read().count(b"\xff\xda")
+    stream.seek(at)
+    if scans > MAX_SCANS and scans * image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"cannot read {name}: a JPEG of {scans} scans, {MAX_SCANS} are read of so large a one.")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit values at 255.
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
