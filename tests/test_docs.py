@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import pytest
 import typer
+from PIL import Image
 
 import clipedit
 from clipedit.cli import app
 from clipedit.demo import world
-from clipedit.editor.images.demo import render_source
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -43,12 +43,11 @@ def blocks_of(page: Path) -> list[Block]:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the pages speak of: photos, one of them by itself, captions, labels, and a repaired model."""
     folder = tmp_path_factory.mktemp("docs")
-    source = render_source(world.draw_balanced_scenes(PHOTOS, 11))
     (folder / "photos").mkdir()
     rows = []
-    for index, row in enumerate(source.attributes):
-        source.open(index).save(folder / "photos" / f"{index:03}.png")
-        rows.append({"path": f"photos/{index:03}.png", "shape": row["shape"], "place": row["place"]})
+    for index, scene in enumerate(world.draw_balanced_scenes(PHOTOS, 11)):
+        Image.fromarray(world.render(scene)).save(folder / "photos" / f"{index:03}.png")
+        rows.append({"path": f"photos/{index:03}.png", "shape": scene.shape, "place": scene.place})
     with (folder / "labelled.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]))
         table.writeheader()
