@@ -19,7 +19,7 @@ import clipedit
 from clipedit.editor.components import ComponentGroup
 from clipedit.editor.models.model import Model
 from clipedit.editor.scan.statistics import add_features, empty_statistics
-from clipedit.editor.towers import build_tower
+from clipedit.editor.towers.build import build_tower
 
 # Family, name, whether all layers are scanned too.
 FAMILIES = [

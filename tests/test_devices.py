@@ -21,7 +21,7 @@ from clipedit.editor.models.devices import require_device, sums_device
 from clipedit.editor.scan.features import load_features
 from clipedit.editor.scan.scanner import Scanner
 from clipedit.editor.scan.statistics import Statistics, add_features, empty_statistics
-from clipedit.editor.towers import build_tower
+from clipedit.editor.towers.build import build_tower
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -27,7 +27,7 @@ from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.images.source import ImageSource
 from clipedit.editor.look.spatial import compute_token_shares
 from clipedit.editor.models.model import Model, decompose
-from clipedit.editor.towers import build_tower
+from clipedit.editor.towers.build import build_tower
 
 SIZE = 32
 OPEN_CLIP = {"image_size": SIZE, "patch_size": 8, "width": 48, "layers": 3, "head_width": 12}

@@ -24,7 +24,7 @@ from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.models.model import Model
-from clipedit.editor.towers import build_tower
+from clipedit.editor.towers.build import build_tower
 from clipedit.export.graphs.prune import find_constant_heads, prune_heads
 
 VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 8}

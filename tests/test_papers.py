@@ -18,7 +18,7 @@ from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.models.model import Model
-from clipedit.editor.towers import build_tower
+from clipedit.editor.towers.build import build_tower
 
 ROOT = Path(__file__).resolve().parents[1]
 

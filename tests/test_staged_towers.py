@@ -23,7 +23,7 @@ from clipedit.editor.look.spatial import compute_token_shares, head_ids
 from clipedit.editor.models.model import Model, decompose
 from clipedit.editor.scan.scan import Scan
 from clipedit.editor.scan.statistics import add_features, empty_statistics
-from clipedit.editor.towers import build_tower
+from clipedit.editor.towers.build import build_tower
 from clipedit.editor.towers.staged.spatial_staged import _place
 
 PIXELS = (3, 3, 64, 64)

@@ -23,7 +23,7 @@ from clipedit.editor.measure.fidelity import measure_fidelity
 from clipedit.editor.models.architecture import load_architecture
 from clipedit.editor.models.model import Model, decompose
 from clipedit.editor.select.plan import default_heads
-from clipedit.editor.towers import build_tower
+from clipedit.editor.towers.build import build_tower
 from clipedit.export.edited_folder import apply_to_folder
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 24, "layers": 1, "head_width": 12}

@@ -8,7 +8,7 @@ import torch
 from open_clip.model import CLIP
 
 from clipedit.editor.models.model import Model, decompose
-from clipedit.editor.towers import build_tower
+from clipedit.editor.towers.build import build_tower
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 12}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}

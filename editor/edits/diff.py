@@ -21,7 +21,7 @@ from ..files.bounded import load_json
 from ..files.tensors import StoredTensor, read_header, tensor_reader
 from ..models.architecture import load_architecture
 from ..models.model import BASE_FOLDER, CONFIG_NAME, Side, demo_folder, find_checkpoint, pretrained_tags
-from ..towers import Tower
+from ..towers.tower import Tower
 from .recipe import Recipe, load_recipe
 
 _CHUNK = 2**20

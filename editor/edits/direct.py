@@ -11,7 +11,7 @@ from ..components import Features, HeadId
 from ..errors import ImageError
 from ..models.model import Model
 from ..scan.collect import collect_with_parts, place
-from ..towers import Tower
+from ..towers.tower import Tower
 from .parts import ablate_parts, ablated_names, compute_part_readouts
 from .recipe import Recipe, bound_heads, require_bound
 

@@ -16,7 +16,7 @@ from ..errors import RecipeError, StatisticsError
 from ..models.model import Model
 from ..scan.collect import place
 from ..scan.scan import Scan
-from ..towers import Tower
+from ..towers.tower import Tower
 from ..towers.vit.open_clip_attention import require_self_attention, self_attention_groups
 from .document import WHOLE_PARTS, RecipeDocument
 

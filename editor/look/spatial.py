@@ -16,7 +16,7 @@ from ..components import ComponentId, HeadId
 from ..concepts.queries import encode_contrast
 from ..errors import ModelError
 from ..models.model import Model
-from ..towers import SpatialTower
+from ..towers.tower import SpatialTower
 from .view import View, find_view
 
 

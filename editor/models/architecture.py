@@ -12,7 +12,7 @@ import torch
 
 from ..edits.document import RecipeDocument
 from ..errors import ModelError, RecipeError, nearest_names
-from ..towers import build_tower
+from ..towers.build import build_tower
 from .model import BASE_FOLDER, Model, demo_folder, pretrained_tags
 from .timm import create_timm, is_timm_name
 

@@ -23,7 +23,8 @@ from ..components import Decomposition
 from ..errors import ModelError, nearest_names
 from ..files.tensors import hash_checkpoint, hash_state, read_header, reading_weights, round_to_storage, stored_dtype
 from ..images.source import ImageSource
-from ..towers import Tower, build_tower
+from ..towers.build import build_tower
+from ..towers.tower import Tower
 from ..towers.vit.open_clip_text import OpenClipText
 from .config_bounds import require_modest_config, require_modest_sizes
 from .hf_folder import load_hf_folder

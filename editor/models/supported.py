@@ -16,7 +16,7 @@ from torch import nn
 
 from ..choices import EFFECTS
 from ..errors import ModelError, nearest_names
-from ..towers import TOWERS
+from ..towers.build import TOWERS
 from ..towers.refusals import explain_refusals
 
 # Family, library, an example.

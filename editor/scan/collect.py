@@ -13,7 +13,7 @@ from ..components import ComponentGroup, Features, HeadId
 from ..images.batches import load_batches
 from ..images.source import ImageSource, LabelledImages
 from ..models.model import Model
-from ..towers import Tower
+from ..towers.tower import Tower
 from ..towers.vit.open_clip_attention import require_self_attention, with_self_attention
 from .features import CachedFeatures
 from .scan import Progress, check_bad

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -26,10 +25,8 @@ from torch import Tensor
 from ..components import ComponentGroup, Features, TokenReading
 from ..errors import ModelError, RecipeError
 from .staged.spatial_staged import SpatialStaged
+from .tower import Tower
 from .vit.spatial_vit import SpatialViT
-
-if TYPE_CHECKING:
-    from ..towers import Tower
 
 
 class AlignedTower:

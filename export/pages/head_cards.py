@@ -23,7 +23,7 @@ from ...editor.look.view import View, find_view
 from ...editor.models.model import Model
 from ...editor.scan.collect import collect_features
 from ...editor.scan.scan import Progress, Scan
-from ...editor.towers import SpatialTower
+from ...editor.towers.tower import SpatialTower
 
 SEARCHED, SHOWN, PICTURED = 256, 4, 32
 THUMBNAIL = 144
