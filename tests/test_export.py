@@ -18,8 +18,8 @@ import clipedit
 from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.export.edited_folder import write_edited_model
 from clipedit.export.graphs.onnx_graphs import write_graphs
+from clipedit.export.graphs.profile import GraphSpec, Profile
 from clipedit.export.targets.open_clip import write_open_clip_folder
-from clipedit.export.targets.profile import GraphSpec, Profile
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,11 @@ from sklearn.datasets import load_sample_images
 
 import clipedit
 from clipedit.editor.images.demo import demo_calibration_source
+from clipedit.export.consumers.consumer import Consumer, load_consumer
 from clipedit.export.graphs.onnx_graphs import write_graphs
+from clipedit.export.graphs.profile import Precision
 from clipedit.export.pages.model_card import write_model_card
-from clipedit.export.targets.profile import Precision
 from clipedit.export.targets.registry import PROFILES
-from clipedit.export.verify.consumers import Consumer, load_consumer
 from clipedit.export.verify.reference import load_reference, write_reference
 from clipedit.export.verify.verify_child import compute_checks
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ...editor.images.source import ImageSource
 from ...editor.models.model import Model
-from ..targets.profile import GraphSpec, Profile
 from .encoders import HalfPrecision, ImageEncoder, Normalised, TextEncoder
 from .precision import collect_calibration_images, collect_calibration_texts, quantize_graph
+from .profile import GraphSpec, Profile
 from .prune import prune_heads
 
 _PROTOBUF_LIMIT = 2**31 - 2**26

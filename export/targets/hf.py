@@ -14,11 +14,11 @@ from ...editor.files.tensors import round_to_storage
 from ...editor.files.whole import save_tensors
 from ...editor.models.hf_names import clip_names, convert_to_hf
 from ...editor.models.model import Model
-from .preprocessor_config import NAME as PREPROCESSOR_NAME
-from .preprocessor_config import require_clip_preprocessing, write_preprocessor
-from .profile import Profile, require_plain
-from .tokenizer_files import SIDECARS as TOKENIZER_FILES
-from .tokenizer_files import require_clip_text, write_tokenizer_files
+from ..consumers.preprocessor_config import NAME as PREPROCESSOR_NAME
+from ..consumers.preprocessor_config import require_clip_preprocessing, write_preprocessor
+from ..consumers.tokenizer_files import SIDECARS as TOKENIZER_FILES
+from ..consumers.tokenizer_files import require_clip_text, write_tokenizer_files
+from ..graphs.profile import Profile, require_plain
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 SIDECARS = (CONFIG_NAME, PREPROCESSOR_NAME, *TOKENIZER_FILES)

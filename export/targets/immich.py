@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 
 from ...editor.models.model import Model
+from ..consumers.preprocessor_config import require_clip_preprocessing
+from ..consumers.tokenizer_files import SIDECARS as TOKENIZER_FILES
+from ..consumers.tokenizer_files import require_clip_text, write_tokenizer_files
 from ..graphs.onnx_graphs import write_graphs
-from .preprocessor_config import require_clip_preprocessing
-from .profile import GraphSpec, Profile
-from .tokenizer_files import SIDECARS as TOKENIZER_FILES
-from .tokenizer_files import require_clip_text, write_tokenizer_files
+from ..graphs.profile import GraphSpec, Profile
 
 
 def write_immich(model: Model, folder: Path, profile: Profile) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...editor.models.model import Model
 from ..graphs.onnx_graphs import write_graphs
-from .profile import GraphSpec, Profile
+from ..graphs.profile import GraphSpec, Profile
 
 SIDECAR_NAME = "clip.json"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...editor.files.whole import save_tensors
 from ...editor.models.model import CONFIG_NAME, WEIGHTS_NAME, Model
-from .profile import Profile, require_plain
+from ..graphs.profile import Profile, require_plain
 
 
 def write_open_clip_folder(model: Model, folder: Path) -> None:

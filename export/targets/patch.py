@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ...editor.errors import ExportError
 from ...editor.models.model import Model
-from .profile import Profile
+from ..graphs.profile import Profile
 
 RECIPE_NAME = "recipe.yaml"
 

@@ -10,6 +10,7 @@ from ...editor.files.whole import require_free_folder, staged_folder
 from ...editor.images.listing import list_images
 from ...editor.images.source import ImageSource
 from ...editor.models.model import Model
+from ..graphs.profile import Precision, Profile, require_graphs, require_precision, require_texts
 from ..graphs.prune import require_constant_heads
 from ..pages.model_card import write_model_card
 from ..verify.record import write_record
@@ -26,7 +27,6 @@ from . import timm as timm_folder
 from . import torch_export as torch_program
 from . import transformers_js as transformers_js_folder
 from . import triton as triton_repository
-from .profile import Precision, Profile, require_graphs, require_precision, require_texts
 
 _WRITERS = (open_clip_folder, hf_folder, sentence_transformers_folder, immich_folder, fastembed_folder,
             transformers_js_folder, triton_repository, onnx_folder, torch_program, patch, timm_folder)  # fmt: skip

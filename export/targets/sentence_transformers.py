@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from ...editor.models.model import Model
+from ..graphs.profile import Profile
 from ..verify.foreign_code import ST_MODULE
 from .hf import SIDECARS, write_hf
-from .profile import Profile
 
 MODULE = "0_CLIPModel"
 

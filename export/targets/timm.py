@@ -14,7 +14,7 @@ from ...editor.errors import ExportError
 from ...editor.files.whole import write_text
 from ...editor.models.model import Model
 from ...editor.models.timm import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME
-from .profile import Profile, require_plain
+from ..graphs.profile import Profile, require_plain
 
 
 def write_timm_folder(state: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ...editor.models.model import Model
 from ..graphs.encoders import ImageEncoder, TextEncoder
 from ..graphs.onnx_graphs import draw_examples, quiet_exporter
+from ..graphs.profile import Profile
 from .onnx import SIDECAR_NAME, write_sidecar
-from .profile import Profile
 
 VISUAL_NAME, TEXTUAL_NAME = "visual.pt2", "textual.pt2"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ...editor.models.model import Model
 from ..graphs.onnx_graphs import write_graphs
+from ..graphs.profile import GraphSpec, Profile
 from .hf import SIDECARS, require_hf_clip, write_hf_sidecars
-from .profile import GraphSpec, Profile
 
 
 def write_transformers_js(model: Model, folder: Path, profile: Profile) -> None:

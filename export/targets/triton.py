@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ...editor.models.model import Model
 from ..graphs.onnx_graphs import write_graphs
+from ..graphs.profile import GraphSpec, Profile
 from .onnx import write_sidecar
-from .profile import GraphSpec, Profile
 
 MAX_BATCH_SIZE = 64
 _CONFIG = """\

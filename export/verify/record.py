@@ -18,8 +18,8 @@ from ...editor.files.bounded import load_json
 from ...editor.files.whole import lasting_name
 from ...editor.models.model import Model
 from ..graphs.precision import LIMITS
+from ..graphs.profile import Profile
 from ..targets.patch import RECIPE_NAME
-from ..targets.profile import Profile
 
 FOLDER, RECORD_NAME = "reproduce", "reproduce.json"
 # What writes the bytes of an export; other versions of the rest have not been seen to matter.

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...editor.errors import ClipeditError
+from ..consumers.consumer import Consumer, load_consumer
 from ..targets.registry import find_profile
-from .consumers import Consumer, load_consumer
 from .foreign_code import refuse_unpickling, require_no_code
 from .reference import Reference, load_reference
 from .verify import Check

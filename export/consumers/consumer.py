@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ...editor.files.tensors import tensor_reader
 from ...editor.models.model import Model
-from ..targets.profile import Profile
-from .reference import Reference, answer_images
+from ..graphs.profile import Profile
+from ..verify.reference import Reference, answer_images
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _stack(embeddings: Any) -> Tensor:
 
 
 def _load_transformers_js(folder: Path, reference: Reference, profile: Profile) -> Consumer:
-    from .node_consumer import NodeModel
+    from ..targets.node_consumer import NodeModel
 
     model = NodeModel(folder, {"fp32": "fp32", "fp16": "fp16", "int8": "q8"}[reference.options["precision"]])
     runtime = f"transformers.js {model.version} under Node"
