@@ -52,7 +52,7 @@ _HOMES = {
     "editor.look.spatial": ("Heatmap", "heatmap"),
     "editor.concepts.textspan": ("HeadLabel", "text_span"),
     "export.verify.reproduce": ("reproduce",),
-    "export.targets.registry": ("export_model",),
+    "export.write": ("export_model",),
     "export.verify.verify": ("verify",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -115,9 +115,9 @@ if TYPE_CHECKING:
     from .editor.select.plan import EditPlan as EditPlan
     from .editor.select.plan import Evidence as Evidence
     from .editor.select.selectors import select_recipe as select_recipe
-    from .export.targets.registry import export_model as export_model
     from .export.verify.reproduce import reproduce as reproduce
     from .export.verify.verify import verify as verify
+    from .export.write import export_model as export_model
 
 
 def __getattr__(name: str) -> Any:

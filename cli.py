@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .editor.errors import ClipeditError, ExportError, ImageError, ModelError, RecipeError, StatisticsError
+from .export.targets.registry import spell_target_names
 
 if TYPE_CHECKING:
     from .editor.components import HeadId
@@ -747,9 +748,7 @@ def export(
     model: Annotated[str, typer.Argument(help="A model: a folder, `demo`, or an open_clip name.")],
     target: Annotated[
         str,
-        typer.Option(
-            help="`open-clip`, `hf`, `sentence-transformers`, `immich`, `fastembed`, `transformers-js`, `triton`, `onnx`, `torch-export` or `patch`."
-        ),
+        typer.Option(help=spell_target_names()),
     ],
     out: OutOption = DEFAULT_OUT,
     pretrained: PretrainedOption = None,
@@ -765,9 +764,10 @@ def export(
 ) -> None:
     """Write a model in the layout its consumer reads, and verify it in a fresh process."""
     from .editor.files.whole import require_apart
-    from .export.targets.registry import export_model, require_target
+    from .export.targets.registry import require_target
     from .export.verify.verify import REFERENCE_NAME
     from .export.verify.verify import verify as verify_folder
+    from .export.write import export_model
 
     require_target(target, precision)
     require_apart(out, model, pretrained, images, calibration)

@@ -27,7 +27,7 @@ from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.images.source import ImageSource
 from clipedit.export.graphs.encoders import ImageEncoder
 from clipedit.export.graphs.onnx_graphs import draw_examples, quiet_exporter, write_graphs
-from clipedit.export.targets.onnx import PROFILE
+from clipedit.export.targets.onnx import TARGET
 
 Runner = Callable[[np.ndarray], object]
 
@@ -77,7 +77,7 @@ def build_runners(name: str, folder: Path) -> dict[str, Runner]:
     runners = {}
     for index, (label, (which, precision, prune)) in enumerate(variants.items()):
         (folder / str(index)).mkdir()
-        profile = dataclasses.replace(PROFILE.at(precision), textual=None, prune=prune)  # type: ignore[arg-type]
+        profile = dataclasses.replace(TARGET.profile.at(precision), textual=None, prune=prune)  # type: ignore[arg-type]
         write_graphs(which, folder / str(index), profile)
         runners[label] = open_session(folder / str(index) / "visual.onnx", precision)
     return runners

@@ -48,7 +48,7 @@ from clipedit.editor.models.model import demo_folder, load_model
 from clipedit.editor.scan.features import load_features
 from clipedit.editor.scan.partials import merge_partials
 from clipedit.editor.scan.scan import load_scan
-from clipedit.export.targets.registry import PROFILES
+from clipedit.export.targets.registry import load_target
 from clipedit.export.verify.record import load_record
 from clipedit.export.verify.reference import load_reference
 from clipedit.export.verify.verify import REFERENCE_NAME
@@ -303,6 +303,7 @@ def _make_files(folder: Path) -> Path:
     for path in demo_folder().glob("open_clip*"):
         (folder / "clip" / path.name).write_bytes(path.read_bytes())
     (folder / "hf").mkdir()
-    PROFILES["hf"].write(model, folder / "hf", PROFILES["hf"])
+    target = load_target("hf")
+    target.write(model, folder / "hf", target.profile)
     save_for_hf(timm.create_model("test_vit", num_classes=5), str(folder / "timm"), safe_serialization=True)
     return folder

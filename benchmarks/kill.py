@@ -199,8 +199,9 @@ def import_everything() -> None:
         evaluate,
     )
     from clipedit.editor.select import selectors
+    from clipedit.export import write, written_for
     from clipedit.export.pages import report
-    from clipedit.export.targets import registry as targets
+    from clipedit.export.targets import open_clip
     from clipedit.export.verify import verify_child
 
 

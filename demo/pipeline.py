@@ -21,8 +21,8 @@ from ..editor.models.model import Model, load_model
 from ..editor.scan.collect import collect_embeddings
 from ..editor.scan.scan import Progress, Scan, scan
 from ..editor.select.make_recipe import make_recipe
-from ..export.targets.registry import export_model
 from ..export.verify.verify import Check
+from ..export.write import export_model
 from . import world
 from .measure import LISTED_PLACES, build_demo_measure, task_weights, test_source
 from .picture import choose_examples, draw_picture, shape_similarity

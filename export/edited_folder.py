@@ -15,6 +15,7 @@ from .targets.open_clip import write_open_clip_folder
 from .targets.timm import write_timm_folder
 from .verify.reference import write_reference
 from .verify.verify import Check, verify_in_child
+from .written_for import find_written
 
 
 def write_edited_model(
@@ -49,7 +50,7 @@ def write_edited_model(
         plain = "timm" if "timm_cfg" in model.config else "open-clip"
         target = "clipedit" if recipe.document.effect == "direct" else plain
         reference = write_reference(edited, folder, target=target, images=images)
-        write_model_card(edited, folder, target=target, images=len(reference.images()))
+        write_model_card(edited, folder, find_written(target), images=len(reference.images()))
         return verify_in_child(folder)
 
 

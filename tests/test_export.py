@@ -141,14 +141,14 @@ def test_a_damaged_graph_fails(onnx_folder: Path, tmp_path: Path) -> None:
 def test_a_failed_verification_leaves_nothing(
     edited: clipedit.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clipedit.export.targets import registry as targets
+    from clipedit.export.targets import open_clip as target_file
 
     def write_base(model: clipedit.Model, folder: Path, profile: Profile) -> None:
         assert model.base is not None
         write_open_clip_folder(model.base, folder)
 
-    wrong = dataclasses.replace(targets.PROFILES["open-clip"], write=write_base)
-    monkeypatch.setitem(targets.PROFILES, "open-clip", wrong)
+    wrong = dataclasses.replace(target_file.TARGET, write=write_base)
+    monkeypatch.setattr(target_file, "TARGET", wrong)
     with pytest.raises(clipedit.VerificationError):
         clipedit.export_model(edited, tmp_path / "out", target="open-clip")
     assert not list(tmp_path.iterdir())
@@ -173,7 +173,7 @@ def test_a_precision_that_is_not_written_is_refused_before_anything_else(
 
 def test_a_graph_has_the_names_types_and_axes_of_its_profile(edited: clipedit.Model, tmp_path: Path) -> None:
     profile = Profile(
-        "some", write=lambda *_: None,
+        "some",
         visual=GraphSpec("a/model.onnx", "image", "embedding", batch=1, normalised=True),
         textual=GraphSpec("b/model.onnx", "text", "embedding", integer="int32", dynamic_length=True),
     )  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 
 import clipedit
 from clipedit.export.pages.model_card import write_model_card
+from clipedit.export.targets.registry import load_target
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def test_the_card_has_the_figures_and_what_users_wrote_stays_text(edited: cliped
     document = recipe.document.model_copy(update={"name": hostile, "description": hostile})
     figures = {**recipe.document.measured, hostile: {"worst_group": 0.25}}
     edited = replace(edited, applied=replace(recipe, document=document).with_measured(figures))
-    write_model_card(edited, tmp_path, target="hf")
+    write_model_card(edited, tmp_path, load_target("hf"))
     card = (tmp_path / "README.md").read_text()
     assert (
         "| unedited | 0.500 |" in card
@@ -45,5 +46,12 @@ def test_the_card_has_the_figures_and_what_users_wrote_stays_text(edited: cliped
 
 
 def test_a_base_gets_a_card_that_says_so(demo_model: clipedit.Model, tmp_path: Path) -> None:
-    write_model_card(demo_model, tmp_path, target="onnx")
+    write_model_card(demo_model, tmp_path, load_target("onnx"))
     assert "without an edit" in (tmp_path / "README.md").read_text()
+
+
+def test_the_hub_reads_the_head_of_a_card(edited: clipedit.Model, tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    write_model_card(edited, tmp_path, load_target("hf"))
+    assert ModelCard((tmp_path / "README.md").read_text()).data.to_dict() == {"tags": ["clip", "clipedit", "hf"]}

@@ -30,10 +30,10 @@ before, started = status("VmRSS"), time.perf_counter()
 if only_images:
     import dataclasses
     from pathlib import Path
-    from clipedit.export.targets.onnx import PROFILE
+    from clipedit.export.targets.onnx import TARGET
     from clipedit.export.graphs.onnx_graphs import write_graphs
     os.makedirs(out)
-    write_graphs(model, Path(out), dataclasses.replace(PROFILE, textual=None))
+    write_graphs(model, Path(out), dataclasses.replace(TARGET.profile, textual=None))
 else:
     clipedit.export_model(model, out, target="onnx")
 seconds = time.perf_counter() - started

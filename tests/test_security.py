@@ -39,7 +39,9 @@ from clipedit.editor.images.listing import list_images, read_csv_source
 from clipedit.editor.models.config_bounds import require_modest_config
 from clipedit.editor.models.hf_folder import load_hf_folder
 from clipedit.editor.models.model import demo_folder
-from clipedit.export.verify.foreign_code import refuse_unpickling, require_no_code
+from clipedit.export.consumers.target import require_no_code
+from clipedit.export.targets.registry import load_target
+from clipedit.export.verify.foreign_code import refuse_unpickling
 from clipedit.export.verify.verify import verify
 
 ROOT = Path(__file__).parents[1]
@@ -136,14 +138,14 @@ def test_a_verifying_process_unpickles_no_class(tmp_path: Path) -> None:
 
 def test_an_export_that_would_run_code_is_not_loaded_unless_it_is_trusted(tmp_path: Path) -> None:
     with pytest.raises(clipedit.VerificationError, match=r"can run code that is in it\. Add --trust"):
-        require_no_code(tmp_path, "torch-export", trusted=False)
-    require_no_code(tmp_path, "torch-export", trusted=True)
+        require_no_code(load_target("torch-export"), tmp_path, trusted=False)
+    require_no_code(load_target("torch-export"), tmp_path, trusted=True)
     (tmp_path / "modules.json").write_text(json.dumps([{"type": "evil.Module", "path": "", "name": "0", "idx": 0}]))
     with pytest.raises(clipedit.VerificationError, match=r"modules\.json names evil\.Module"):
-        require_no_code(tmp_path, "sentence-transformers", trusted=False)
+        require_no_code(load_target("sentence-transformers"), tmp_path, trusted=False)
     (tmp_path / "modules.json").write_text("[3]")
     with pytest.raises(clipedit.VerificationError, match=r"modules\.json cannot be read"):
-        require_no_code(tmp_path, "sentence-transformers", trusted=False)
+        require_no_code(load_target("sentence-transformers"), tmp_path, trusted=False)
 
 
 def test_node_does_not_look_for_packages_in_the_folder_that_it_verifies(
@@ -151,7 +153,7 @@ def test_node_does_not_look_for_packages_in_the_folder_that_it_verifies(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(clipedit.VerificationError, match="Change to another folder"):
-        require_no_code(tmp_path, "transformers-js", trusted=False)
+        require_no_code(load_target("transformers-js"), tmp_path, trusted=False)
 
 
 # Text files.

@@ -12,10 +12,10 @@ import torch
 import clipedit
 from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.models.model import demo_folder
+from clipedit.export.consumers.model_name import spell_model_name
 from clipedit.export.edited_folder import write_edited_model
 from clipedit.export.pages.model_card import write_model_card
-from clipedit.export.targets.immich import immich_name
-from clipedit.export.targets.registry import PROFILES, require_target
+from clipedit.export.targets.registry import load_target, require_target
 from clipedit.export.verify.reference import load_reference, write_reference
 
 
@@ -81,9 +81,9 @@ def test_quick_gelu_reaches_transformers(tmp_path: Path) -> None:
 
     folder = write_variant(tmp_path / "model", quick_gelu=True)
     quick, plain = clipedit.load_model(str(folder)), clipedit.load_model("demo")
-    profile = PROFILES["hf"]
+    target = load_target("hf")
     (tmp_path / "out").mkdir()
-    profile.write(quick, tmp_path / "out", profile)
+    target.write(quick, tmp_path / "out", target.profile)
     loaded = transformers.CLIPModel.from_pretrained(tmp_path / "out").eval()
     assert loaded.config.vision_config.hidden_act == loaded.config.text_config.hidden_act == "quick_gelu"
     pixels = torch.randn(2, 3, 64, 64)
@@ -101,7 +101,7 @@ def test_an_edited_folder_passes_its_base_on_to_what_is_exported_from_it(
     card = (tmp_path / "edited" / "README.md").read_text()
     assert "local-dir:." in card and f"| recipe | {recipe.document.name} |" in card
     model = clipedit.load_model(str(tmp_path / "edited"))
-    assert model.base is None and immich_name(model) == "demo"
+    assert model.base is None and spell_model_name(model) == "demo"
     (tmp_path / "out").mkdir()
     write_reference(model, tmp_path / "out", target="hf")
     found, earlier = load_reference(tmp_path / "out"), load_reference(tmp_path / "edited")
@@ -140,6 +140,6 @@ def test_names_that_users_chose_cannot_leave_the_folder(demo_model: clipedit.Mod
     from dataclasses import replace
 
     model = replace(demo_model, name="../../a b`$(x)`", pretrained="/etc/weights.safetensors")
-    assert immich_name(model) == "a_b___x____weights"
-    write_model_card(model, tmp_path, target="immich")
+    assert spell_model_name(model) == "a_b___x____weights"
+    write_model_card(model, tmp_path, load_target("immich"))
     assert 'folder = "a_b___x____weights"' in (tmp_path / "README.md").read_text()

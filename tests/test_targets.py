@@ -20,21 +20,22 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import clipedit
+from clipedit.editor.choices import WeightPrecision
 from clipedit.editor.images.demo import demo_calibration_source
-from clipedit.export.consumers.consumer import Consumer, load_consumer
+from clipedit.export.consumers.consumer import Consumer
+from clipedit.export.consumers.target import load_consumer
 from clipedit.export.graphs.onnx_graphs import write_graphs
-from clipedit.export.graphs.profile import Precision
 from clipedit.export.pages.model_card import write_model_card
-from clipedit.export.targets.registry import PROFILES
+from clipedit.export.targets.registry import load_target, target_names
 from clipedit.export.verify.reference import load_reference, write_reference
 from clipedit.export.verify.verify_child import compute_checks
 
 # fastembed asks for CUDA first.
 pytestmark = pytest.mark.filterwarnings("ignore:Attempt to set CUDAExecutionProvider")
 TEXTS = ["a photo of a circle", "The Ocean,   at night!", "3 dogs & it's 2nd café", "x" * 300]
-CLIP_PROFILES = {target: profile for target, profile in PROFILES.items() if target != "timm"}  # Which holds no CLIP.
+CLIP_TARGETS = {name: load_target(name) for name in target_names() if name != "timm"}  # Which holds no CLIP.
 TARGETS = [
-    target for target in CLIP_PROFILES if target not in ("patch", "torch-export")
+    target for target in CLIP_TARGETS if target not in ("patch", "torch-export")
 ]  # Those are tested by themselves.
 CHECKPOINTS = ("open-clip", "hf", "sentence-transformers")
 NORMALISED = ("immich",)
@@ -54,12 +55,12 @@ def edited(demo_model: clipedit.Model) -> clipedit.Model:
 def folders(edited: clipedit.Model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Each target as `export_model` writes it, without the child process."""
     found = {}
-    for target, profile in CLIP_PROFILES.items():
-        found[target] = tmp_path_factory.mktemp("targets") / target
-        found[target].mkdir()
-        profile.write(edited, found[target], profile)
-        write_model_card(edited, found[target], target=target)
-        write_reference(edited, found[target], target=target)
+    for name, target in CLIP_TARGETS.items():
+        found[name] = tmp_path_factory.mktemp("targets") / name
+        found[name].mkdir()
+        target.write(edited, found[name], target.profile)
+        write_model_card(edited, found[name], target)
+        write_reference(edited, found[name], target=name)
     return found
 
 
@@ -82,13 +83,13 @@ def node_modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def load(folders: dict[str, Path], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    def load_target(target: str, folder: Path | None = None) -> Consumer:
+    def load_by_name(target: str, folder: Path | None = None) -> Consumer:
         if target == "transformers-js":
             monkeypatch.setenv("NODE_PATH", str(request.getfixturevalue("node_modules")))
         folder = folder or folders[target]
-        return load_consumer(folder, load_reference(folder), PROFILES[target])
+        return load_consumer(load_target(target), folder, load_reference(folder))
 
-    return load_target
+    return load_by_name
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -99,7 +100,7 @@ def test_the_consumer_gives_the_edited_embedding_and_the_base_would_not(
     consumer, reference = load(target), load_reference(folders[target])
     assert consumer.runtime.startswith(RUNTIMES.get(target, "onnxruntime"))
     assert ("standing in" in consumer.runtime) == (target in ("immich", "triton"))
-    checks = compute_checks(consumer, reference, resizing=PROFILES[target].resizing)
+    checks = compute_checks(consumer, reference, resizing=load_target(target).profile.resizing)
     assert [check for check in checks if not check.holds] == []
     assert consumer.normalised == (target in NORMALISED)
     pixels = torch.randn(3, 3, 64, 64)
@@ -117,17 +118,17 @@ def test_the_consumer_gives_the_edited_embedding_and_the_base_would_not(
 
 
 def _replace_image_weights(base: clipedit.Model, folder: Path, target: str) -> None:
-    profile = PROFILES[target]
+    found = load_target(target)
     if target in CHECKPOINTS:
         name = "open_clip_model.safetensors" if target == "open-clip" else "model.safetensors"
         (path,) = folder.rglob(name)
         plain = folder.parent / "plain"
         plain.mkdir()
-        profile.write(base, plain, profile)
+        found.write(base, plain, found.profile)
         shutil.copy(next(plain.rglob(path.name)), path)
     else:
         inner = next(folder.glob("*/config.json")).parent if target == "immich" else folder
-        write_graphs(base, inner, replace(profile, textual=None))
+        write_graphs(base, inner, replace(found.profile, textual=None))
 
 
 @pytest.mark.parametrize("target", [target for target in TARGETS if target not in ("onnx", "triton")])
@@ -139,7 +140,8 @@ def test_the_tokenizer_in_the_files_is_open_clips(target: str, edited: clipedit.
 
 
 def test_the_sidecars_are_those_of_the_profile(folders: dict[str, Path]) -> None:
-    for target, profile in CLIP_PROFILES.items():
+    for target, found in CLIP_TARGETS.items():
+        profile = found.profile
         folder = next(folders[target].glob("*/config.json")).parent if target == "immich" else folders[target]
         specs = [spec for spec in (profile.visual, profile.textual) if spec is not None]
         for name in (*profile.sidecars, *(spec.path for spec in specs)):
@@ -242,7 +244,7 @@ def printed(text: str) -> np.ndarray:
     return np.array([float(number) for number in re.findall(r"-?\d+\.\d+", text)])
 
 
-@pytest.mark.parametrize("target", CLIP_PROFILES)
+@pytest.mark.parametrize("target", CLIP_TARGETS)
 def test_the_code_of_the_card_prints_the_numbers_of_the_card(
     target: str,
     edited: clipedit.Model,
@@ -336,7 +338,7 @@ def test_the_whole_export_is_verified_in_a_child_by_its_consumer(
                                                    ("transformers-js", "int8"), ("fastembed", "int8"), ("immich", "int8"),
                                                    ("triton", "fp16")])  # fmt: skip
 def test_lower_precision_is_read_by_the_consumer_too(
-    target: str, precision: Precision, edited: clipedit.Model, tmp_path: Path, request: pytest.FixtureRequest
+    target: str, precision: WeightPrecision, edited: clipedit.Model, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if target == "transformers-js":

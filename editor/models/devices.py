@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
+from ..choices import PassPrecision
 from ..errors import ModelError
 
 Result = TypeVar("Result")
-Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # What `--batch-size auto` starts from; it only ever gets smaller, when memory runs out.
 START_SIZES = {"cuda": 512, "mps": 64}
@@ -45,7 +45,7 @@ def sums_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def lower_precision(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+def lower_precision(device: torch.device, precision: PassPrecision) -> AbstractContextManager[object]:
     """Matrix products in bf16 or fp16 inside the block; weights, norms and what is kept stay as they are."""
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, DTYPES[precision])
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..choices import PassPrecision
 from ..errors import ImageError, StatisticsError
 from ..files.whole import staged_file
 from ..images.batches import Batch
 from ..images.source import ImageSource
 from ..images.units import AnySource, WorkUnit, choose_shard, list_units
-from ..models.devices import Precision
 from .on_ray import RayEngine
 from .partials import Partials, find_difference, partial_path, read_description, remove_partials
 from .scan import Progress, check_bad, choose_layers, describe_scan, read_batches
@@ -64,7 +64,7 @@ def scan_units(
     self_attention: bool = False,
     workers: int | None = None,
     max_bad: float = 0.01,
-    precision: Precision = "fp32",
+    precision: PassPrecision = "fp32",
     compiled: bool = False,
     engine: RayEngine | None = None,
     progress: Progress | None = None,

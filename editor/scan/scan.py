@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..choices import PassPrecision
 from ..components import ComponentGroup
 from ..errors import ImageError, ModelError, StatisticsError
 from ..files.tensors import load_tensors
@@ -16,7 +17,6 @@ from ..images.batches import Batch, load_batches
 from ..images.listing import list_images
 from ..images.source import ImageSource
 from ..images.texts import list_texts
-from ..models.devices import Precision
 from ..models.model import Model, Side
 from ..notebook import html_facts
 from .description import check_description, check_sums
@@ -141,7 +141,7 @@ def scan(
     workers: int | None = None,
     max_bad: float = 0.01,
     keep_features: Path | None = None,
-    precision: Precision = "fp32",
+    precision: PassPrecision = "fp32",
     compiled: bool = False,
     progress: Progress | None = None,
 ) -> Scan:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..choices import PassPrecision
 from ..components import ComponentGroup, Features
 from ..images.batches import Batch
-from ..models.devices import BatchLimit, Precision, lower_precision, start_size, sums_device
+from ..models.devices import BatchLimit, lower_precision, start_size, sums_device
 from ..models.model import Model
 from ..towers.vit.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
 from ..towers.vit.open_clip_vit import OpenClipViT
@@ -42,7 +43,7 @@ class Scanner:
     mlps: bool = False
     self_attention: bool = False
     batch_size: int | None = 32
-    precision: Precision = "fp32"
+    precision: PassPrecision = "fp32"
     compiled: bool = False
 
     @cached_property

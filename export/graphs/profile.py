@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
+from ...editor.choices import WeightPrecision
 from ...editor.errors import ExportError
 from ...editor.images.source import ImageSource
 from ...editor.models.model import Model
-
-Precision = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class GraphSpec:
     batch: int | None = None
     dynamic_length: bool = False
     normalised: bool = False
-    precision: Precision = "fp32"
+    precision: WeightPrecision = "fp32"
     opset: int = 18
 
     @property
@@ -49,7 +46,6 @@ class Profile:
     """What one consumer reads.
 
     Attributes:
-        write: Writes a model into an empty folder, as this profile says.
         visual, textual: The two graphs, or None where the consumer reads a checkpoint.
         sidecars: The files beside the graphs or weights.
         needs_texts: Whether the consumer asks for a text tower, which bare vision transformers lack.
@@ -61,18 +57,17 @@ class Profile:
     """
 
     target: str
-    write: Callable[[Model, Path, Profile], None]
     visual: GraphSpec | None = None
     textual: GraphSpec | None = None
     sidecars: tuple[str, ...] = ()
     needs_texts: bool = True
-    precisions: tuple[Precision, ...] = ("fp32",)
-    precision: Precision = "fp32"
+    precisions: tuple[WeightPrecision, ...] = ("fp32",)
+    precision: WeightPrecision = "fp32"
     resizing: float = 0.9999
     prune: bool = False
     calibration: ImageSource | None = None
 
-    def at(self, precision: Precision) -> Profile:
+    def at(self, precision: WeightPrecision) -> Profile:
         """The same profile in another precision, its graphs too."""
         visual = self.visual and replace(self.visual, precision=precision)
         textual = self.textual and replace(self.textual, precision=precision)
@@ -83,18 +78,17 @@ class Profile:
         quantised = {"quantisation": "static" if self.calibration else "dynamic"} if self.precision == "int8" else {}
         return {"precision": self.precision, **quantised}
 
+    def require_precision(self, precision: WeightPrecision) -> None:
+        """Refuse a precision that the target's writer does not write.
 
-def require_precision(profile: Profile, precision: Precision) -> None:
-    """Refuse a precision that the target's writer does not write.
-
-    Raises:
-        ExportError: Naming those that it does.
-    """
-    if precision not in profile.precisions:
-        raise ExportError(
-            f"cannot export to {profile.target} in {precision}: it is written in {' or '.join(profile.precisions)}. "
-            f"Use --precision {profile.precisions[0]}."
-        )
+        Raises:
+            ExportError: Naming those that it does.
+        """
+        if precision not in self.precisions:
+            raise ExportError(
+                f"cannot export to {self.target} in {precision}: it is written in {' or '.join(self.precisions)}. "
+                f"Use --precision {self.precisions[0]}."
+            )
 
 
 def require_graphs(profile: Profile, option: str) -> None:

@@ -1,4 +1,8 @@
-"""The model card: README.md of an export, with code that loads it in its consumer and the answers that it should print."""
+"""The model card: README.md of an export, with code that loads it in its consumer and the answers that it should print.
+
+`huggingface_hub.ModelCard` was looked at and not taken: its data class drops the empty licence field with the note that asks
+to fill it in, and its validation asks the Hub over the network. A test holds that it reads the head written here.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,8 @@ from ...editor.edits.recipe import Recipe
 from ...editor.images.demo import render_source
 from ...editor.measure.thresholds import ThresholdShift, format_threshold_shift
 from ...editor.models.model import Model
-from ..targets.immich import immich_name
+from ..consumers.model_name import spell_model_name
+from ..consumers.target import Target
 
 CARD_NAME, EXAMPLE_NAME, EXAMPLE_TEXT = "README.md", "example.png", "a photo of a circle"
 
@@ -35,10 +40,9 @@ _ROWS = {"before": "unedited", "after": _Verbatim("**edited**"), "control": "ran
 def write_model_card(
     model: Model,
     folder: Path,
+    target: Target,
     *,
-    target: str,
     images: int = 0,
-    precision: str = "fp32",
     shift: Sequence[ThresholdShift] = (),
 ) -> None:
     """Write `README.md`, and `example.png` of which it prints the embedding.
@@ -48,7 +52,7 @@ def write_model_card(
     """
     if not model.has_texts:
         return
-    recipe, name = model.recipe, immich_name(model)
+    recipe, name = model.recipe, spell_model_name(model)
     height, width = model.image_shape
     example = render_source(world.draw_balanced_scenes(1, seed=1)).open(0).resize((width, height))
     example.save(folder / EXAMPLE_NAME)
@@ -57,15 +61,17 @@ def write_model_card(
     environment = jinja2.Environment(
         loader=loader, finalize=_escape, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
+    precision = target.profile.precision
+    loading = environment.from_string(target.card).render(
+        precision=precision, name=_Verbatim(name), load_base=_Verbatim(_base_arguments(recipe))
+    )
     card = environment.get_template("card.md.j2").render(
-        target=target,
+        target=target.name,
         precision=precision,
+        loading=_Verbatim(loading),
         images=images,
-        dtype={"fp32": "fp32", "fp16": "fp16", "int8": "q8"}[precision],
         version=__version__,
         title=name.replace("__", " "),
-        name=_Verbatim(name),
-        load_base=_Verbatim(_base_arguments(recipe)),
         document=recipe.document if recipe else None,
         rows=rows,
         columns=list(dict.fromkeys(column for row in rows.values() for column in row)),

@@ -4,14 +4,41 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from ...editor.models.model import Model
+from ..consumers.consumer import Consumer
+from ..consumers.onnx_runtime import as_function, load_graphs
 from ..consumers.preprocessor_config import NAME as PREPROCESSOR_NAME
 from ..consumers.preprocessor_config import require_clip_preprocessing, write_preprocessor
+from ..consumers.target import Target, TargetRow
 from ..consumers.tokenizer_files import SIDECARS as TOKENIZER_FILES
 from ..consumers.tokenizer_files import require_clip_text, write_tokenizer_files
 from ..graphs.onnx_graphs import write_graphs
 from ..graphs.profile import GraphSpec, Profile
+from ..verify.reference import Reference
+
+CARD = """\
+The model names only tell fastembed how to read the files; the weights are those of the two folders.
+
+```python
+import numpy as np
+from fastembed import ImageEmbedding, TextEmbedding
+from PIL import Image
+
+visual = ImageEmbedding("Qdrant/clip-ViT-B-32-vision", specific_model_path="vision")
+textual = TextEmbedding("Qdrant/clip-ViT-B-32-text", specific_model_path="text")
+image = next(iter(visual.embed([Image.open("example.png")])))  # a unit vector
+text = next(iter(textual.embed(["a photo of a circle"])))  # not one: Qdrant normalises for cosine distance
+text = text / np.linalg.norm(text)
+print("image ", *(f"{x:.4f}" for x in image[:4].tolist()))
+print("text  ", *(f"{x:.4f}" for x in text[:4].tolist()))
+print("cosine", f"{float(image @ text):.4f}")
+```
+"""
 
 
 def write_fastembed(model: Model, folder: Path, profile: Profile) -> None:
@@ -29,13 +56,40 @@ def write_fastembed(model: Model, folder: Path, profile: Profile) -> None:
     (folder / "text" / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-PROFILE = Profile(
-    target="fastembed",
+def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
+    import fastembed
+
+    images: Any = fastembed.ImageEmbedding("Qdrant/clip-ViT-B-32-vision", specific_model_path=str(folder / "vision"))
+    texts: Any = fastembed.TextEmbedding("Qdrant/clip-ViT-B-32-text", specific_model_path=str(folder / "text"))
+    return Consumer(
+        f"fastembed {fastembed.__version__} on {images.model.model.get_providers()[0]}",
+        as_function(images.model.model),
+        lambda batch: _stack(images.embed(batch)),
+        lambda batch: _stack(texts.embed(batch)),
+    )
+
+
+def _stack(embeddings: Any) -> Tensor:
+    return torch.stack([torch.from_numpy(embedding) for embedding in embeddings])
+
+
+TARGET = Target(
+    Profile(
+        target="fastembed",
+        visual=GraphSpec("vision/model.onnx", "pixel_values", "image_embeds"),
+        textual=GraphSpec("text/model.onnx", "input_ids", "text_embeds", dynamic_length=True),
+        # fp16 crashes the CPU provider at the level of optimisation that it runs at.
+        precisions=("fp32", "int8"),
+        sidecars=(f"vision/{PREPROCESSOR_NAME}", "text/config.json", *(f"text/{name}" for name in TOKENIZER_FILES)),
+        resizing=0.95,
+    ),
     write=write_fastembed,
-    visual=GraphSpec("vision/model.onnx", "pixel_values", "image_embeds"),
-    textual=GraphSpec("text/model.onnx", "input_ids", "text_embeds", dynamic_length=True),
-    # fp16 crashes the CPU provider at the level of optimisation that it runs at.
-    precisions=("fp32", "int8"),
-    sidecars=(f"vision/{PREPROCESSOR_NAME}", "text/config.json", *(f"text/{name}" for name in TOKENIZER_FILES)),
-    resizing=0.95,
+    load=_load,
+    card=CARD,
+    row=TargetRow(
+        "`vision/`, `text/`: graphs, preprocessing, tokenizer",
+        "`ImageEmbedding` and `TextEmbedding` with `specific_model_path`",
+        "extra `fastembed`",
+    ),
+    stand_in=load_graphs,
 )

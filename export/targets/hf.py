@@ -7,22 +7,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ...editor.errors import ExportError
-from ...editor.files.tensors import round_to_storage
+from ...editor.files.tensors import round_to_storage, tensor_reader
 from ...editor.files.whole import save_tensors
-from ...editor.models.hf_names import clip_names, convert_to_hf
+from ...editor.models.hf_names import clip_names, convert_from_hf, convert_to_hf
 from ...editor.models.model import Model
+from ..consumers.consumer import Consumer, build_torch_consumer
 from ..consumers.preprocessor_config import NAME as PREPROCESSOR_NAME
 from ..consumers.preprocessor_config import require_clip_preprocessing, write_preprocessor
+from ..consumers.target import Target, TargetRow
 from ..consumers.tokenizer_files import SIDECARS as TOKENIZER_FILES
 from ..consumers.tokenizer_files import require_clip_text, write_tokenizer_files
 from ..graphs.profile import Profile, require_plain
+from ..verify.reference import Reference
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 SIDECARS = (CONFIG_NAME, PREPROCESSOR_NAME, *TOKENIZER_FILES)
 _ACTIVATIONS = {"QuickGELU": "quick_gelu", "GELU": "gelu"}
+
+CARD = """\
+```python
+import torch
+from PIL import Image
+from transformers import CLIPModel, CLIPProcessor
+
+model, processor = CLIPModel.from_pretrained("."), CLIPProcessor.from_pretrained(".")
+inputs = processor(text=["a photo of a circle"], images=[Image.open("example.png")], return_tensors="pt", padding=True)
+with torch.no_grad():
+    answer = model(**inputs)
+image, text = answer.image_embeds[0], answer.text_embeds[0]  # unit vectors
+print("image ", *(f"{x:.4f}" for x in image[:4].tolist()))
+print("text  ", *(f"{x:.4f}" for x in text[:4].tolist()))
+print("cosine", f"{float(image @ text):.4f}")
+```
+"""
 
 
 def write_hf(model: Model, folder: Path, profile: Profile) -> None:
@@ -134,4 +155,60 @@ def _describe_difference(model: Model) -> str | None:
     return f"the model has {spare[0]}" if spare else None
 
 
-PROFILE = Profile(target="hf", write=write_hf, sidecars=SIDECARS, precisions=("fp32", "fp16"), resizing=0.95)
+def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
+    import transformers
+
+    model: Any = transformers.CLIPModel.from_pretrained(folder).eval()
+    processor: Any = transformers.CLIPProcessor.from_pretrained(folder)
+
+    def encode_images(pixels: Tensor) -> Tensor:
+        return read_features(model.get_image_features(pixel_values=pixels))
+
+    def embed_images(images: list[Image.Image]) -> Tensor:
+        return encode_images(processor(images=images, return_tensors="pt")["pixel_values"])
+
+    def embed_texts(texts: list[str]) -> Tensor:
+        return read_features(model.get_text_features(**_tokenize(processor, texts)))
+
+    return Consumer(f"transformers {transformers.__version__}", encode_images, embed_images, embed_texts)
+
+
+def _tokenize(processor: Any, texts: list[str]) -> Any:
+    return processor(text=texts, return_tensors="pt", padding=True, truncation=True)
+
+
+def read_features(answer: Any) -> Tensor:
+    """The embeddings in an answer: transformers 5 gives an object, 4 a tensor."""
+    return getattr(answer, "pooler_output", answer)
+
+
+def load_by_open_clip(folder: Path, reference: Reference, profile: Profile) -> Consumer:
+    """The weights under open_clip's names again; the tokenizer and processor files are not read."""
+    import open_clip
+    from safetensors import safe_open
+
+    path = next(folder.rglob("model.safetensors"))
+    with safe_open(path, framework="pt") as stream:
+        names = list(stream.keys())
+    read = tensor_reader(path)
+    config = reference.config["model_cfg"]
+    module = open_clip.CLIP(**{k: v for k, v in config.items() if k not in ("custom_text",)})
+    entries = clip_names(config["vision_cfg"]["layers"], config["text_cfg"]["layers"])
+    module.load_state_dict(convert_from_hf({name: read(name).float() for name in names}, entries))
+    tokenizer = open_clip.SimpleTokenizer(context_length=module.context_length)
+    runtime = f"open_clip {open_clip.__version__}, reading the weights only"
+    return build_torch_consumer(runtime, module, reference.preprocess, tokenizer)
+
+
+TARGET = Target(
+    Profile(target="hf", sidecars=SIDECARS, precisions=("fp32", "fp16"), resizing=0.95),
+    write=write_hf,
+    load=_load,
+    card=CARD,
+    row=TargetRow(
+        "`config.json`, `model.safetensors`, processor and tokenizer files",
+        "transformers `CLIPModel`, `CLIPProcessor`",
+        "extra `hf`",
+    ),
+    stand_in=load_by_open_clip,
+)

@@ -8,7 +8,27 @@ from typing import Any
 
 from ...editor.files.whole import save_tensors
 from ...editor.models.model import CONFIG_NAME, WEIGHTS_NAME, Model
+from ..consumers.consumer import Consumer, build_torch_consumer
+from ..consumers.target import Target, TargetRow
 from ..graphs.profile import Profile, require_plain
+from ..verify.reference import Reference
+
+CARD = """\
+```python
+import open_clip
+import torch
+from PIL import Image
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:.")
+tokenizer = open_clip.get_tokenizer("local-dir:.")
+with torch.no_grad():
+    image = model.eval().encode_image(preprocess(Image.open("example.png"))[None], normalize=True)[0]
+    text = model.encode_text(tokenizer(["a photo of a circle"]), normalize=True)[0]
+print("image ", *(f"{x:.4f}" for x in image[:4].tolist()))
+print("text  ", *(f"{x:.4f}" for x in text[:4].tolist()))
+print("cosine", f"{float(image @ text):.4f}")
+```
+"""
 
 
 def write_open_clip_folder(model: Model, folder: Path) -> None:
@@ -25,8 +45,23 @@ def write_open_clip_folder(model: Model, folder: Path) -> None:
         wrapped.save_pretrained(folder)
 
 
-PROFILE = Profile(
-    target="open-clip",
+def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
+    import open_clip
+
+    name = f"local-dir:{folder}"
+    created: Any = open_clip.create_model_and_transforms(name)
+    tokenizer = open_clip.get_tokenizer(name)
+    module, _, preprocess = created
+    return build_torch_consumer(f"open_clip {open_clip.__version__}", module, preprocess, tokenizer)
+
+
+TARGET = Target(
+    Profile(
+        target="open-clip",
+        sidecars=(CONFIG_NAME,),
+    ),
     write=lambda model, folder, profile: write_open_clip_folder(model, folder),
-    sidecars=(CONFIG_NAME,),
+    load=_load,
+    card=CARD,
+    row=TargetRow("`open_clip_config.json`, `open_clip_model.safetensors`", "open_clip `local-dir:`"),
 )

@@ -1,104 +1,64 @@
-"""export: an edited model to a folder that its consumer reads, verified before it takes its final name."""
+"""The targets there are: a target is a file in this folder, `torch_export.py` is target `torch-export`.
+
+Names come from the names of the files, so that `--help` and wrong names need no torch; a target's file is imported when the
+target is used.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
 
+from ...editor.choices import WeightPrecision
 from ...editor.errors import ExportError, nearest_names
-from ...editor.files.whole import require_free_folder, staged_folder
-from ...editor.images.listing import list_images
-from ...editor.images.source import ImageSource
-from ...editor.models.model import Model
-from ..graphs.profile import Precision, Profile, require_graphs, require_precision, require_texts
-from ..graphs.prune import require_constant_heads
-from ..pages.model_card import write_model_card
-from ..verify.record import write_record
-from ..verify.reference import Reference, write_reference
-from ..verify.verify import Check, verify_in_child
-from . import fastembed as fastembed_folder
-from . import hf as hf_folder
-from . import immich as immich_folder
-from . import onnx as onnx_folder
-from . import open_clip as open_clip_folder
-from . import patch
-from . import sentence_transformers as sentence_transformers_folder
-from . import timm as timm_folder
-from . import torch_export as torch_program
-from . import transformers_js as transformers_js_folder
-from . import triton as triton_repository
+from .. import targets
 
-_WRITERS = (open_clip_folder, hf_folder, sentence_transformers_folder, immich_folder, fastembed_folder,
-            transformers_js_folder, triton_repository, onnx_folder, torch_program, patch, timm_folder)  # fmt: skip
-PROFILES: dict[str, Profile] = {writer.PROFILE.target: writer.PROFILE for writer in _WRITERS}
+if TYPE_CHECKING:
+    from ..consumers.target import Target
 
 
-def require_target(target: str, precision: Precision = "fp32") -> Profile:
-    """The profile of a target that can be written in this precision.
+def target_names() -> tuple[str, ...]:
+    """All targets, in the order of the alphabet."""
+    files = {module.name for module in pkgutil.iter_modules(targets.__path__)} - {"registry"}
+    return tuple(sorted(file.replace("_", "-") for file in files))
+
+
+def load_target(name: str) -> Target:
+    """A target in full precision.
+
+    Raises:
+        ExportError: With the nearest names.
+    """
+    if name not in target_names():
+        raise ExportError(f"unknown target {name!r}. {nearest_names(name, target_names())}")
+    return importlib.import_module(f"{targets.__name__}.{name.replace('-', '_')}").TARGET
+
+
+def require_target(name: str, precision: WeightPrecision = "fp32") -> Target:
+    """A target that can be written in this precision.
 
     Raises:
         ExportError: With the nearest names, or the precisions there are.
     """
-    if target not in PROFILES:
-        raise ExportError(f"unknown target {target!r}. {nearest_names(target, PROFILES)}")
-    require_precision(PROFILES[target], precision)
-    return PROFILES[target].at(precision)
+    target = load_target(name)
+    target.profile.require_precision(precision)
+    return target.at(precision)
 
 
-def find_profile(reference: Reference) -> Profile:
-    """The profile that an export was written by; edited folders of other kinds are plain, as open_clip's are."""
-    profile = PROFILES.get(reference.target, PROFILES["open-clip"])
-    return profile.at(reference.options["precision"])
+def spell_target_names() -> str:
+    """The help of `--target`."""
+    *others, last = (f"`{name}`" for name in target_names())
+    return f"{', '.join(others)} or {last}."
 
 
-def export_model(
-    model: Model,
-    out: str | Path,
-    *,
-    target: str,
-    precision: Precision = "fp32",
-    prune: bool = False,
-    calibration: ImageSource | str | Path | None = None,
-    images: ImageSource | str | Path | None = None,
-    overwrite: bool = False,
-    force: bool = False,
-) -> list[Check]:
-    """Write a model for one consumer and verify it in a fresh process; the folder appears only if every check holds.
-
-    Args:
-        prune: Leave heads that write a constant, as `total` ablation makes them, out of the graphs.
-        calibration: Images for static int8, other than those it is verified with; without them int8 is dynamic.
-        images: Up to eight of them (32 in lower precision) are used to verify, beside those that an edited folder was verified
-            with; by default images of the demo world.
-        force: Keep an export of lower precision although it answers too differently.
-
-    Returns:
-        The checks, each with its figure and tolerance; also in `verification.json`.
-
-    Raises:
-        ExportError: If the target is unknown or cannot hold the model, or the folder cannot be written.
-        VerificationError: If a check fails; nothing is left under `out`.
-    """
-    profile = require_target(target, precision)
-    require_texts(profile, model)
-    if prune:
-        require_graphs(profile, "--prune")
-    pruned = {"pruned": require_constant_heads(model)} if prune else {}
-    profile = replace(profile, prune=prune, calibration=_require_calibration(profile, calibration))
-    options = {**profile.options(), **pruned, **({"forced": True} if force else {})}
-    require_free_folder(Path(out), overwrite=overwrite)
-    with staged_folder(Path(out), overwrite=overwrite) as folder:
-        profile.write(model, folder, profile)
-        write_record(model, folder, profile, options)
-        reference = write_reference(model, folder, target=target, images=images, options=options)
-        shift, count = reference.threshold_shift(), len(reference.images())
-        write_model_card(model, folder, target=target, images=count, precision=precision, shift=shift)
-        return verify_in_child(folder)
-
-
-def _require_calibration(profile: Profile, images: ImageSource | str | Path | None) -> ImageSource | None:
-    if images is None:
-        return None
-    if profile.precision != "int8":
-        raise ExportError(f"cannot calibrate {profile.precision}: only int8 has ranges to set. Add --precision int8.")
-    return list_images(images)
+def render_targets_markdown() -> str:
+    """The table of `docs/targets.md`."""
+    rows = ["| target | what is written | verified with | to install for that | precisions |", "|---|---|---|---|---|"]
+    for name in target_names():
+        target = load_target(name)
+        assert target.row is not None
+        cells = (f"`{name}`", target.row.written, target.row.verified_with, target.row.to_install,
+                 ", ".join(target.profile.precisions))  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"

@@ -14,7 +14,10 @@ from ...editor.errors import ExportError
 from ...editor.files.whole import write_text
 from ...editor.models.model import Model
 from ...editor.models.timm import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME
+from ..consumers.consumer import Consumer, after_preprocessing
+from ..consumers.target import Target, TargetRow
 from ..graphs.profile import Profile, require_plain
+from ..verify.reference import Reference
 
 
 def write_timm_folder(state: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> None:
@@ -31,4 +34,23 @@ def _write(model: Model, folder: Path, _: Profile) -> None:
     write_timm_folder(model.stored_state(), model.config["timm_cfg"], folder)
 
 
-PROFILE = Profile(target="timm", write=_write, sidecars=(TIMM_CONFIG_NAME,), needs_texts=False)
+def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
+    """With the evaluation transform that timm makes from the folder."""
+    import timm
+    from timm.data.config import resolve_data_config
+    from timm.data.transforms_factory import create_transform
+
+    module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    transform: Any = create_transform(**resolve_data_config(model=module), is_training=False)
+    return Consumer(f"timm {timm.__version__}", module, after_preprocessing(module, transform), None)
+
+
+TARGET = Target(
+    Profile(target="timm", sidecars=(TIMM_CONFIG_NAME,), needs_texts=False),
+    write=_write,
+    load=_load,
+    card="",
+    row=TargetRow(
+        "`config.json`, `model.safetensors` of a bare vision transformer, classifier included", "timm `local-dir:`"
+    ),
+)

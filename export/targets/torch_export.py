@@ -11,12 +11,37 @@ import torch
 from torch import Tensor, nn
 
 from ...editor.models.model import Model
+from ..consumers.consumer import Consumer, after_preprocessing, known_tokens
+from ..consumers.target import Target, TargetRow
 from ..graphs.encoders import ImageEncoder, TextEncoder
 from ..graphs.onnx_graphs import draw_examples, quiet_exporter
 from ..graphs.profile import Profile
+from ..verify.reference import Reference
 from .onnx import SIDECAR_NAME, write_sidecar
 
 VISUAL_NAME, TEXTUAL_NAME = "visual.pt2", "textual.pt2"
+
+CARD = """\
+```python
+import json
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+
+described = json.load(open("clip.json"))
+preprocess = image_transform_v2(PreprocessCfg(**described["preprocess_cfg"]), is_train=False)
+tokens = open_clip.SimpleTokenizer(context_length=described["context_length"])(["a photo of a circle"])
+visual, textual = (torch.export.load(name).module() for name in ("visual.pt2", "textual.pt2"))
+with torch.no_grad():
+    image = torch.nn.functional.normalize(visual(preprocess(Image.open("example.png"))[None])[0], dim=0)
+    text = torch.nn.functional.normalize(textual(tokens)[0], dim=0)
+print("image ", *(f"{x:.4f}" for x in image[:4].tolist()))
+print("text  ", *(f"{x:.4f}" for x in text[:4].tolist()))
+print("cosine", f"{float(image @ text):.4f}")
+```
+"""
 
 
 def write_programs(model: Model, folder: Path) -> None:
@@ -34,8 +59,27 @@ def _write_program(encoder: nn.Module, example: Tensor, path: Path) -> None:
         torch.export.save(program, path)
 
 
-PROFILE = Profile(
-    target="torch-export",
+def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
+    visual, textual = (torch.export.load(folder / name).module() for name in (VISUAL_NAME, TEXTUAL_NAME))
+    tokens = known_tokens(reference)
+    return Consumer(
+        f"torch {torch.__version__}",
+        visual,
+        after_preprocessing(visual, reference.preprocess),
+        lambda texts: textual(tokens(texts)),
+    )
+
+
+TARGET = Target(
+    Profile(
+        target="torch-export",
+        sidecars=(SIDECAR_NAME,),
+    ),
     write=lambda model, folder, profile: write_programs(model, folder),
-    sidecars=(SIDECAR_NAME,),
+    load=_load,
+    card=CARD,
+    row=TargetRow(
+        "`visual.pt2`, `textual.pt2`, which run without clipedit and open_clip, `clip.json`", "`torch.export.load`"
+    ),
+    runs_code=True,
 )

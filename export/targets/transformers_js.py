@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import shutil
+import subprocess
+import tempfile
+import weakref
 from pathlib import Path
+from typing import Any
 
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...editor.errors import VerificationError
 from ...editor.models.model import Model
+from ..consumers.consumer import Consumer
+from ..consumers.onnx_runtime import load_graphs
+from ..consumers.target import Target, TargetRow
 from ..graphs.onnx_graphs import write_graphs
 from ..graphs.profile import GraphSpec, Profile
+from ..verify.reference import Reference
 from .hf import SIDECARS, require_hf_clip, write_hf_sidecars
+
+_SCRIPT, _PACKAGE = "transformers_js.mjs", "@huggingface/transformers"
+CARD = """\
+Save it as `example.mjs` and run `node example.mjs`, after `npm install @huggingface/transformers`.
+
+```js
+import { env, AutoProcessor, AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection, RawImage } from '@huggingface/transformers'
+
+env.allowRemoteModels = false
+env.localModelPath = ''
+const folder = process.cwd()
+const options = { dtype: '{{ "q8" if precision == "int8" else precision }}', device: 'cpu'{% if precision == "fp16" %}, session_options: { graphOptimizationLevel: 'extended' }{% endif %} }
+const [tokenizer, processor] = [await AutoTokenizer.from_pretrained(folder), await AutoProcessor.from_pretrained(folder)]
+const visual = await CLIPVisionModelWithProjection.from_pretrained(folder, options)
+const textual = await CLIPTextModelWithProjection.from_pretrained(folder, options)
+const image = (await visual(await processor(await RawImage.read('example.png')))).image_embeds.normalize(2, -1).tolist()[0]
+const text = (await textual(await tokenizer(['a photo of a circle'], { truncation: true }))).text_embeds.normalize(2, -1).tolist()[0]
+console.log('image ', ...image.slice(0, 4).map(x => x.toFixed(4)))
+console.log('text  ', ...text.slice(0, 4).map(x => x.toFixed(4)))
+console.log('cosine', image.reduce((sum, x, i) => sum + x * text[i], 0).toFixed(4))
+```
+
+In a browser, set `env.localModelPath` to the address that serves this folder's parent and give the folder's name; there `wasm`
+takes the `_quantized` graphs unless `dtype` says otherwise.
+"""
 
 
 def write_transformers_js(model: Model, folder: Path, profile: Profile) -> None:
@@ -21,13 +62,96 @@ def write_transformers_js(model: Model, folder: Path, profile: Profile) -> None:
     write_graphs(model, folder, profile)
 
 
-# `{suffix}` is how transformers.js finds a precision: its option `dtype` is fp32, fp16 or q8.
-PROFILE = Profile(
-    target="transformers-js",
+def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
+    model = _NodeModel(folder, "q8" if profile.precision == "int8" else profile.precision)
+    runtime = f"transformers.js {model.version} under Node"
+    return Consumer(runtime, model.encode_images, model.embed_images, model.embed_texts)
+
+
+class _NodeModel:
+    """A folder of target `transformers-js`, loaded by transformers.js in a process that ends when this object does.
+
+    Raises:
+        ImportError: If there is no Node, or it does not find transformers.js.
+    """
+
+    def __init__(self, folder: Path, dtype: str):
+        node = shutil.which("node")
+        if node is None:
+            raise ImportError("there is no `node`")
+        script = Path(__file__).with_name(_SCRIPT)
+        self._process = subprocess.Popen(
+            [node, script, folder.resolve(), dtype],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        weakref.finalize(self, _end, self._process)
+        self.version = self._read()["version"]
+
+    def embed_texts(self, texts: list[str]) -> Tensor:
+        """Embeddings of texts, by its own tokenizer."""
+        return self._ask({"texts": texts})
+
+    def embed_images(self, images: list[Image.Image]) -> Tensor:
+        """Embeddings of images, by its own preprocessing."""
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [f"{folder}/{index}.png" for index in range(len(images))]
+            for image, path in zip(images, paths, strict=True):
+                image.save(path)
+            return self._ask({"images": paths})
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Embeddings of preprocessed pixels."""
+        data = base64.b64encode(pixels.contiguous().numpy().tobytes()).decode()
+        return self._ask({"pixels": data, "shape": list(pixels.shape)})
+
+    def _ask(self, request: Any) -> Tensor:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return torch.tensor(self._read())
+
+    def _read(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        _, said = self._process.communicate()
+        reason = next((line.strip() for line in said.splitlines() if "Error" in line), "it ended without an answer")
+        kind = ImportError if _PACKAGE in reason and "Cannot find" in reason else RuntimeError
+        raise kind(f"transformers.js: {reason}")
+
+
+def _end(process: subprocess.Popen) -> None:
+    process.kill()
+    process.communicate()
+
+
+def _require_apart(folder: Path) -> None:
+    """Node looks for packages from the working directory upwards."""
+    if Path.cwd().resolve().is_relative_to(folder.resolve()):
+        raise VerificationError(
+            f"cannot verify {folder} from inside: Node looks for its packages there. Change to another folder."
+        )
+
+
+TARGET = Target(
+    Profile(
+        target="transformers-js",
+        # `{suffix}` is how transformers.js finds a precision: its option `dtype` is fp32, fp16 or q8.
+        visual=GraphSpec("onnx/vision_model{suffix}.onnx", "pixel_values", "image_embeds"),
+        textual=GraphSpec("onnx/text_model{suffix}.onnx", "input_ids", "text_embeds", dynamic_length=True),
+        precisions=("fp32", "fp16", "int8"),
+        sidecars=SIDECARS,
+        resizing=0.9,
+    ),
     write=write_transformers_js,
-    visual=GraphSpec("onnx/vision_model{suffix}.onnx", "pixel_values", "image_embeds"),
-    textual=GraphSpec("onnx/text_model{suffix}.onnx", "input_ids", "text_embeds", dynamic_length=True),
-    precisions=("fp32", "fp16", "int8"),
-    sidecars=SIDECARS,
-    resizing=0.9,
+    load=_load,
+    card=CARD,
+    row=TargetRow(
+        "`onnx/vision_model.onnx`, `onnx/text_model.onnx` and the files of `hf`",
+        "transformers.js under Node, if `NODE_PATH` or the working directory has it",
+        "Node and `@huggingface/transformers`",
+    ),
+    stand_in=load_graphs,
+    require_no_code=_require_apart,
 )

@@ -14,6 +14,7 @@ from ...editor.images.listing import list_images
 from ...editor.images.source import ImageSource
 from ...editor.models.model import Model, load_model
 from ..targets.patch import RECIPE_NAME
+from ..targets.registry import require_target
 from .record import FOLDER, PACKAGES_THAT_WRITE, describe_environment, hash_files, load_record
 
 
@@ -58,14 +59,12 @@ def reproduce(
 
 
 def _compare_build(folder: Path, record: dict[str, Any], base: Model, source: ImageSource | None) -> list[Difference]:
-    from ..targets.registry import require_target
-
     options = record["options"]
     edited = apply_recipe(load_recipe(_recipe_folder(folder)), base) if record["edited"] else base
-    profile = require_target(record["target"], options["precision"]).at(options["precision"])
-    profile = replace(profile, prune="pruned" in options, calibration=source)
+    target = require_target(record["target"], options["precision"])
+    profile = replace(target.profile, prune="pruned" in options, calibration=source)
     with tempfile.TemporaryDirectory() as name:
-        profile.write(edited, Path(name), profile)
+        target.write(edited, Path(name), profile)
         found = compare_files(record["outputs"], hash_files(Path(name)), where="built again")
     was = record["edited_weights_hash"]
     if edited.weights_hash != was:

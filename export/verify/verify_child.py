@@ -15,9 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...editor.errors import ClipeditError
-from ..consumers.consumer import Consumer, load_consumer
-from ..targets.registry import find_profile
-from .foreign_code import refuse_unpickling, require_no_code
+from ..consumers.consumer import Consumer
+from ..consumers.target import load_consumer, require_no_code
+from ..written_for import find_written
+from .foreign_code import refuse_unpickling
 from .reference import Reference, load_reference
 from .verify import Check
 
@@ -114,10 +115,10 @@ def main() -> None:
     refuse_unpickling()
     try:
         reference = load_reference(folder)
-        require_no_code(folder, reference.target, trusted=trusted)
-        profile = find_profile(reference)
-        consumer = load_consumer(folder, reference, profile)
-        checks = compute_checks(consumer, reference, resizing=profile.resizing)
+        target = find_written(reference.target, reference.options["precision"])
+        require_no_code(target, folder, trusted=trusted)
+        consumer = load_consumer(target, folder, reference)
+        checks = compute_checks(consumer, reference, resizing=target.profile.resizing)
     except ClipeditError as error:
         sys.exit(str(error))
     answer = {"target": reference.target, "runtime": consumer.runtime, "options": reference.options,

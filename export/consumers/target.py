@@ -1,0 +1,104 @@
+"""A target: one consumer, and everything that is particular to it. Each is one file in `export/targets/`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ...editor.choices import WeightPrecision
+from ...editor.errors import VerificationError
+from ...editor.models.model import Model
+from ...editor.models.open_clip_config import CONFIG_NAME, read_open_clip_config
+from ..graphs.profile import Profile
+from ..verify.reference import Reference
+from .consumer import Consumer
+
+Writer = Callable[[Model, Path, Profile], None]
+Loader = Callable[[Path, Reference, Profile], Consumer]
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """What tables say of a target, as Markdown; its name and precisions they read off its profile.
+
+    Attributes:
+        written: The files.
+        verified_with: The consumer that reads them, or what stands in for it.
+        to_install: What that consumer needs beside clipedit.
+    """
+
+    written: str
+    verified_with: str
+    to_install: str = "nothing more"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is written for one consumer, and how that consumer loads it.
+
+    Attributes:
+        profile: The numbers and names in which it differs from others.
+        write: Writes a model into an empty folder.
+        load: Loads such a folder as its users do; `ImportError` says that the consumer is not installed.
+        card: The part of the model card that loads the folder and prints what the card shows: a Jinja template. Empty
+            where models without texts are written only, which get no card.
+        row: Its row in tables; None for folders that `export` does not write.
+        stand_in: What reads the same files where the consumer is not installed.
+        runs_code: Whether loading runs code that may be in the folder.
+        require_no_code: Raises `VerificationError` if this folder holds code that loading would run.
+    """
+
+    profile: Profile
+    write: Writer
+    load: Loader
+    card: str
+    row: TargetRow | None
+    stand_in: Loader | None = None
+    runs_code: bool = False
+    require_no_code: Callable[[Path], None] | None = None
+
+    @property
+    def name(self) -> str:
+        """As `--target` is given it."""
+        return self.profile.target
+
+    def at(self, precision: WeightPrecision) -> Target:
+        """The same target in another precision."""
+        return replace(self, profile=self.profile.at(precision))
+
+
+def load_consumer(target: Target, folder: Path, reference: Reference) -> Consumer:
+    """Load an export with its consumer, or with what stands in for it; the runtime says which it was."""
+    try:
+        return target.load(folder, reference, target.profile)
+    except ImportError as error:
+        if target.stand_in is None:
+            raise
+        consumer = target.stand_in(folder, reference, target.profile)
+        return replace(consumer, runtime=f"{consumer.runtime}, standing in for {target.name} ({error})")
+
+
+def require_no_code(target: Target, folder: Path, *, trusted: bool) -> None:
+    """Refuse a folder whose consumer would run code that is in it, since a folder may come from anybody.
+
+    Most consumers read weights and graphs, which are data; the exceptions say so in their file.
+
+    Args:
+        trusted: The user knows who wrote the folder, or it was written just now.
+
+    Raises:
+        VerificationError: With what it holds.
+        ModelError: If its configuration asks for code.
+    """
+    if trusted:
+        return
+    if target.runs_code:
+        raise VerificationError(
+            f"cannot verify {folder}: loading a {target.name} program can run code that is in it. Add --trust if you know "
+            "who wrote it."
+        )
+    if target.require_no_code is not None:
+        target.require_no_code(folder)
+    if (folder / CONFIG_NAME).is_file():
+        read_open_clip_config(folder)

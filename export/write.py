@@ -1,0 +1,74 @@
+"""export: an edited model to a folder that its consumer reads, verified before it takes its final name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..editor.choices import WeightPrecision
+from ..editor.errors import ExportError
+from ..editor.files.whole import require_free_folder, staged_folder
+from ..editor.images.listing import list_images
+from ..editor.images.source import ImageSource
+from ..editor.models.model import Model
+from .graphs.profile import Profile, require_graphs, require_texts
+from .graphs.prune import require_constant_heads
+from .pages.model_card import write_model_card
+from .targets.registry import require_target
+from .verify.record import write_record
+from .verify.reference import write_reference
+from .verify.verify import Check, verify_in_child
+
+
+def export_model(
+    model: Model,
+    out: str | Path,
+    *,
+    target: str,
+    precision: WeightPrecision = "fp32",
+    prune: bool = False,
+    calibration: ImageSource | str | Path | None = None,
+    images: ImageSource | str | Path | None = None,
+    overwrite: bool = False,
+    force: bool = False,
+) -> list[Check]:
+    """Write a model for one consumer and verify it in a fresh process; the folder appears only if every check holds.
+
+    Args:
+        prune: Leave heads that write a constant, as `total` ablation makes them, out of the graphs.
+        calibration: Images for static int8, other than those it is verified with; without them int8 is dynamic.
+        images: Up to eight of them (32 in lower precision) are used to verify, beside those that an edited folder was verified
+            with; by default images of the demo world.
+        force: Keep an export of lower precision although it answers too differently.
+
+    Returns:
+        The checks, each with its figure and tolerance; also in `verification.json`.
+
+    Raises:
+        ExportError: If the target is unknown or cannot hold the model, or the folder cannot be written.
+        VerificationError: If a check fails; nothing is left under `out`.
+    """
+    found = require_target(target, precision)
+    profile = found.profile
+    require_texts(profile, model)
+    if prune:
+        require_graphs(profile, "--prune")
+    pruned = {"pruned": require_constant_heads(model)} if prune else {}
+    profile = replace(profile, prune=prune, calibration=_require_calibration(profile, calibration))
+    options = {**profile.options(), **pruned, **({"forced": True} if force else {})}
+    require_free_folder(Path(out), overwrite=overwrite)
+    with staged_folder(Path(out), overwrite=overwrite) as folder:
+        found.write(model, folder, profile)
+        write_record(model, folder, profile, options)
+        reference = write_reference(model, folder, target=target, images=images, options=options)
+        shift, count = reference.threshold_shift(), len(reference.images())
+        write_model_card(model, folder, found, images=count, shift=shift)
+        return verify_in_child(folder)
+
+
+def _require_calibration(profile: Profile, images: ImageSource | str | Path | None) -> ImageSource | None:
+    if images is None:
+        return None
+    if profile.precision != "int8":
+        raise ExportError(f"cannot calibrate {profile.precision}: only int8 has ranges to set. Add --precision int8.")
+    return list_images(images)

@@ -1,0 +1,57 @@
+"""Whom a folder was written for: a target of `export`, or clipedit itself, which alone reads a direct edit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..editor.choices import WeightPrecision
+from ..editor.errors import ExportError, VerificationError, nearest_names
+from ..editor.models.model import Model, load_model
+from .consumers.consumer import Consumer, build_own_consumer
+from .consumers.target import Target
+from .graphs.profile import Profile
+from .targets.registry import load_target, target_names
+from .verify.reference import Reference
+
+CARD = """\
+A direct edit needs extra operations: plain open_clip would load the unedited base.
+
+```python
+import clipedit
+import torch
+from PIL import Image
+
+model = clipedit.load_model(".")
+image = torch.nn.functional.normalize(model.encode_image(model.preprocess(Image.open("example.png"))[None])[0], dim=0)
+text = torch.nn.functional.normalize(model.encode_text(["a photo of a circle"])[0], dim=0)
+print("image ", *(f"{x:.4f}" for x in image[:4].tolist()))
+print("text  ", *(f"{x:.4f}" for x in text[:4].tolist()))
+print("cosine", f"{float(image @ text):.4f}")
+```
+"""
+
+
+def _refuse(model: Model, folder: Path, profile: Profile) -> None:
+    raise ExportError(f"cannot export {model.name} to {profile.target}: `clipedit apply` writes such a folder.")
+
+
+def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
+    return build_own_consumer(load_model(str(folder)))
+
+
+DIRECT_FOLDER = Target(Profile(target="clipedit"), write=_refuse, load=_load, card=CARD, row=None)
+
+
+def find_written(name: str, precision: WeightPrecision = "fp32") -> Target:
+    """The target that a folder was written for, by `export` or by `apply`.
+
+    Raises:
+        VerificationError: If this version of clipedit has no such target.
+    """
+    if name == DIRECT_FOLDER.name:
+        return DIRECT_FOLDER.at(precision)
+    if name not in target_names():
+        raise VerificationError(
+            f"cannot verify it: its target {name!r} is unknown. {nearest_names(name, target_names())}"
+        )
+    return load_target(name).at(precision)
