@@ -1,19 +1,28 @@
 """Concepts: named lists of texts. The directions they span in the joint space are in `directions.py`.
 
 A concept file is YAML with `name`, `description`, `texts` and optionally `keep`, the concept to protect when this one is
-removed. A name is looked for in the model's own folder first (`concepts/NAME.yaml`), then in the library.
+removed; `instances`, a mapping from each thing the concept can be to its texts (`texts` may then be left out); and
+`related`, concepts that may share its heads by meaning. A name is looked for in the model's own folder first
+(`concepts/NAME.yaml`), then in the library.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ... import recipes
 from ..errors import ConceptError, nearest_names
 from ..files.bounded import load_yaml
+
+# Into so many parts a plain list of texts is cut, where a file does not say what its instances are.
+PLAIN_PARTS = 5
+T = TypeVar("T")
 
 
 class Concept(BaseModel):
@@ -25,6 +34,41 @@ class Concept(BaseModel):
     description: str = ""
     keep: str | None = None
     texts: tuple[str, ...] = Field(min_length=2)
+    instances: Mapping[str, tuple[str, ...]] | None = None
+    related: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_texts(cls, data: Any) -> Any:
+        """Without `texts`, they are those of all instances, in order."""
+        instances = data.get("instances") if isinstance(data, dict) else None
+        if isinstance(instances, dict) and "texts" not in data:
+            listed = [text for part in instances.values() if isinstance(part, list | tuple) for text in part]
+            return data | {"texts": listed}
+        return data
+
+    @model_validator(mode="after")
+    def _check_instances(self) -> Concept:
+        if self.instances is None:
+            return self
+        if len(self.instances) < 2 or not all(self.instances.values()):
+            raise ValueError("instances: at least two are needed, each with a text")
+        if {text for part in self.instances.values() for text in part} != set(self.texts):
+            raise ValueError("instances: their texts are not those of `texts`. Leave `texts` out")
+        return self
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Texts by instance; a plain list is cut into five parts."""
+        if self.instances is not None:
+            return dict(self.instances)
+        cut = cut_evenly(self.texts, min(PLAIN_PARTS, len(self.texts)))
+        return {f"part {index + 1}": tuple(part) for index, part in enumerate(cut)}
+
+
+def cut_evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:
+    """A sequence in `count` runs of nearly equal length."""
+    edges = [index * len(items) // count for index in range(count + 1)]
+    return [items[start:end] for start, end in pairwise(edges)]
 
 
 def library_folder() -> Path:
