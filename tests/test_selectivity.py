@@ -1,0 +1,162 @@
+"""Selectivity: whether a few heads hold a concept, whose heads they are, and the closed form both stand on."""
+
+from __future__ import annotations
+
+from unittest.mock import Mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import clipedit
+from clipedit.editor.components import HeadId
+from clipedit.editor.concepts.concepts import Concept, list_concepts, load_concept
+from clipedit.editor.concepts.directions import concept_directions
+from clipedit.editor.concepts.scores import score_heads
+from clipedit.editor.edits.operations import AffineMap
+from clipedit.editor.edits.refit import compute_distilled_readout
+from clipedit.editor.images.source import list_images
+from clipedit.editor.models.model import Model
+from clipedit.editor.scan.scan import Scan
+from clipedit.editor.select.head_subsets import HeadSubsets, build_head_subsets, removed_share
+from clipedit.editor.select.selectivity import Probe, build_probe, compute_selectivity, measure_selectivity
+from clipedit.editor.select.whose_heads import judge, measure, measure_library
+
+IMAGES = 1_024
+WIDTH, WIDE, HEADS, PLANTED = 32, 3, 12, (2, 7)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return clipedit.load_model("demo")
+
+
+@pytest.fixture(scope="module")
+def scan(model: Model) -> Scan:
+    return clipedit.scan(model, list_images("demo").subset(range(IMAGES)), batch_size=128)
+
+
+@pytest.fixture(scope="module")
+def probe(scan: Scan, model: Model) -> Probe:
+    return build_probe(scan, model)
+
+
+def planted_probe(words: dict[str, Tensor], subspace: Tensor) -> Probe:
+    """Heads that all vary everywhere a little; two of them carry a subspace, three times as strongly as the rest."""
+    generator = torch.Generator().manual_seed(0)
+    readouts = torch.linalg.qr(torch.randn(HEADS, WIDTH, WIDE, generator=generator).double())[0]
+    for head in PLANTED:
+        readouts[head] = subspace
+    features = torch.randn(4_000, HEADS, WIDE, generator=generator).double() * 0.5
+    features[:, list(PLANTED)] *= 3
+    rest = torch.randn(4_000, WIDTH, generator=generator).double() * 0.5
+    final = rest + torch.einsum("hek,ihk->ie", readouts, features)
+    fitted = torch.cat([final, torch.ones(len(final), 1).double()], 1)
+    gram = fitted.T @ fitted
+    changes = -torch.linalg.solve(gram, torch.einsum("ig,ihk->hgk", fitted, features - features.mean(0)))
+    subsets = HeadSubsets(
+        tuple(HeadId(0, head) for head in range(HEADS)),
+        torch.eye(WIDTH + 1, WIDTH).double(),
+        torch.cov(fitted.T, correction=0),
+        changes,
+        readouts,
+        torch.einsum("ihk,id->hkd", features - features.mean(0), final - final.mean(0)) / len(final),
+    )
+    model = Mock(spec=Model, folder=None, tower=Mock(d_head=16))
+    model.encode_text.side_effect = lambda texts: torch.stack([words[text] for text in texts])
+    pool = F.normalize(torch.randn(200, WIDTH, generator=generator).double(), dim=-1)
+    return Probe(model, subsets, pool - pool.mean(0))
+
+
+def planted_words(inside: Tensor, name: str) -> dict[str, Tensor]:
+    """Twelve texts whose embeddings differ within a subspace, and a little anywhere."""
+    generator = torch.Generator().manual_seed(len(name))
+    shared = torch.randn(WIDTH, generator=generator).double()
+    drawn = torch.randn(12, inside.shape[1], generator=generator).double() @ inside.T
+    noise = torch.randn(12, WIDTH, generator=generator).double() * 0.02
+    return {f"{name} {index}": row for index, row in enumerate(shared + drawn + noise)}
+
+
+def test_a_concept_planted_in_known_heads_is_selective_and_an_absent_one_is_not() -> None:
+    basis = torch.linalg.qr(torch.randn(WIDTH, 2 * WIDE, generator=torch.Generator().manual_seed(3)).double())[0]
+    there, absent = planted_words(basis[:, :WIDE], "there"), planted_words(basis[:, WIDE:], "absent")
+    probe = planted_probe(there | absent, basis[:, :WIDE])
+    found = [compute_selectivity(probe, Concept(name=n, texts=tuple(w))) for n, w in (("t", there), ("a", absent))]
+    assert found[0].by_count[2] > 3 and found[0].low > 2
+    assert found[1].value < 1.5 and found[1].value < found[0].value / 2
+
+
+def test_the_quadratic_form_is_the_variance_that_the_refit_leaves(scan: Scan, model: Model) -> None:
+    subsets = build_head_subsets(scan, model, ridge=1e-6)
+    taken = [3, 9, 20]
+    direction = concept_directions(load_concept("location", model.folder), model)[:, :2]
+    edits = {}
+    for index in taken:
+        head = subsets.heads[index]
+        mean = scan.statistics.mean_features(f"L{head.layer}.heads")[head.head]
+        edits[head] = AffineMap(torch.zeros(1, len(mean), len(mean)).double(), mean[None])
+    readout, constant = compute_distilled_readout(scan, model, edits)
+    after = torch.cat([readout, constant[None]]) @ direction
+    before = subsets.readout @ direction
+    spread = [(side * (subsets.covariance @ side)).sum() for side in (before, after)]
+    assert removed_share(subsets.quadratic_forms(direction), taken) == pytest.approx(
+        float(1 - spread[1] / spread[0]), abs=1e-6
+    )
+
+
+def test_shares_are_the_scores_of_heads(scan: Scan, model: Model) -> None:
+    subsets = build_head_subsets(scan, model)
+    shares = subsets.shares(concept_directions(load_concept("color", model.folder), model)).tolist()
+    expected = {row.component: row.concept for row in score_heads(scan, model, concept="color")}
+    assert {str(head): share for head, share in zip(subsets.heads, shares, strict=True)} == pytest.approx(
+        {str(head): expected[str(head)] for head in subsets.heads}, abs=1e-9
+    )
+
+
+def test_the_order_of_texts_within_an_instance_does_not_matter(scan: Scan, model: Model) -> None:
+    concept = load_concept("location", model.folder)
+    turned = {name: tuple(reversed(texts)) for name, texts in concept.parts().items()}
+    other = Concept(name="location", instances=turned)  # pyright: ignore[reportCallIssue]
+    first, second = (measure_selectivity(scan, model, one) for one in (concept, other))
+    assert second.instances == pytest.approx(first.instances, abs=1e-6)
+
+
+def test_the_demo_holds_location_and_color_and_gives_the_heads_of_absent_concepts_to_color(probe: Probe) -> None:
+    library = measure_library(probe)
+    judged = {name: judge(found, library) for name, found in library.items()}
+    assert {name for name, found in judged.items() if found.verdict == "held"} == {"location", "color"}
+    for name in ("watermark", "written-text", "texture"):
+        assert (judged[name].verdict, judged[name].other) == ("other", "color"), judged[name].because
+    assert judged["watermark"].cosine == pytest.approx(1.0, abs=0.02)
+    assert judged["shape"].verdict == "absent" and judged["shape"].selectivity.high < 1
+    assert judged["location"].cosine < 0.8
+
+
+def test_related_concepts_never_explain_each_other_away(probe: Probe) -> None:
+    model = probe.model
+    library = {"color": measure(probe, load_concept("color", model.folder))}
+    mark = load_concept("watermark", model.folder)
+    assert judge(measure(probe, mark), library).verdict == "other"
+    own = measure(probe, mark.model_copy(update={"related": ("color",)}))
+    assert judge(own, library).verdict == "held"
+
+
+def test_every_shipped_concept_names_its_instances(model: Model) -> None:
+    for name in list_concepts(model.folder):
+        concept = load_concept(name, model.folder)
+        assert concept.instances and len(concept.texts) == sum(map(len, concept.instances.values()))
+        assert all(other in list_concepts(model.folder) for other in concept.related)
+
+
+def test_a_plain_list_is_cut_into_five_parts_and_instances_give_the_texts() -> None:
+    plain = Concept(name="plain", texts=tuple("abcdefg"))
+    assert [len(part) for part in plain.parts().values()] == [1, 1, 2, 1, 2]
+    named = Concept(name="named", instances={"x": ("a", "b"), "y": ("c",)})  # pyright: ignore[reportCallIssue]
+    assert named.texts == ("a", "b", "c") and list(named.parts()) == ["x", "y"]
+
+
+@pytest.mark.parametrize("instances", [{"x": ("a", "b")}, {"x": ("a",), "y": ()}, {"x": ("a",), "y": ("c",)}])
+def test_instances_that_are_not_those_of_the_texts_are_refused(instances: dict[str, tuple[str, ...]]) -> None:
+    with pytest.raises(ValueError, match="instances"):
+        Concept(name="wrong", texts=("a", "b"), instances=instances)
