@@ -16,7 +16,7 @@ from clipedit.editor.concepts.directions import concept_directions
 from clipedit.editor.concepts.scores import score_heads
 from clipedit.editor.edits.operations import AffineMap
 from clipedit.editor.edits.refit import compute_distilled_readout
-from clipedit.editor.images.source import list_images
+from clipedit.editor.images.listing import list_images
 from clipedit.editor.models.model import Model
 from clipedit.editor.scan.scan import Scan
 from clipedit.editor.select.head_subsets import HeadSubsets, build_head_subsets, removed_share
@@ -79,9 +79,10 @@ def planted_words(inside: Tensor, name: str) -> dict[str, Tensor]:
 
 
 def test_a_concept_planted_in_known_heads_is_selective_and_an_absent_one_is_not() -> None:
-    basis = torch.linalg.qr(torch.randn(WIDTH, 2 * WIDE, generator=torch.Generator().manual_seed(3)).double())[0]
-    there, absent = planted_words(basis[:, :WIDE], "there"), planted_words(basis[:, WIDE:], "absent")
-    probe = planted_probe(there | absent, basis[:, :WIDE])
+    basis = torch.linalg.qr(torch.randn(WIDTH, WIDE, generator=torch.Generator().manual_seed(3)).double())[0]
+    # What is absent has words too: they point anywhere, and heads chosen from some say nothing of the rest.
+    there, absent = planted_words(basis, "there"), planted_words(torch.eye(WIDTH).double(), "absent")
+    probe = planted_probe(there | absent, basis)
     found = [compute_selectivity(probe, Concept(name=n, texts=tuple(w))) for n, w in (("t", there), ("a", absent))]
     assert found[0].by_count[2] > 3 and found[0].low > 2
     assert found[1].value < 1.5 and found[1].value < found[0].value / 2

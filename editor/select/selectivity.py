@@ -1,0 +1,185 @@
+"""Selectivity: do a few heads carry a concept at all? From a scan's sums and texts alone; no label, no image.
+
+Some heads score highest for any words, whether the images show what the words say or not. What tells a concept that a few
+heads hold from an absent one is generalisation: the heads are chosen from some instances of the concept, and what their
+removal takes along an instance that was left out is compared with what it takes of anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..concepts.concepts import Concept, cut_evenly, load_concept
+from ..concepts.directions import compute_concept_directions
+from ..images.texts import load_texts
+from ..models.model import Model
+from ..scan.scan import Scan
+from .head_subsets import HeadSubsets, build_head_subsets, removed_share
+
+COUNTS = (1, 2, 4, 8)
+JUDGED_AT = 4
+GENERAL_DIRECTIONS = 20
+# The leading directions of a pool settle with a few hundred texts; encoding thousands would take longer than a scan.
+POOL_TEXTS = 512
+# Below this share nothing was removed in general, and a ratio would say nothing.
+LEAST_REMOVED = 0.01
+# Normal quantile of 95 % intervals.
+NORMAL = 1.959964
+
+
+@dataclass(frozen=True)
+class Selectivity:
+    """How much more of a concept than of anything else its few best heads hold; about 1 where they hold it no more.
+
+    Attributes:
+        value: At `JUDGED_AT` heads: variance removed along a left-out instance over that removed in general, mean over
+            instances.
+        low, high: 95 % interval over instances.
+        by_count: The value at every number of heads.
+        instances: The value of every left-out instance.
+    """
+
+    concept: str
+    value: float
+    low: float
+    high: float
+    by_count: Mapping[int, float]
+    instances: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One part of a concept: the heads come from the texts of `chosen_from`, and are judged along `direction`."""
+
+    name: str
+    chosen_from: Float[Tensor, "text d_embed"]
+    direction: Float[Tensor, " d_embed"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A model's heads and its pool of texts, prepared once for many concepts."""
+
+    model: Model
+    subsets: HeadSubsets
+    pool: Float[Tensor, "text d_embed"]
+
+    @cached_property
+    def most(self) -> int:
+        """Directions of a concept, as in scores."""
+        return max(1, self.model.tower.d_head // 4)
+
+    def general(self, concept: Float[Tensor, "d_embed concept"]) -> Float[Tensor, "d_embed direction"]:
+        """The leading directions of the pool with a concept's span taken out."""
+        rest = self.pool - self.pool @ concept @ concept.T
+        return torch.linalg.svd(rest, full_matrices=False)[2][:GENERAL_DIRECTIONS].T
+
+    def directions(self, texts: Float[Tensor, "text d_embed"]) -> Float[Tensor, "d_embed concept"]:
+        """A concept's directions from embeddings of its texts."""
+        return compute_concept_directions(texts, most=self.most)
+
+
+def build_probe(scan: Scan, model: Model) -> Probe:
+    """Prepare a model's heads; see `Probe`.
+
+    Raises:
+        StatisticsError: As `build_head_subsets`.
+    """
+    texts = load_texts(model_folder=model.folder)
+    every = -(-len(texts) // POOL_TEXTS)
+    pool = encode_unit(model, texts[::every])
+    return Probe(model, build_head_subsets(scan, model), pool - pool.mean(0))
+
+
+def measure_selectivity(scan: Scan, model: Model, concept: str | Concept) -> Selectivity:
+    """How selective a few heads are for a concept.
+
+    Raises:
+        ConceptError: If the concept is unknown, or its texts do not differ.
+        StatisticsError: If the scan is not of this model, or saw fewer than two images.
+    """
+    found = concept if isinstance(concept, Concept) else load_concept(concept, model.folder)
+    return compute_selectivity(build_probe(scan, model), found)
+
+
+def compute_selectivity(probe: Probe, concept: Concept) -> Selectivity:
+    """`measure_selectivity` where the heads are prepared already."""
+    texts = encode_unit(probe.model, concept.texts)
+    forms = probe.subsets.quadratic_forms(probe.general(probe.directions(texts)))
+    folds = cut_folds(concept, texts)
+    rows = {fold.name: _ratios(probe, fold, forms) for fold in folds}
+    table = torch.tensor(list(rows.values())).double()
+    means = dict(zip(COUNTS, table.mean(0).tolist(), strict=True))
+    at = COUNTS.index(JUDGED_AT)
+    low, high = mean_interval(table[:, at])
+    named = {name: row[at] for name, row in rows.items()}
+    return Selectivity(concept.name, means[JUDGED_AT], low, high, means, named)
+
+
+def cut_folds(concept: Concept, texts: Float[Tensor, "text d_embed"]) -> list[Fold]:
+    """Leave one instance out; of two instances leave one wording out, since none of them says anything alone."""
+    rows = {text: row for text, row in zip(concept.texts, texts, strict=True)}
+    parts = {name: torch.stack([rows[text] for text in part]) for name, part in concept.parts().items()}
+    if len(parts) == 2:
+        return _cut_wordings(*parts.values())
+    mean, found = texts.mean(0), []
+    for name, part in parts.items():
+        others = torch.cat([other for key, other in parts.items() if key != name])
+        found.append(Fold(name, others, F.normalize(part.mean(0) - mean, dim=0)))
+    return found
+
+
+def _cut_wordings(first: Float[Tensor, "text d_embed"], second: Float[Tensor, "other d_embed"]) -> list[Fold]:
+    wordings = min(len(first), len(second))
+    pairs = list(zip(cut_evenly(list(first), wordings), cut_evenly(list(second), wordings), strict=True))
+    found = []
+    for index, (a, b) in enumerate(pairs):
+        others = [row for other, pair in enumerate(pairs) if other != index for part in pair for row in part]
+        # With a single wording there is nothing else to choose from.
+        chosen_from = torch.stack(others or [*a, *b])
+        difference = torch.stack(list(a)).mean(0) - torch.stack(list(b)).mean(0)
+        found.append(Fold(f"wording {index + 1}", chosen_from, F.normalize(difference, dim=0)))
+    return found
+
+
+def rank_heads(probe: Probe, texts: Float[Tensor, "text d_embed"]) -> list[int]:
+    """Heads of positive score for some texts, best first."""
+    scores = probe.subsets.shares(probe.directions(texts))
+    order = scores.argsort(descending=True, stable=True).tolist()
+    return [index for index in order if scores[index] > 0]
+
+
+def _ratios(probe: Probe, fold: Fold, general: Float[Tensor, "direction form form"]) -> list[float]:
+    ranked = rank_heads(probe, fold.chosen_from)
+    along = probe.subsets.quadratic_forms(fold.direction[:, None])
+    found = []
+    for count in COUNTS:
+        taken = ranked[:count]
+        found.append(removed_share(along, taken) / max(LEAST_REMOVED, removed_share(general, taken)))
+    return found
+
+
+def mean_interval(values: Float[Tensor, " value"]) -> tuple[float, float]:
+    """95 % interval of a mean over instances (jackknife, which for a mean is Student's); a single value says nothing."""
+    count = len(values)
+    if count < 2:
+        return float("-inf"), float("inf")
+    free = count - 1
+    # Cornish-Fisher expansion of Student's quantile.
+    quantile = (
+        NORMAL + (NORMAL**3 + NORMAL) / (4 * free) + (5 * NORMAL**5 + 16 * NORMAL**3 + 3 * NORMAL) / (96 * free**2)
+    )
+    spread = quantile * float(values.std()) / count**0.5
+    return float(values.mean()) - spread, float(values.mean()) + spread
+
+
+def encode_unit(model: Model, texts: Sequence[str]) -> Float[Tensor, "text d_embed"]:
+    """Unit embeddings of texts, float64."""
+    return F.normalize(model.encode_text(list(texts)).cpu().double(), dim=-1)

@@ -1,0 +1,121 @@
+"""Whose heads are these? A concept that is absent still points at some heads: those of another one its words resemble."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..concepts.concepts import Concept, list_concepts, load_concept
+from ..models.model import Model
+from ..scan.scan import Scan
+from .selectivity import Probe, Selectivity, build_probe, compute_selectivity, encode_unit
+
+Verdict = Literal["held", "other", "absent"]
+# Set on models of known truth (benchmarks/selectivity.py).
+ABSENT_BELOW = 1.2
+NOTHING = 1.0
+MORE_SELECTIVE = 1.3
+SAME_HEADS = 0.8
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A concept's selectivity, and its profile: the positive scores of all heads, at unit length."""
+
+    concept: Concept
+    selectivity: Selectivity
+    profile: Float[Tensor, " head"]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether a few heads hold a concept.
+
+    Attributes:
+        verdict: `held`; `other` where the heads are another concept's; `absent` where no few heads hold it.
+        because: One sentence, with the figures.
+        other: The concept whose heads they are, and the cosine of both profiles; also where the verdict is `held` and the
+            nearest more selective concept is not near enough.
+    """
+
+    concept: str
+    verdict: Verdict
+    selectivity: Selectivity
+    because: str
+    other: str | None = None
+    cosine: float = 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the selectivity, 95 %."""
+        return self.selectivity.low, self.selectivity.high
+
+
+def judge_concept(scan: Scan, model: Model, concept: str | Concept) -> Judgement:
+    """Whether a few heads hold a concept in these images, or another concept of the library explains them better.
+
+    Raises:
+        ConceptError, StatisticsError: As `measure_selectivity`.
+    """
+    found = concept if isinstance(concept, Concept) else load_concept(concept, model.folder)
+    probe = build_probe(scan, model)
+    return judge(measure(probe, found), measure_library(probe))
+
+
+def measure_library(probe: Probe) -> dict[str, Measured]:
+    """Every concept that the model's folder and the library know."""
+    folder = probe.model.folder
+    return {name: measure(probe, load_concept(name, folder)) for name in list_concepts(folder)}
+
+
+def measure(probe: Probe, concept: Concept) -> Measured:
+    """A concept's selectivity and profile."""
+    directions = probe.directions(encode_unit(probe.model, concept.texts))
+    profile = F.normalize(probe.subsets.shares(directions).clamp_min(0), dim=0)
+    return Measured(concept, compute_selectivity(probe, concept), profile)
+
+
+def judge(own: Measured, library: Mapping[str, Measured]) -> Judgement:
+    """The verdict on one concept beside all the others."""
+    name, found = own.concept.name, own.selectivity
+    said = (
+        f"selectivity {found.value:.1f} ({found.low:.1f} to {found.high:.1f}; about 1 where heads hold nothing of it)"
+    )
+    nearest = find_nearest(own, library)
+    other, cosine = (nearest.concept.name, float(nearest.profile @ own.profile)) if nearest else (None, 0.0)
+    if found.high >= ABSENT_BELOW and nearest is not None and cosine >= SAME_HEADS:
+        because = (
+            f"the heads that {name} points at are those of {other}: {said}, {other} has "
+            f"{nearest.selectivity.value:.1f}, and the cosine of both head profiles is {cosine:.2f}"
+        )
+        return Judgement(name, "other", found, because, other, cosine)
+    # An interval that holds 1 says that instances do not agree: heads chosen from some say nothing of the rest.
+    if found.value < ABSENT_BELOW or found.low < NOTHING:
+        return Judgement(name, "absent", found, f"no few heads hold {name} in these images: {said}", other, cosine)
+    return Judgement(name, "held", found, f"a few heads hold {name}: {said}", other, cosine)
+
+
+def find_nearest(own: Measured, library: Mapping[str, Measured]) -> Measured | None:
+    """Of the clearly more selective, unrelated concepts: the most selective that has the same heads, else the nearest."""
+    rivals = [
+        other
+        for name, other in library.items()
+        if name != own.concept.name
+        and not are_related(own.concept, other.concept)
+        and other.selectivity.value >= MORE_SELECTIVE * own.selectivity.value
+        and other.selectivity.value >= ABSENT_BELOW
+    ]
+    same = [other for other in rivals if float(other.profile @ own.profile) >= SAME_HEADS]
+    if same:
+        return max(same, key=lambda other: other.selectivity.value)
+    return max(rivals, key=lambda other: float(other.profile @ own.profile), default=None)
+
+
+def are_related(first: Concept, second: Concept) -> bool:
+    """Whether one of two concepts names the other: they may share heads by meaning."""
+    return second.name in first.related or first.name in second.related
