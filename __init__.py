@@ -5,11 +5,13 @@ Names are resolved at the first use, so that `clipedit --help` does not wait for
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "editor.scan.align": ("AlignOptions", "align"),
+    "editor.scan.align": ("align",),
+    "editor.scan.align_options": ("AlignOptions",),
     "editor.models.aligned": ("apply_aligner",),
     "editor.models.aligner": ("Aligner", "load_aligner"),
     "editor.edits.apply": ("apply_recipe",),
@@ -46,11 +48,14 @@ _HOMES = {
     "editor.measure.reindex": ("compute_embedding_map", "reindex_vectors"),
     "editor.scan.scan": ("Scan", "load_scan", "scan"),
     "editor.scan.by_units": ("scan_units",),
+    "editor.select.options": ("EditOptions", "HeadChoice"),
     "editor.select.plan": ("EditPlan", "Evidence"),
     "editor.select.selectors": ("select_recipe",),
     "editor.concepts.scores": ("HeadScore", "score_heads"),
     "editor.look.spatial": ("Heatmap", "heatmap"),
     "editor.concepts.textspan": ("HeadLabel", "text_span"),
+    "export.output": ("Output",),
+    "export.repair": ("Repair", "repair"),
     "export.verify.reproduce": ("reproduce",),
     "export.write": ("export_model",),
     "export.verify.verify": ("verify",),
@@ -101,8 +106,8 @@ if TYPE_CHECKING:
     from .editor.models.model import Model as Model
     from .editor.models.model import decompose as decompose
     from .editor.models.model import load_model as load_model
-    from .editor.scan.align import AlignOptions as AlignOptions
     from .editor.scan.align import align as align
+    from .editor.scan.align_options import AlignOptions as AlignOptions
     from .editor.scan.by_units import scan_units as scan_units
     from .editor.scan.features import load_features as load_features
     from .editor.scan.monitor import DriftReport as DriftReport
@@ -112,9 +117,14 @@ if TYPE_CHECKING:
     from .editor.scan.scan import load_scan as load_scan
     from .editor.scan.scan import scan as scan
     from .editor.select.make_recipe import make_recipe as make_recipe
+    from .editor.select.options import EditOptions as EditOptions
+    from .editor.select.options import HeadChoice as HeadChoice
     from .editor.select.plan import EditPlan as EditPlan
     from .editor.select.plan import Evidence as Evidence
     from .editor.select.selectors import select_recipe as select_recipe
+    from .export.output import Output as Output
+    from .export.repair import Repair as Repair
+    from .export.repair import repair as repair
     from .export.verify.reproduce import reproduce as reproduce
     from .export.verify.verify import verify as verify
     from .export.write import export_model as export_model
@@ -122,7 +132,9 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        close = [known for known in _HOME_OF if name in known] or difflib.get_close_matches(name, _HOME_OF)
+        hint = f". Did you mean {', '.join(close)}?" if close and not name.startswith("_") else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     return getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
 
 

@@ -26,7 +26,8 @@ from clipedit.editor.measure.score_agreement import evaluate_scores
 from clipedit.editor.models.aligned import apply_aligner
 from clipedit.editor.models.aligner import Aligner
 from clipedit.editor.models.model import Model, load_model
-from clipedit.editor.scan.align import AlignOptions, align
+from clipedit.editor.scan.align import align
+from clipedit.editor.scan.align_options import AlignOptions
 from clipedit.editor.scan.collect import collect_embeddings, collect_features
 from clipedit.editor.scan.scan import Scan, scan
 from clipedit.editor.select.make_recipe import make_recipe

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.concepts.textspan import HeadLabel, text_span
-from ..editor.edits.apply import apply_recipe
 from ..editor.edits.recipe import Recipe
 from ..editor.files.whole import staged_folder, write_text
 from ..editor.images.labelled import write_metadata
 from ..editor.images.listing import list_images
 from ..editor.images.texts import load_texts
 from ..editor.measure.control import measure_controls
-from ..editor.models.model import Model, load_model
+from ..editor.models.model import load_model
 from ..editor.scan.collect import collect_embeddings
-from ..editor.scan.scan import Progress, Scan, scan
-from ..editor.select.make_recipe import make_recipe
+from ..editor.scan.scan import Progress, scan
+from ..export.repair import Repair, repair
 from ..export.verify.verify import Check
 from ..export.write import export_model
 from . import world
@@ -79,16 +78,16 @@ def run_demo(out: Path, *, overwrite: bool = False, progress: Callable[[str], Pr
         with stage("label"):
             labels = text_span(scanned, model, texts=load_texts(model_folder=model.folder))
         with stage("edit"):
-            recipe = make_recipe(scanned, model, concept="location")
+            # What is measured here are the folders that are exported below.
+            done = repair(model, scan=scanned, concept="location", measure=False)
         with stage("export") as told:
             before = export_model(model, folder / "before", target="open-clip", images=tests)
-            edited = apply_recipe(recipe, model)
-            after = export_model(edited, folder / "after", target="open-clip", images=tests)
-            graphs = export_model(edited, folder / "onnx", target="onnx", images=tests)
+            after = export_model(done.edited, folder / "after", target="open-clip", images=tests)
+            graphs = export_model(done.edited, folder / "onnx", target="onnx", images=tests)
         with stage("measure") as told:
-            rows, picture = _measure(recipe, scanned, model, folder, told)
+            rows, picture = _measure(done, folder, told)
             write_text(folder / "picture.svg", picture)
-        recipe = recipe.with_measured({name: _round(row) for name, row in rows.items()})
+        recipe = done.recipe.with_measured({name: _round(row) for name, row in rows.items()})
         recipe.save(folder / "recipe.yaml")
     names = {"test_images": "test_images", "before": "before", "after": "after", "recipe": "recipe.yaml",
              "scan": "scan.safetensors", "onnx": "onnx", "picture": "picture.svg"}  # fmt: skip
@@ -97,18 +96,16 @@ def run_demo(out: Path, *, overwrite: bool = False, progress: Callable[[str], Pr
     return DemoResult(rows, recipe, labels, files, checks, seconds)
 
 
-def _measure(
-    recipe: Recipe, scanned: Scan, model: Model, folder: Path, told: Progress
-) -> tuple[dict[str, dict[str, float]], str]:
+def _measure(done: Repair, folder: Path, told: Progress) -> tuple[dict[str, dict[str, float]], str]:
     """Before and after from the exported folders, random heads and the output projection beside them; and the picture."""
     tests = list_images(folder / "test_images" / "metadata.csv")
-    measure, weights = build_demo_measure(model, tests), task_weights(model)
+    measure, weights = build_demo_measure(done.model, tests), task_weights(done.model)
     rows, similarity = {}, {}
     for name in ("before", "after"):
         embeddings, kept = collect_embeddings(load_model(str(folder / name)), tests, progress=told)
         rows[name] = measure(embeddings, kept)
         similarity[name] = shape_similarity(embeddings, weights)
-    rows |= measure_controls(recipe, scanned, model, tests, measure, progress=told)
+    rows |= measure_controls(done.recipe, done.scan, done.model, tests, measure, progress=told)
     return rows, draw_picture(rows, tests, choose_examples(tests, similarity["before"], similarity["after"]))
 
 

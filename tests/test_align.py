@@ -16,7 +16,8 @@ from clipedit.editor.models.aligned import apply_aligner
 from clipedit.editor.models.aligner import Aligner, compute_aligned, compute_orthogonality, fit_shared_map, load_aligner
 from clipedit.editor.models.model import decompose
 from clipedit.editor.scan import align as align_module
-from clipedit.editor.scan.align import AlignOptions, align
+from clipedit.editor.scan.align import align
+from clipedit.editor.scan.align_options import AlignOptions
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ PENDING_LATE: set[tuple[str, str]] = {
     ("editor.scan.on_ray", "editor.scan.scan"),
 }
 PENDING_DEMO: set[tuple[str, str]] = {
-    ("cli", "demo.measure"),
+    ("export.inputs", "demo.measure"),
     ("editor.images.labelled", "demo.measure"),
     ("editor.look.segment", "demo.world"),
     ("editor.measure.evaluate", "demo.measure"),
@@ -74,7 +74,7 @@ PENDING_DEMO: set[tuple[str, str]] = {
     ("export.verify.reference", "demo.world"),
 }
 PENDING_FOLDERS: set[str] = set()
-PENDING_LINES: set[str] = {"cli", "editor.models.model"}
+PENDING_LINES: set[str] = {"editor.models.model"}
 
 
 @cache

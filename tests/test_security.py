@@ -45,7 +45,7 @@ from clipedit.export.verify.foreign_code import refuse_unpickling
 from clipedit.export.verify.verify import verify
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [path for folder in ("editor", "export", "demo") for path in (ROOT / folder).rglob("*.py")] + [
+SOURCES = [path for folder in ("editor", "export", "demo", "commands") for path in (ROOT / folder).rglob("*.py")] + [
     ROOT / "cli.py"
 ]
 

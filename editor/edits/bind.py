@@ -73,6 +73,16 @@ def bind_recipe(
     return Recipe(document.model_copy(update=update), rounded, _used_names(tensors, own))
 
 
+def check_document(document: RecipeDocument, model: Model) -> None:
+    """Refuse a recipe that does not fit an architecture.
+
+    Raises:
+        RecipeError: As `check_heads` and `check_effect`.
+    """
+    check_heads(document, model)
+    check_effect(document.effect, model)
+
+
 def check_effect(effect: str, model: Model, *, output_strength: float | None = None) -> None:
     """Refuse an effect that the architecture cannot hold, or a projection of the output that the effect cannot.
 

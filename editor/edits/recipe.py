@@ -70,12 +70,14 @@ class Recipe:
         figures = {**(self.document.measured or {}), **measured}
         return replace(self, document=self.document.model_copy(update={"measured": figures}))
 
-    def with_effect(self, effect: Effect) -> Recipe:
-        """The same recipe with another effect.
+    def with_effect(self, effect: Effect | None) -> Recipe:
+        """The same recipe with another effect; None for its own.
 
         Raises:
             RecipeError: If it is bound: its numbers belong to one effect.
         """
+        if effect is None:
+            return self
         if self.is_bound and effect != self.document.effect:
             raise RecipeError(
                 f"cannot make recipe {self.document.name} {effect}: it is bound as {self.document.effect}. Leave out --effect."

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import VectorError
+from ..errors import ExportError, VectorError
 from .whole import staged_file
 
 CHUNK_ROWS = 4_096
@@ -112,6 +112,22 @@ def open_vectors(path: str | Path, *, column: str | None = None) -> NpyVectors |
         return _find_column(path, column)
     found = f"it ends in {path.suffix or 'nothing'}" if column is None else "only Parquet files have columns"
     raise VectorError(f"cannot read vectors from {path}: {found}. Give a .npy file with one array, or a .parquet file.")
+
+
+def require_free_vectors(out: Path, source: Path, *, overwrite: bool) -> Path:
+    """Where mapped vectors go, with the ending of those that are read.
+
+    Raises:
+        ExportError: If that is the file that is read, is taken, or has another ending.
+    """
+    out = out if out.suffix else out.with_suffix(source.suffix)
+    if out.resolve() == source.resolve():
+        raise ExportError(f"cannot write {out}: the vectors are read from there. Choose another -o.")
+    if out.exists() and not overwrite:
+        raise ExportError(f"cannot write {out}: it exists. Choose another -o, or add --overwrite.")
+    if out.suffix != source.suffix:
+        raise ExportError(f"cannot write {out}: the vectors are {source.suffix}. Give -o the same ending.")
+    return out
 
 
 def _open_npy(path: Path) -> NpyVectors:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ImageError
+from ..files.inputs import require_images_path
 from .decode import SUFFIXES
 from .demo import demo_calibration_source
 from .shards import list_shards, read_remote_folder
@@ -45,12 +46,8 @@ def _list_local(path: Path) -> ImageSource:
         return read_csv_source(path)
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         return _from_paths([path], [path.name])
-    raise ImageError(
-        f"cannot read images from {path}: there is no such folder. Give a folder, a CSV with a column of paths, tar or Parquet "
-        "shards, or `demo`."
-        if not path.exists()
-        else f"cannot read images from {path}: it is not a folder, an image or a CSV, nor a shard."
-    )
+    require_images_path(path)
+    raise ImageError(f"cannot read images from {path}: it is not a folder, an image or a CSV, nor a shard.")
 
 
 def read_csv_source(path: Path) -> ImageSource:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -45,6 +47,18 @@ class Fidelity:
             f"worst cosine {self.worst_cosine:.4f}, mean {self.mean_cosine:.4f}, explains {self.explained:.4f} of the "
             f"variance of the directly edited embedding ({self.explained_change:.4f} of the change)"
         )
+
+
+def describe_fidelity(measured: Mapping[str, Any] | None, effect: str) -> list[str]:
+    """What a recipe's measured fidelity says in a sentence, and a warning where the edit explains too little; none for `direct`."""
+    if measured is None:
+        return [] if effect == "direct" else [f"fidelity of {effect} to direct: not measured, no images were given"]
+    found = Fidelity(**{key: value for key, value in measured.items() if key != "on"})
+    said = [f"fidelity of {effect} to direct, {found.images} of the {measured['on']}: {found}"]
+    if found.explained < ENOUGH:
+        exact = "--effect direct is exact"
+        said.append(f"warning: {effect} explains less than {ENOUGH} of the directly edited embedding; {exact}")
+    return said
 
 
 def compute_fidelity(

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import AlignmentError, ModelError
+from ..files.inputs import require_aligner_file
 from ..files.tensors import load_tensors
 from ..files.whole import lasting_name, save_tensors
 from .model import Model
@@ -68,10 +69,7 @@ def load_aligner(path: str | Path) -> Aligner:
         AlignmentError: If the file is missing or is no aligner.
     """
     path = Path(path)
-    if not path.is_file():
-        raise AlignmentError(
-            f"cannot read the aligner {path}: no such file. Make it with `clipedit align MODEL --to CLIP --images DIR -o {path}`."
-        )
+    require_aligner_file(path)
     try:
         tensors, described = load_tensors(path, KIND)
         base, clip = described.pop("base"), described.pop("clip")

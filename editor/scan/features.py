@@ -22,6 +22,7 @@ from torch import Tensor
 from ..components import ComponentGroup, Features
 from ..errors import ExportError, ImageError, ModelError, StatisticsError
 from ..files.bounded import parse_json
+from ..files.inputs import require_features_file
 from ..files.tensors import StoredTensor, read_header
 from ..files.whole import staged_file
 from ..images.source import ImageSource
@@ -141,10 +142,7 @@ def load_features(path: str | Path) -> CachedFeatures:
         StatisticsError: If the file is missing or was not written by `scan --keep-features`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise StatisticsError(
-            f"cannot read features from {path}: no such file. Make it with `clipedit scan IMAGES --keep-features`."
-        )
+    require_features_file(path)
     try:
         header = read_header(path)
         with safe_open(path, framework="pt") as stream:

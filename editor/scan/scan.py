@@ -11,6 +11,7 @@ from typing import Any
 from ..choices import PassPrecision
 from ..components import ComponentGroup
 from ..errors import ImageError, ModelError, StatisticsError
+from ..files.inputs import require_scan_file
 from ..files.tensors import load_tensors
 from ..files.whole import lasting_name, save_tensors
 from ..images.batches import Batch, load_batches
@@ -257,10 +258,7 @@ def load_scan(path: str | Path) -> Scan:
         StatisticsError: If the file is missing or is no scan.
     """
     path = Path(path)
-    if not path.is_file():
-        raise StatisticsError(
-            f"cannot read the scan {path}: no such file. Make it with `clipedit scan IMAGES -o {path}`."
-        )
+    require_scan_file(path)
     try:
         tensors, described = load_tensors(path, KIND)
         described = check_description(described)

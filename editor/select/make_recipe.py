@@ -8,6 +8,7 @@ from ..edits.bind import bind_recipe, check_effect
 from ..edits.recipe import Recipe
 from ..models.model import Model
 from ..scan.scan import Scan
+from .options import EditOptions
 from .plan import EditPlan, Evidence, default_heads, default_output_strength, select_by_text_difference, warn_of_overlap
 
 
@@ -17,10 +18,10 @@ def make_recipe(
     *,
     concept: str | Concept,
     keep: str | Concept | None = None,
-    operation: HeadOperation = "mean-ablate",
-    effect: Effect = "distilled",
+    operation: HeadOperation = EditOptions.operation,
+    effect: Effect = EditOptions.effect,
     heads: int | None = None,
-    strength: float = 1.0,
+    strength: float = EditOptions.strength,
     output_strength: float | None = None,
     directions: int | None = None,
 ) -> Recipe:

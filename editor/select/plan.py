@@ -27,6 +27,7 @@ from ..images.source import LabelledImages
 from ..models.model import Model
 from ..scan.features import CachedFeatures
 from ..scan.scan import Progress, Scan
+from .options import EditOptions, HeadChoice
 
 # The fewest that repaired every demo model; of small towers no more than a quarter.
 DEFAULT_HEADS, DEFAULT_SHARE = 8, 4
@@ -57,14 +58,14 @@ class EditPlan:
     heads: int
     output_strength: float
     keep: Concept | str | None = None
-    operation: HeadOperation = "mean-ablate"
-    effect: Effect = "distilled"
-    strength: float = 1.0
-    directions: int | None = None
-    along: Along = "texts"
+    operation: HeadOperation = EditOptions.operation
+    effect: Effect = EditOptions.effect
+    strength: float = EditOptions.strength
+    directions: int | None = EditOptions.directions
+    along: Along = EditOptions.along
     weights: dict[str, tuple[float, ...]] | None = None
-    factor: float | None = None
-    leace: bool = False
+    factor: float | None = EditOptions.factor
+    leace: bool = EditOptions.leace
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Evidence:
     labelled: LabelledImages | None = None
     retention: LabelledImages | None = None
     regions: Path | str | None = None
-    budget: float = 1.0
+    budget: float = HeadChoice.budget
     cached: CachedFeatures | None = None
     progress: Progress | None = None
 

@@ -12,6 +12,7 @@ from ..scan.scan import Scan
 from .attention_region import select_by_attention_region
 from .frontier import select_by_frontier
 from .labelled_contrast import select_by_labelled_contrast
+from .options import EditOptions, HeadChoice
 from .plan import (
     EditPlan,
     Evidence,
@@ -34,20 +35,20 @@ def select_recipe(
     scan: Scan,
     model: Model,
     *,
-    select: str = "text-difference",
+    select: str = HeadChoice.select,
     evidence: Evidence | None = None,
     concept: str | Concept | None = None,
     keep: str | Concept | None = None,
-    operation: HeadOperation = "mean-ablate",
-    effect: Effect = "distilled",
+    operation: HeadOperation = EditOptions.operation,
+    effect: Effect = EditOptions.effect,
     heads: int | None = None,
-    strength: float = 1.0,
+    strength: float = EditOptions.strength,
     output_strength: float | None = None,
     directions: int | None = None,
-    along: Along = "texts",
+    along: Along = EditOptions.along,
     weights: dict[str, tuple[float, ...]] | None = None,
     factor: float | None = None,
-    leace: bool = False,
+    leace: bool = EditOptions.leace,
 ) -> RecipeDocument:
     """An unbound recipe with the heads that a selector chooses; `bind_recipe` gives it its numbers.
 

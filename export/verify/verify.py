@@ -47,6 +47,16 @@ def verify(folder: str | Path, *, trust: bool = False) -> list[Check]:
     return verify_in_child(Path(folder), trusted=trust)
 
 
+def verify_if_edited(model: str | Path) -> None:
+    """Verify a folder that clipedit wrote before it is exported again; other models have nothing to be compared with.
+
+    Raises:
+        VerificationError: As `verify`.
+    """
+    if (Path(model) / REFERENCE_NAME).is_file():
+        verify(model)
+
+
 def verify_in_child(folder: Path, *, trusted: bool = True) -> list[Check]:
     """Run the checks in a child process: a crash of the consumer is a failed check, not a crash of this program.
 

@@ -1,0 +1,5 @@
+"""`python -m clipedit`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The commands, a file for each family. Bodies parse, call one library function and print."""

@@ -1,0 +1,58 @@
+"""Paths and names that can be wrong, refused while options are read: no torch is loaded for a misspelling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from ..editor.files.inputs import (
+    require_aligner_file,
+    require_features_file,
+    require_images_path,
+    require_scan_file,
+)
+
+Given = TypeVar("Given", bound=str | Path | None)
+
+
+def _checked(check: Callable[[Path], None]) -> Callable[[Given], Given]:
+    """A callback of Typer: the value as it is, or an error."""
+
+    def callback(value: Given) -> Given:
+        # Names, URIs, globs and ranges are for the library to read.
+        if value is not None and value != "demo" and not set("*?[{") & set(str(value)) and "://" not in str(value):
+            check(Path(value))
+        return value
+
+    return callback
+
+
+require_scan = _checked(require_scan_file)
+require_features = _checked(require_features_file)
+require_aligner = _checked(require_aligner_file)
+require_images = _checked(require_images_path)
+
+
+def concepts_folder(model: str) -> Path | None:
+    """Where a model's own concepts are: its folder, if it has one."""
+    if model == "demo":
+        return Path(__file__).parent.parent / "demo" / "model"
+    folder = Path(model.removeprefix("hf:"))
+    return folder if folder.is_dir() else None
+
+
+def require_concepts(model: str, *names: str | None) -> None:
+    """Refuse a concept that cannot be read."""
+    from ..editor.concepts.concepts import load_concept
+
+    for name in names:
+        if name is not None:
+            load_concept(name, concepts_folder(model))
+
+
+def require_recipe(recipe: Path) -> None:
+    """Refuse a recipe that cannot be read."""
+    from ..editor.edits.document import load_document
+
+    load_document(recipe)

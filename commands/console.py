@@ -1,0 +1,156 @@
+"""What commands print: tables and JSON on stdout, everything else and the progress bars on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn, Task
+
+    from ..editor.scan.scan import Scan
+    from ..export.verify.verify import Check
+
+Follow = Callable[[str], Callable[[int, int], None]]
+
+out_console, err_console = Console(), Console(stderr=True)
+
+_TITLES = {
+    "worst_group": "worst group",
+    "worst_group_listed": "listed",
+    "worst_group_held_out": "held out",
+    "mean_of_groups": "groups",
+    "place_accuracy": "place",
+    "retention": "kept",
+    "control": "random heads",
+    "output_projection": "output only",
+}
+_LEGEND = (
+    "listed, held out: worst-group accuracy for places that the concept's texts name, and for places they do not\n"
+    "groups: mean accuracy of the groups; place: zero-shot place, which should fall; kept: zero-shot colour"
+)
+_SKEW_LEGEND = (
+    "max_skew: the largest ln(share of a group among the first K / its share p among all images read), mean over the "
+    "queries; 0 is unbiased"
+)
+
+
+@contextmanager
+def progress() -> Iterator[Follow]:
+    """A bar for each stage on stderr, with images/s and time left."""
+    if not err_console.is_terminal:
+        yield lambda stage: lambda done, total: None
+        return
+    with _bars() as bars:
+
+        def follow(stage: str) -> Callable[[int, int], None]:
+            task = bars.add_task(stage, total=None)
+            return lambda done, total: bars.update(task, completed=done, total=total)
+
+        yield follow
+
+
+def _bars() -> Progress:
+    # Rich's bars take a tenth of a second to import, and most commands answer before they are needed.
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), _rate_column())
+    return Progress(*columns, TimeRemainingColumn(), console=err_console, transient=True)
+
+
+def _rate_column() -> ProgressColumn:
+    from rich.progress import ProgressColumn
+    from rich.text import Text
+
+    class RateColumn(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:.0f} images/s")
+
+    return RateColumn()
+
+
+def say(message: str) -> None:
+    """A line on stderr."""
+    err_console.print(printable(message), markup=False, highlight=False, soft_wrap=True)
+
+
+def write_line(text: str) -> None:
+    """A line on stdout, as it is."""
+    out_console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """What files of others say cannot move the cursor, or hide what was printed."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def fail(message: str) -> NoReturn:
+    """A line on stderr, and exit code 1."""
+    print(printable(message), file=sys.stderr)
+    sys.exit(1)
+
+
+def say_next(when: str, command: str) -> None:
+    """What to run next."""
+    say(f"next, {when}:\n  {command}")
+
+
+def say_skipped(scanned: Scan | None) -> None:
+    """The images that a scan could not read."""
+    if scanned is None:
+        return
+    for name, reason in scanned.bad:
+        say(f"skipped {name}: {reason}")
+    if scanned.more_bad:
+        say(f"skipped {scanned.more_bad} more")
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout."""
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(escape(printable(cell)) for cell in row))
+    out_console.print(table)
+
+
+def print_measures(rows: Mapping[str, Mapping[str, float]]) -> None:
+    """A row for each model, a column for each figure in [0, 1]."""
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row if not key.startswith("group: ")))
+    cells = [
+        [_TITLES.get(name, name), *(f"{row[key]:.3f}" if key in row else "" for key in columns)]
+        for name, row in rows.items()
+    ]
+    print_table(["", *(_TITLES.get(column, column) for column in columns)], cells)
+    if "worst_group_listed" in columns:
+        say(_LEGEND)
+    if any(column.startswith("max_skew") for column in columns):
+        say(_SKEW_LEGEND)
+
+
+def print_heads(labels: Mapping[str, Sequence[Any]], heads: Sequence[str]) -> None:
+    """Heads with the three texts that explain most of each."""
+    rows = []
+    for head in heads:
+        texts = ", ".join(f"{item.text} ({item.variance_share:.0%})" for item in labels[head][:3])
+        rows.append([head, texts or "never varies"])
+    print_table(["head", "texts that explain most of it (share of its variance)"], rows)
+
+
+def print_checks(checks: Sequence[Check], *, show_all: bool = True) -> None:
+    """The checks of an export, and how many hold."""
+    for check in checks if show_all else []:
+        write_line(str(check))
+    held = sum(check.holds for check in checks)
+    out_console.print(f"verified in a fresh process: {held} of {len(checks)} checks hold", highlight=False)

@@ -1,0 +1,174 @@
+"""Edits from saved recipes: apply one, see what it changed, carry stored embeddings over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..editor.choices import Effect
+from ..editor.files.whole import require_apart
+from ..editor.select.options import HeadChoice
+from .checks import require_images, require_recipe
+from .console import (
+    fail,
+    out_console,
+    print_json,
+    print_measures,
+    print_table,
+    progress,
+    say,
+    say_next,
+    say_skipped,
+    write_line,
+)
+from .load import open_model, plain_checkpoint
+from .options import (
+    EraseOption,
+    JsonOption,
+    LabelledOption,
+    ModelOption,
+    OutOption,
+    OverwriteOption,
+    PretrainedOption,
+    ScanOption,
+    SplitOption,
+)
+
+if TYPE_CHECKING:
+    from ..editor.edits.diff import ModelDiff, TensorChange
+    from ..editor.edits.document import RecipeDocument
+
+DEFAULT_OUT, VECTORS_OUT = Path("clipedit-out"), Path("reindexed")
+
+
+def apply(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, a folder that holds one, or a shipped one's name.")],
+    model: ModelOption = "demo",
+    pretrained: PretrainedOption = None,
+    images: Annotated[
+        str | None, typer.Option(callback=require_images, help="Calibration images, for unbound recipes.")
+    ] = None,
+    scan: ScanOption = None,
+    labelled: LabelledOption = None,
+    erase: EraseOption = None,
+    split: SplitOption = None,
+    effect: Annotated[Effect | None, typer.Option(help="How an unbound recipe enters the model.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Apply to other weights than the recipe was made for.")
+    ] = False,
+    out: OutOption = DEFAULT_OUT,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Apply a saved recipe: the same base gives the same bytes."""
+    require_apart(out, recipe, model, pretrained, images, scan)
+    require_recipe(recipe)
+    from ..editor.edits.recipe import load_recipe
+    from ..export.apply import apply_in_memory
+    from ..export.edited_folder import apply_to_folder
+
+    loaded = load_recipe(recipe).with_effect(effect)
+    writing: dict[str, Any] = {"force": force, "overwrite": overwrite}
+    folder = plain_checkpoint(model, pretrained)
+    if loaded.is_bound and folder is not None:
+        apply_to_folder(loaded, folder, out, **writing)
+    else:
+        base, choice = open_model(model, pretrained, scan=scan), HeadChoice(labelled=labelled, erase=erase, split=split)
+        with progress() as follow:
+            found = {"images": images, "scan": scan, "choice": choice, "progress": follow}
+            say_skipped(apply_in_memory(loaded, base, out, **found, **writing))
+    _say_applied(out, model, loaded.document)
+
+
+def _say_applied(out: Path, model: str, document: RecipeDocument) -> None:
+    say(f"wrote {out}: {model} with recipe {document.name} ({document.effect})")
+    say_next("for deployment", f"clipedit export {out} --target onnx -o {out}-onnx")
+
+
+def diff(
+    base: Annotated[str, typer.Argument(help="A folder, a safetensors file, `demo`, or `name:pretrained`.")],
+    edited: Annotated[str, typer.Argument(help="The same, of the edited model.")],
+    model: Annotated[str | None, typer.Option("--model", help="The architecture, where neither side says it.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what an edit changed, and that nothing else did.
+
+    Exit 0 if nothing else changed, else 1.
+    """
+    from ..editor.edits.diff import diff_models
+
+    found = diff_models(base, edited, architecture=model)
+    if as_json:
+        print_json({**vars(found), "same": found.same, "changed": [vars(change) for change in found.changed]})
+    else:
+        _print_diff(found)
+    if found.others:
+        fail(f"error: {len(found.others)} things changed that no edit changes; the first: {found.others[0]}.")
+
+
+def _print_diff(found: ModelDiff) -> None:
+    rows = [_describe_change(change) for change in found.changed]
+    rows += [
+        [f"direct edit of {name}", "at the readout", "", "", _share(moved)] for name, moved in found.direct.items()
+    ]
+    if rows:
+        print_table(["tensor", "what it is", "heads (change)", "norm", "relative"], rows)
+    for other in found.others:
+        write_line(f"also: {other}")
+    also = f"{len(found.others)} other changes" if found.others else "nothing else changed"
+    out_console.print(f"{len(found.changed)} of {found.tensors} tensors changed; {also}", highlight=False)
+    if found.heads:
+        say(f"its recipe names {', '.join(found.heads)}")
+    if found.unknown:
+        say(f"heads are not told apart: {found.unknown}. Add --model NAME.")
+
+
+def _describe_change(change: TensorChange) -> list[str]:
+    heads = ", ".join(f"{head} ({_share(moved)})" for head, moved in change.heads.items())
+    return [change.name, change.part, heads, f"{change.norm:.4g}", _share(change.relative)]
+
+
+def _share(relative: float | None) -> str:
+    return "was 0" if relative is None else f"{relative:.2%}"
+
+
+def reindex(
+    vectors: Annotated[Path, typer.Argument(help="Embeddings of the unedited model: a .npy or .parquet file.")],
+    recipe: Annotated[Path, typer.Option(help="A bound recipe, or a folder that holds one.")],
+    scan: Annotated[
+        Path | None, typer.Option(help="The scan that the recipe was made from; by default beside it.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The unedited model; by default the one that the recipe names.")
+    ] = None,
+    pretrained: PretrainedOption = None,
+    images: Annotated[str | None, typer.Option(help="Held-out images to measure the map on.")] = None,
+    column: Annotated[str | None, typer.Option(help="Column of a Parquet file.")] = None,
+    normalised: Annotated[
+        bool | None, typer.Option("--normalised/--unnormalised", help="By default what the vectors are.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Take vectors that do not look like the model's.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, in the same format.")] = VECTORS_OUT,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Carry stored embeddings over to the edited model.
+
+    No image is read again: those of the unedited model become those of the edited one.
+    """
+    from ..editor.files.vectors import open_vectors, require_free_vectors
+    from ..export.reindex_file import load_inputs, reindex_file
+
+    open_vectors(vectors, column=column)  # A misspelt path must not cost the loading of a model.
+    target = require_free_vectors(out, vectors, overwrite=overwrite)
+    bound, scanned, named = load_inputs(recipe, scan, model, pretrained)
+    options = {"column": column, "normalised": normalised, "force": force}
+    with progress() as follow:
+        done = reindex_file(vectors, target, bound, scanned, open_model(*named), images=images, say=say,
+                            progress=follow("measure"), **options)  # fmt: skip
+    if as_json:
+        print_json({"out": str(target), **done})
+        return
+    print_measures(done["fidelity"])
+    say(f"wrote {target}: {done['rows']} vectors")

@@ -1,0 +1,76 @@
+"""From options to models: never with random weights, and read through an aligner if there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..editor.errors import ModelError
+
+if TYPE_CHECKING:
+    from ..editor.choices import Side
+    from ..editor.models.model import Model
+    from ..editor.scan.scan import Scan
+
+
+def open_model(
+    name: str,
+    pretrained: str | None = None,
+    aligner: str | Path | None = None,
+    *,
+    device: str | None = None,
+    scan: Path | None = None,
+    tower: Side | None = None,
+) -> Model:
+    """As `load_model`; the aligner is by default that of a scan."""
+    from ..editor.models.aligned import apply_aligner
+    from ..editor.models.devices import require_device
+    from ..editor.models.model import load_model, needs_weights, pretrained_tags
+
+    if pretrained is None and needs_weights(name):
+        tags = ", ".join(pretrained_tags(name)) or "a checkpoint file (open_clip has no tag for it)"
+        raise ModelError(f"cannot load {name} without weights. Add --pretrained, one of: {tags}.")
+    placed = {"device": str(require_device(device))} if device else {}
+    aligner = aligner or aligner_of(scan)
+    loaded = load_model(name, pretrained, **placed)
+    loaded = apply_aligner(loaded, aligner) if aligner else loaded
+    return loaded.with_tower(tower) if tower else loaded
+
+
+def open_named(name: str, pretrained: str | None = None, aligner: Path | None = None) -> Model:
+    """A model given as one word, `name:pretrained`, where a tag is not an option of its own."""
+    return open_model(*(split_name(name) if pretrained is None else (name, pretrained)), aligner)
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """`ViT-B-32:openai` to its two parts; paths and `hf:FOLDER` are whole."""
+    model, _, pretrained = name.partition(":")
+    whole = Path(name).exists() or not pretrained or model == "hf"
+    return (name, None) if whole else (model, pretrained)
+
+
+def open_scan(path: Path) -> tuple[Scan, Model]:
+    """A scan, and the model that it is of."""
+    from ..editor.scan.scan import load_scan
+
+    scanned = load_scan(path)
+    return scanned, open_model(scanned.model_name, scanned.pretrained, scanned.aligner, tower=scanned.tower)
+
+
+def aligner_of(scan: Path | None) -> str | None:
+    """The aligner that a scan was made through."""
+    from ..editor.scan.scan import load_scan
+
+    return load_scan(scan).aligner if scan is not None else None
+
+
+def plain_checkpoint(model: str, pretrained: str | None) -> Path | None:
+    """A folder or a safetensors file that a recipe can be applied to without loading the model."""
+    from ..editor.models.model import demo_folder, find_checkpoint
+
+    if Path(model).is_file() and Path(model).suffix == ".safetensors":
+        return Path(model)
+    folder = demo_folder() if model == "demo" else Path(model)
+    if pretrained or not (folder / "open_clip_config.json").is_file():
+        return None
+    return folder if find_checkpoint(folder).suffix == ".safetensors" else None

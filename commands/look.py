@@ -1,0 +1,193 @@
+"""What heads see: heatmaps, masks, images that share one property, and the page on an edit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..editor.files.whole import require_apart, require_free_file
+from .checks import require_images, require_scan
+from .console import print_json, print_table, progress, say
+from .load import open_model
+from .options import (
+    AlignerOption,
+    JsonOption,
+    ModelOption,
+    OverwriteFileOption,
+    OverwriteOption,
+    PretrainedOption,
+    ReadingOption,
+    given,
+)
+
+if TYPE_CHECKING:
+    from ..editor.components import HeadId
+    from ..editor.models.model import Model
+
+HEATMAP_OUT, MASKS_OUT, INDEX = Path("heatmap.png"), Path("masks"), Path("clipedit-index.safetensors")
+
+
+def heatmap(
+    image: Annotated[Path, typer.Argument(help="An image.")],
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="What to look for; repeat for several. Left out: what --head's TextSpan says, from --scan."),
+    ] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(help="A head, L3H5; repeat for several. By default all of the last four layers."),
+    ] = None,
+    each_head: Annotated[
+        bool, typer.Option("--each-head", help="A picture for each head, in place of their sum.")
+    ] = False,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="Take off the mean of these texts; repeat. By default of a general pool."),
+    ] = None,
+    scan: Annotated[Path | None, typer.Option(callback=require_scan, help="A scan, for the texts of --head.")] = None,
+    model: ModelOption = "demo",
+    pretrained: PretrainedOption = None,
+    aligner: AlignerOption = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")] = HEATMAP_OUT,
+    overwrite: OverwriteFileOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where heads see a text in an image.
+
+    Red speaks for the text, blue against it.
+    """
+    require_apart(out, image, scan, aligner)
+    require_free_file(out, overwrite=overwrite)
+    from ..editor.look.heatmaps import draw_heatmap_file, head_texts
+
+    loaded = open_model(model, pretrained, aligner, scan=scan)
+    texts = text or head_texts(loaded, head or [], scan)
+    drawn = draw_heatmap_file(loaded, image, out, texts=texts, heads=head, against=against, each_head=each_head)
+    if as_json:
+        print_json({"out": str(out), "heatmaps": [vars(one) for one in drawn]})
+        return
+    rows = [[one.heads, one.text, f"{one.share:+.3f}", f"{one.on_image:+.3f}"] for one in drawn]
+    print_table(["heads", "text", "share of the similarity", "on the image"], rows)
+    say(f"wrote {out}")
+
+
+def segment(
+    images: Annotated[
+        str, typer.Argument(callback=require_images, help="A folder, a CSV with a column of paths, or an image.")
+    ],
+    text: Annotated[
+        list[str],
+        typer.Option(help="What to cut out; repeat for several, which are then told from each other."),
+    ],
+    against: Annotated[list[str] | None, typer.Option(help="Take off the mean of these texts; repeat.")] = None,
+    reading: ReadingOption = None,
+    concept: Annotated[
+        str | None,
+        typer.Option(help="Weigh heads by their score for this concept, a name or file; needs --scan."),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(help="With --concept: take off the score for this one, as what surrounds the objects."),
+    ] = None,
+    scan: Annotated[
+        Path | None, typer.Option(callback=require_scan, help="For --concept: a scan of this model.")
+    ] = None,
+    model: ModelOption = "demo",
+    pretrained: PretrainedOption = None,
+    aligner: AlignerOption = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write masks to.")] = MASKS_OUT,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write a mask for each image: white where heads see the text."""
+    require_apart(out, images, aligner, scan)
+    if (concept or keep) and (scan is None or concept is None):
+        raise typer.BadParameter("weights of heads need both --concept and --scan", param_hint="--concept")
+    from ..editor.look.segment import segment_folder
+
+    loaded = open_model(model, pretrained, aligner, scan=scan)
+    options = given(reading=reading, weights=_weigh_heads(scan, loaded, concept, keep))
+    with progress() as follow:
+        told = {"overwrite": overwrite, "progress": follow("segment")}
+        count = segment_folder(loaded, images, out, texts=text, against=against, **told, **options)
+    folders = ", a folder a text" if len(text) > 1 and reading != "evidence" else ""
+    say(f"wrote {out}: masks of {count} images{folders}")
+
+
+def _weigh_heads(
+    scan: Path | None, model: Model, concept: str | None, keep: str | None
+) -> Mapping[HeadId, float] | None:
+    from ..editor.look.readings import weigh_heads
+    from ..editor.scan.scan import load_scan
+
+    return weigh_heads(load_scan(scan), model, concept=concept, keep=keep) if scan and concept else None
+
+
+def retrieve(
+    images: Annotated[
+        str, typer.Argument(callback=require_images, help="Where to search: a folder, a CSV, or `demo`.")
+    ],
+    text: Annotated[str | None, typer.Option(help="What to search for.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A reference image, in place of --text.")] = None,
+    concept: Annotated[
+        str | None, typer.Option(help="Compare by the heads that carry this concept only: a name or file.")
+    ] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="How many of them.")] = None,
+    count: Annotated[int, typer.Option("--count", "-k", min=1, help="How many images.")] = 10,
+    index: Annotated[Path, typer.Option(help="The index: read if it exists, else made.")] = INDEX,
+    model: ModelOption = "demo",
+    pretrained: PretrainedOption = None,
+    aligner: AlignerOption = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the images as one PNG.")] = None,
+    overwrite: OverwriteFileOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find images that share one property.
+
+    With a text, or with a reference image.
+    """
+    if out is not None:
+        require_free_file(out, overwrite=overwrite)
+    from ..editor.look.retrieve import run_retrieval
+
+    loaded = open_model(model, pretrained, aligner)
+    query = {"text": text, "image": image, "concept": concept, "heads": heads, "count": count, "sheet": out}
+    with progress() as follow:
+        found = run_retrieval(loaded, images, index, progress=follow("index"), **query)
+    if as_json:
+        print_json({"heads": found.heads, "images": [vars(hit) for hit in found.hits]})
+        return
+    print_table(["image", "similarity"], [[hit.name, f"{hit.similarity:.3f}"] for hit in found.hits])
+    say(f"compared by {', '.join(found.heads) or 'the whole embedding'}; the index is {index}")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder that `remove-heads` wrote.")],
+    images: Annotated[
+        str | None,
+        typer.Option(
+            callback=require_images,
+            help="Where to look for the images that excite heads most: a folder or a CSV.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="File to write; by default report.html in the folder, replaced if it is there."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file given as -o.")] = False,
+) -> None:
+    """Write a page on an edit.
+
+    What was removed and why, before and after, every head's card, the checks.
+    """
+    if out is not None:
+        require_free_file(out, overwrite=overwrite)
+    from ..export.pages.report import write_report
+
+    with progress() as follow:
+        page = write_report(folder, images=images, out=out, progress=follow("report"))
+    say(f"wrote {page}: open it in a browser")

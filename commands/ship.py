@@ -1,0 +1,99 @@
+"""From an edited model to what its consumer reads: export, verify, reproduce."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..editor.choices import WeightPrecision
+from ..editor.files.whole import require_apart
+from ..export.targets.registry import spell_target_names
+from .console import print_checks, print_json, say, say_next, write_line
+from .load import open_model
+from .options import ImagesOption, JsonOption, OutOption, OverwriteOption, PretrainedOption, given
+
+DEFAULT_OUT = Path("clipedit-out")
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A model: a folder, `demo`, or an open_clip name.")],
+    target: Annotated[
+        str,
+        typer.Option(help=spell_target_names()),
+    ],
+    out: OutOption = DEFAULT_OUT,
+    pretrained: PretrainedOption = None,
+    precision: Annotated[WeightPrecision | None, typer.Option(help="Of the weights.")] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Leave out heads that `--effect total` ablated.")] = False,
+    calibration: Annotated[str | None, typer.Option(help="Images for static int8, without them it is dynamic.")] = None,
+    images: ImagesOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Keep a lower precision although it answers too differently.")
+    ] = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a model in the layout its consumer reads.
+
+    What was written is run by that consumer in a fresh process, against the model's own answers.
+    """
+    require_apart(out, model, pretrained, images, calibration)
+    from ..export.targets.registry import require_target
+    from ..export.verify.verify import verify_if_edited
+    from ..export.write import export_model
+
+    require_target(target, **given(precision=precision))
+    verify_if_edited(model)  # What was edited must still be what it was when it was measured.
+    base, options = open_model(model, pretrained), given(precision=precision, calibration=calibration, images=images)
+    checks = export_model(base, out, target=target, prune=prune, overwrite=overwrite, force=force, **options)
+    if as_json:
+        print_json({"out": str(out), "checks": [vars(check) for check in checks]})
+        return
+    print_checks(checks)
+    say(f"wrote {out}")
+    say_next("whenever you doubt it", f"clipedit verify {out}")
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder that `export` or `remove-heads` wrote.")],
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Load what can run code that is in it: torch-export programs.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run an export with its consumer and compare the answers.
+
+    In a fresh process, against the edited model's own answers.
+    """
+    from ..export.verify.verify import verify as run
+
+    checks = run(folder, trust=trust)
+    print_json([vars(check) for check in checks]) if as_json else print_checks(checks)
+
+
+def reproduce(
+    folder: Annotated[Path, typer.Argument(help="A folder that `export` wrote.")],
+    model: Annotated[str | None, typer.Option(help="The base, if it is not where it was.")] = None,
+    pretrained: PretrainedOption = None,
+    calibration: Annotated[str | None, typer.Option(help="The images of a static int8 export.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build an export again and compare every byte.
+
+    Also says how the base, the versions and the files differ from the export's record.
+    """
+    from ..export.verify.reproduce import reproduce as run
+
+    found = run(folder, model=open_model(model, pretrained) if model else None, calibration=calibration)
+    wrong = sum(difference.severity == "error" for difference in found)
+    if as_json:
+        print_json([vars(difference) for difference in found])
+    else:
+        for difference in found:
+            write_line(str(difference))
+        say(f"{folder}: {f'{wrong} errors' if wrong else 'every file was built again, byte for byte'}")
+    if wrong:
+        sys.exit(1)

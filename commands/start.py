@@ -1,0 +1,257 @@
+"""The main path: the demo, and `remove-heads` on one's own model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from ..editor.choices import Along, Effect, HeadOperation, Selection
+from ..editor.select.options import EditOptions, HeadChoice
+from ..export.output import Output
+from .checks import require_concepts, require_images
+from .console import (
+    out_console,
+    print_checks,
+    print_heads,
+    print_json,
+    print_measures,
+    print_table,
+    progress,
+    say,
+    say_next,
+    say_skipped,
+)
+from .load import open_model
+from .options import (
+    AlignerOption,
+    BatchOption,
+    DirectionsOption,
+    EraseOption,
+    FeaturesOption,
+    GroupByOption,
+    ImagesOption,
+    JsonOption,
+    LabelledOption,
+    LabelOption,
+    MaxBadOption,
+    ModelOption,
+    OutOption,
+    OverwriteOption,
+    PretrainedOption,
+    ScanOption,
+    SplitOption,
+    TowerOption,
+    gather,
+    given,
+    split_columns,
+)
+
+if TYPE_CHECKING:
+    from ..export.repair import Repair
+
+DEFAULT_OUT, DEMO_OUT = Path("clipedit-out"), Path("clipedit-demo")
+OWN_MODEL = (
+    "clipedit remove-heads --concept location --model ViT-L-14 --pretrained laion2b_s32b_b82k --images DIR -o repaired"
+)
+PANELS = {
+    "What": ("concept", "model", "images", "pretrained", "keep", "scan", "aligner", "tower"),
+    "How": (
+        *("operation", "effect", "select", "heads", "strength", "output_strength", "directions", "along", "factor"),
+        *("weights", "leace", "labelled", "label", "group_by", "split", "retention", "erase", "regions", "budget"),
+        "features",
+    ),
+    "Measure": ("dataset", "batch_size", "max_bad"),
+    "Output": ("out", "overwrite", "report", "plot", "as_json", "help"),
+}
+_PANEL_OF = {option: panel for panel, options in PANELS.items() for option in options}
+
+
+class PanelledCommand(TyperCommand):
+    """A command whose help shows its options in the panels above."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, each told its panel."""
+        found = list(super().get_params(ctx))
+        for parameter in found:
+            parameter.rich_help_panel = _PANEL_OF[parameter.name]  # pyright: ignore[reportAttributeAccessIssue]
+        return found
+
+
+def demo(out: OutOption = DEMO_OUT, overwrite: OverwriteOption = False, as_json: JsonOption = False) -> None:
+    """Run the whole path on the embedded model, in a minute.
+
+    Find the location heads, remove them, measure, export, verify.
+    """
+    from ..demo.pipeline import run_demo
+
+    with progress() as follow:
+        result = run_demo(out, overwrite=overwrite, progress=follow)
+    if as_json:
+        print_json(result.report())
+        return
+    print_heads(result.labels, result.recipe.heads)
+    print_measures(result.rows)
+    print_checks([check for checks in result.checks.values() for check in checks], show_all=False)
+    for name, path in result.files.items():
+        out_console.print(f"{name:12} {path}", soft_wrap=True, highlight=False)
+    say_next("on your own model", OWN_MODEL)
+
+
+def remove_heads(
+    concept: Annotated[
+        str | None,
+        typer.Option(
+            help="What to remove: a concept's name or file. Only selectors that look at labels can do without.",
+        ),
+    ] = None,
+    model: ModelOption = "demo",
+    images: ImagesOption = None,
+    pretrained: PretrainedOption = None,
+    keep: Annotated[str | None, typer.Option(help="A concept whose heads to spare.")] = None,
+    scan: ScanOption = None,
+    aligner: AlignerOption = None,
+    tower: TowerOption = "image",
+    operation: Annotated[HeadOperation, typer.Option(help="What happens to the heads.")] = EditOptions.operation,
+    effect: Annotated[Effect, typer.Option(help="How the edit enters the model.")] = EditOptions.effect,
+    select: Annotated[Selection, typer.Option(help="How the heads are chosen.")] = HeadChoice.select,
+    heads: Annotated[
+        int | None,
+        typer.Option(min=0, help="How many heads; at most so many for selectors that search."),
+    ] = EditOptions.heads,
+    strength: Annotated[float, typer.Option(min=0, max=1, help="Of the operation on heads.")] = EditOptions.strength,
+    output_strength: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Of the projection of the concept's texts out of the output; 0 for none.",
+        ),
+    ] = EditOptions.output_strength,
+    directions: DirectionsOption = EditOptions.directions,
+    along: Annotated[
+        Along,
+        typer.Option(
+            help="Directions of project-out and keep-only: the concept's texts, the head's own labels that name it, its "
+            "main components, or the means of labelled images.",
+        ),
+    ] = EditOptions.along,
+    factor: Annotated[float | None, typer.Option(help="Of `scale`.")] = EditOptions.factor,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="For reweight: a file with a weight for each singular direction, `L3H5: [1, 0.2, ...]`; else they come "
+            "from the concept.",
+        ),
+    ] = None,
+    leace: Annotated[
+        bool,
+        typer.Option(
+            "--leace",
+            help="Also erase the values of --erase from the output, so that no linear probe finds them.",
+        ),
+    ] = EditOptions.leace,
+    labelled: LabelledOption = HeadChoice.labelled,
+    label: LabelOption = HeadChoice.label,
+    group_by: GroupByOption = "",
+    split: SplitOption = HeadChoice.split,
+    retention: Annotated[
+        str | None,
+        typer.Option(help="A column of --labelled with a second task, which should not change."),
+    ] = HeadChoice.retention,
+    erase: EraseOption = HeadChoice.erase,
+    regions: Annotated[
+        str | None,
+        typer.Option(
+            help="For attention-region: a folder of masks or a column of boxes; by default words are written over the "
+            "labelled images.",
+        ),
+    ] = HeadChoice.regions,
+    budget: Annotated[
+        float,
+        typer.Option(help="Points of accuracy that frontier and attention-region may lose."),
+    ] = HeadChoice.budget,
+    features: FeaturesOption = HeadChoice.features,
+    dataset: Annotated[
+        str | None,
+        typer.Option(callback=require_images, help="Labelled images to measure on, as for `evaluate`."),
+    ] = None,
+    batch_size: BatchOption = None,
+    max_bad: MaxBadOption = None,
+    out: OutOption = DEFAULT_OUT,
+    overwrite: OverwriteOption = False,
+    report: Annotated[
+        bool,
+        typer.Option("--report/--no-report", help="Write report.html into the folder."),
+    ] = Output.report,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw the Pareto front of --select frontier to this file."),
+    ] = Output.plot,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the heads that carry a concept and remove them.
+
+    Writes the repaired model with its recipe, its measurements and a report.
+    """
+    asked = locals() | {"group_by": split_columns(group_by)}
+    options, choice, output = gather(EditOptions, asked), gather(HeadChoice, asked), gather(Output, asked)
+    _require_usage(concept, tower, select, effect)
+    output.check(out, model, pretrained, images, scan, aligner, dataset, labelled, features)
+    require_concepts(model, concept, keep)
+    from ..export.repair import repair
+
+    loaded, scanning = open_model(model, pretrained, aligner, scan=scan, tower=tower), given(batch_size=batch_size)
+    with progress() as follow:
+        done = repair(
+            loaded, images=images, scan=scan, concept=concept, keep=keep, options=options, choice=choice,
+            dataset=dataset, out=out, output=output, scan_options=scanning | given(max_bad=max_bad), progress=follow,
+        )  # fmt: skip
+    say_skipped(done.scan if scan is None else None)
+    print_json(done.report()) if as_json else _print_repair(done)
+
+
+def _require_usage(concept: str | None, tower: str, select: str, effect: str) -> None:
+    if concept is None and select == "text-difference":
+        raise typer.BadParameter(f"{select} needs one", param_hint="--concept")
+    if tower == "text" and (select != "text-difference" or effect == "direct"):
+        raise typer.BadParameter(
+            "takes --select text-difference and --effect distilled or total", param_hint="--tower text"
+        )
+
+
+def _print_repair(done: Repair) -> None:
+    document, measured, heads = done.recipe.document, done.measured, done.recipe.heads
+    operations = ", ".join(dict.fromkeys(step.operation for step in document.steps if step.target == "heads"))
+    say(f"edited {len(heads)} heads ({operations or 'none'}, {document.effect}): {', '.join(heads)}")
+    if "frontier" in measured:
+        _print_front(measured["frontier"])
+    if done.rows:
+        print_measures(done.rows)
+    for line in done.describe_fidelity():
+        say(line)
+    print_checks(done.checks)
+    say(f"wrote {done.out}: {done.layout}")
+    if done.page is not None:
+        say(f"wrote {done.page}: open it in a browser")
+    say_next("for deployment", f"clipedit export {done.out} --target onnx -o {done.out}-onnx")
+
+
+def _print_front(frontier: Mapping[str, Any]) -> None:
+    """The Pareto front, best worst group first; the chosen edit is marked."""
+    say(f"tried {frontier['tried']} edits on cached features; the Pareto front:")
+    marks = [(frontier["unedited"], "<- unedited"), (frontier["chosen"], "<- chosen")]
+    rows = [
+        [
+            f"{point['worst_group']:.3f}",
+            f"{point['retention']:.3f}",
+            f"{point['output_strength']:.2f}",
+            ", ".join(point["heads"]) or "none",
+            next((mark for marked, mark in marks if point == marked), ""),
+        ]
+        for point in [*frontier["front"], frontier["unedited"]]
+    ]
+    print_table(["worst group", "kept", "output", "heads", ""], rows)

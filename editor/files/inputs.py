@@ -1,0 +1,57 @@
+"""Inputs that must be there. Nothing here needs torch: a misspelt path is refused before anything heavy is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import AlignmentError, ImageError, StatisticsError
+
+
+def require_scan_file(path: Path) -> None:
+    """Refuse a scan that is not there.
+
+    Raises:
+        StatisticsError: With how one is made.
+    """
+    if not path.is_file():
+        raise StatisticsError(
+            f"cannot read the scan {path}: no such file. Make it with `clipedit scan IMAGES -o {path}`."
+        )
+
+
+def require_features_file(path: Path) -> None:
+    """Refuse features that are not there.
+
+    Raises:
+        StatisticsError: With how they are made.
+    """
+    if not path.is_file():
+        raise StatisticsError(
+            f"cannot read features from {path}: no such file. Make it with `clipedit scan IMAGES --keep-features`."
+        )
+
+
+def require_aligner_file(path: Path) -> None:
+    """Refuse an aligner that is not there.
+
+    Raises:
+        AlignmentError: With how one is made.
+    """
+    if not path.is_file():
+        raise AlignmentError(
+            f"cannot read the aligner {path}: no such file. "
+            f"Make it with `clipedit align MODEL --to CLIP --images DIR -o {path}`."
+        )
+
+
+def require_images_path(path: Path) -> None:
+    """Refuse a folder, a table or a shard of images that is not there.
+
+    Raises:
+        ImageError: With what may be given.
+    """
+    if not path.exists():
+        raise ImageError(
+            f"cannot read images from {path}: there is no such folder. Give a folder, a CSV with a column of paths, tar or "
+            "Parquet shards, or `demo`."
+        )

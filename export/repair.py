@@ -1,0 +1,231 @@
+"""repair: the whole path in one function, from images to an edited model that was measured, written and verified."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..editor.concepts.concepts import Concept, load_concept
+from ..editor.edits.apply import apply_recipe
+from ..editor.edits.bind import bind_recipe, check_effect
+from ..editor.edits.recipe import Recipe
+from ..editor.edits.singular import load_weights
+from ..editor.images.labelled import load_labelled_images
+from ..editor.images.listing import list_images
+from ..editor.images.skew import RetrievalSet
+from ..editor.images.source import ImageSource, LabelledImages
+from ..editor.images.texts import list_texts
+from ..editor.look.plot import plot_frontier, save_figure
+from ..editor.measure.control import measure_with_control
+from ..editor.measure.fidelity import describe_fidelity, measure_fidelity
+from ..editor.models.model import Model
+from ..editor.notebook import html_facts, html_table
+from ..editor.scan.collect import LabelledEmbeddings
+from ..editor.scan.scan import Scan
+from ..editor.select.options import EditOptions, HeadChoice
+from ..editor.select.plan import Evidence
+from ..editor.select.selectors import select_recipe
+from .edited_folder import write_edited_model
+from .inputs import Follow, demo_test_images, follow_nothing, load_erased, load_evidence, scan_or_load
+from .output import Output
+from .pages.report import write_report
+from .verify.verify import Check
+
+Dataset = str | Path | LabelledImages | RetrievalSet
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A repaired model, and what speaks for it.
+
+    Attributes:
+        model: The unedited model.
+        recipe: The bound recipe, with what was measured in it.
+        scan: The statistics that the heads were chosen by, and the edit was computed from.
+        checks: Of the folder that was written, run in a fresh process; none where nothing was written.
+        out: That folder.
+        page: The report in it.
+    """
+
+    model: Model
+    recipe: Recipe
+    scan: Scan
+    checks: tuple[Check, ...] = ()
+    out: Path | None = None
+    page: Path | None = None
+
+    @cached_property
+    def edited(self) -> Model:
+        """The edited model, in memory."""
+        return apply_recipe(self.recipe, self.model)
+
+    @property
+    def measured(self) -> Mapping[str, Any]:
+        """`before`, `after`, `control`, `output_projection` and `fidelity`, as far as there were images for them."""
+        return self.recipe.document.measured or {}
+
+    @property
+    def rows(self) -> dict[str, Mapping[str, float]]:
+        """A row of figures for each model: before, after, control, output_projection."""
+        return {name: row for name, row in self.measured.items() if name not in ("frontier", "fidelity")}
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """What was written, by what it is."""
+        if self.out is None:
+            return {}
+        found = {"model": self.out, "recipe": self.out / "recipe.yaml", "scan": self.out / "scan.safetensors"}
+        return found | ({"report": self.page} if self.page else {})
+
+    @property
+    def layout(self) -> str:
+        """What kind of folder was written."""
+        if self.recipe.document.effect == "direct":
+            return "base and direct edit"
+        return "a timm folder" if "timm_cfg" in self.model.editable.config else "an open_clip folder"
+
+    def report(self) -> dict[str, Any]:
+        """Plain data: what `clipedit remove-heads --json` prints."""
+        return {
+            "heads": self.recipe.heads,
+            "measured": dict(self.measured),
+            "out": None if self.out is None else str(self.out),
+            "checks": [vars(check) for check in self.checks],
+        }
+
+    def describe_fidelity(self) -> list[str]:
+        """How near the edit comes to the `direct` one, in a sentence, and a warning if that is not near enough."""
+        return describe_fidelity(self.measured.get("fidelity"), self.recipe.document.effect)
+
+    def _repr_html_(self) -> str:
+        written = html_facts("written", self.paths.items()) if self.paths else ""
+        rows = [(check.name, check.figure, check.relation, check.tolerance) for check in self.checks]
+        return (
+            self.recipe._repr_html_()
+            + written
+            + (html_table("checks", ("", "found", "", "needed"), rows) if rows else "")
+        )
+
+
+def repair(
+    model: Model,
+    *,
+    images: str | Path | ImageSource | None = None,
+    scan: Scan | str | Path | None = None,
+    concept: str | Concept | None = None,
+    keep: str | Concept | None = None,
+    options: EditOptions | None = None,
+    choice: HeadChoice | None = None,
+    dataset: Dataset | None = None,
+    measure: bool = True,
+    out: str | Path | None = None,
+    output: Output | None = None,
+    scan_options: Mapping[str, Any] | None = None,
+    progress: Follow | None = None,
+) -> Repair:
+    """Find the heads that carry a concept, edit them, measure what that changed, write the model and verify it.
+
+    Args:
+        model: For edits of the text tower `model.with_tower("text")`; `images` is then a file with one text per line.
+        images: Unlabelled calibration images; the demo model has its own.
+        scan: A scan made earlier, or its file, in place of images.
+        concept: What is removed, a name or a file. Only selectors that look at labels can do without.
+        keep: A concept whose heads are spared; by default the one that the concept's file names.
+        options: What happens to the heads.
+        choice: How heads are chosen.
+        dataset: Labelled images to measure on, beside random heads; for the demo model its test images by default.
+        measure: False leaves the measuring to the caller.
+        out: A folder for the edited model, its recipe, scan and report; without one nothing is written or verified.
+        output: What is written there.
+        scan_options: Passed to `scan`, such as `batch_size`.
+        progress: From a stage's name to a function that is told images done and in total.
+
+    Raises:
+        ConceptError, ImageError, StatisticsError, RecipeError: If the edit cannot be made.
+        ExportError: If the folder cannot be written.
+        VerificationError: If what was written is not what was made; nothing is left then.
+    """
+    out, follow = None if out is None else Path(out), progress or follow_nothing
+    options, choice, output = options or EditOptions(), choice or HeadChoice(), output or Output()
+    read = [one for one in (images, scan, dataset, choice.labelled, choice.features) if isinstance(one, str | Path)]
+    output.check(out, model.folder, *read)
+    if model.name == "demo":
+        dataset, choice = dataset or "demo", replace(choice, labelled=choice.labelled or "demo")
+    named, options, evidence = _read_before_scanning(model, (concept, keep), options, choice)
+    scanned = scan_or_load(model, images, scan, options=scan_options or {}, follow=follow)
+    document = select_recipe(
+        scanned, model, select=choice.select, evidence=evidence, concept=named[0], keep=named[1], **vars(options)
+    )
+    erased = load_erased(document, model, choice, follow)
+    done = Repair(model, bind_recipe(document, scanned, model, labelled=erased), scanned)
+    if measure:
+        done = _with_rows(done, dataset, erased, follow)
+        done = _with_fidelity(done, _find_seen(model, dataset, images), erased, follow)
+    if out is not None:
+        done = _write(done, out, images, output, follow)
+    if output.plot is not None and "frontier" in done.measured:
+        save_figure(plot_frontier(done.measured["frontier"]), output.plot)
+    return done
+
+
+def _read_before_scanning(
+    model: Model, concepts: Sequence[str | Concept | None], options: EditOptions, choice: HeadChoice
+) -> tuple[list[Concept | None], EditOptions, Evidence]:
+    """Whatever can be wrong is read before the images are: a misspelt name must not cost a scan."""
+    model.tokenizer(["a photo"])
+    check_effect(options.effect, model, output_strength=options.output_strength)
+    named = [load_concept(one, model.folder) if isinstance(one, str | Path) else one for one in concepts]
+    weights = load_weights(options.weights) if isinstance(options.weights, Path) else options.weights
+    return named, replace(options, weights=weights), load_evidence(choice)
+
+
+def _with_rows(done: Repair, dataset: Dataset | None, erased: LabelledEmbeddings | None, follow: Follow) -> Repair:
+    """With the rows of the data set: before, after, random heads, the projection of the output alone."""
+    rows: Mapping[str, Any] = {}
+    if dataset is not None:
+        rows = measure_with_control(
+            done.recipe, done.scan, done.model, dataset, labelled=erased, progress=follow("measure")
+        )
+    return replace(done, recipe=done.recipe.with_measured(rows))
+
+
+def _with_fidelity(
+    done: Repair, seen: tuple[ImageSource, str] | None, erased: LabelledEmbeddings | None, follow: Follow
+) -> Repair:
+    """With the fidelity to `direct`, where there is something to see it on."""
+    if done.recipe.document.effect == "direct" or seen is None:
+        return done
+    found = measure_fidelity(done.recipe, done.scan, done.model, seen[0], labelled=erased, progress=follow("fidelity"))
+    return replace(done, recipe=done.recipe.with_measured({"fidelity": asdict(found) | {"on": seen[1]}}))
+
+
+def _find_seen(
+    model: Model, dataset: Dataset | None, images: str | Path | ImageSource | None
+) -> tuple[ImageSource, str] | None:
+    """What fidelity is measured on: the images of the data set, else those of the calibration."""
+    if dataset is None and images is None:
+        return None
+    if model.side == "text":
+        return list_texts(images or "demo"), "calibration texts"
+    if dataset is None:
+        return list_images(images or "demo"), "calibration images"
+    return _images_of(dataset), "dataset"
+
+
+def _images_of(dataset: Dataset) -> ImageSource:
+    if dataset == "demo":
+        return demo_test_images()
+    return load_labelled_images(dataset).source if isinstance(dataset, str | Path) else dataset.source
+
+
+def _write(done: Repair, out: Path, images: str | Path | ImageSource | None, output: Output, follow: Follow) -> Repair:
+    # Texts are no images to verify with.
+    shown = images if done.model.side == "image" else None
+    checks = write_edited_model(done.recipe, done.model, out, images=shown, scan=done.scan, overwrite=output.overwrite)
+    page = None
+    if output.report and done.model.side == "image":
+        page = write_report(out, base=done.model, images=images, progress=follow("report"))
+    return replace(done, checks=tuple(checks), out=out, page=page)
