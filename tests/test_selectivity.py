@@ -19,8 +19,15 @@ from clipedit.editor.edits.refit import compute_distilled_readout
 from clipedit.editor.images.listing import list_images
 from clipedit.editor.models.model import Model
 from clipedit.editor.scan.scan import Scan
+from clipedit.editor.select.choice import choose_edit, pose_task
 from clipedit.editor.select.head_subsets import HeadSubsets, build_head_subsets, removed_share
-from clipedit.editor.select.selectivity import Probe, build_probe, compute_selectivity, measure_selectivity
+from clipedit.editor.select.selectivity import (
+    Probe,
+    build_probe,
+    compute_selectivity,
+    encode_unit,
+    measure_selectivity,
+)
 from clipedit.editor.select.whose_heads import judge, measure, measure_library
 
 IMAGES = 1_024
@@ -161,3 +168,36 @@ def test_a_plain_list_is_cut_into_five_parts_and_instances_give_the_texts() -> N
 def test_instances_that_are_not_those_of_the_texts_are_refused(instances: dict[str, tuple[str, ...]]) -> None:
     with pytest.raises(ValueError, match="instances"):
         Concept(name="wrong", texts=("a", "b"), instances=instances)
+
+
+def test_the_edit_of_location_takes_a_few_of_its_own_heads_and_leaves_color(probe: Probe) -> None:
+    concept = load_concept("location", probe.model.folder)
+    choice = choose_edit(probe, concept, measure_library(probe), most=8)
+    assert 4 <= len(choice.heads) <= 8 and 0.3 < choice.output_strength <= 1
+    assert choice.chosen.removed > 0.5 and choice.chosen.elsewhere < 0.25
+    # Projecting the listed places says nothing of a place that is left out: heads alone reach it.
+    alone = next(one for one in choice.weighed if one.heads == 0 and one.output_strength > 0)
+    assert alone.removed < 0.1
+
+
+def test_both_is_heads_alone_where_the_projection_has_no_strength(probe: Probe) -> None:
+    concept = load_concept("location", probe.model.folder)
+    task = pose_task(probe, concept, encode_unit(probe.model, concept.texts), {})
+    first, second = task.weigh_heads(3)[3], task.weigh_both(3, 0.0)
+    assert (second.removed, second.elsewhere) == pytest.approx((first.removed, first.elsewhere), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["location", "color", "shape", "emotion"])
+def test_heads_at_or_below_zero_are_never_taken(probe: Probe, name: str) -> None:
+    concept = load_concept(name, probe.model.folder)
+    choice = choose_edit(probe, concept, {}, most=32)
+    shares = probe.subsets.shares(probe.directions(encode_unit(probe.model, concept.texts)))
+    scores = dict(zip(probe.subsets.heads, shares.tolist(), strict=True))
+    assert all(scores[head] > 0 for head in choice.heads)
+
+
+def test_nothing_is_taken_for_a_concept_that_no_few_heads_hold(probe: Probe) -> None:
+    library = measure_library(probe)
+    for name in ("shape", "food"):
+        choice = choose_edit(probe, load_concept(name, probe.model.folder), library, most=8, project=False)
+        assert (choice.heads, choice.output_strength) == ((), 0.0)

@@ -1,0 +1,165 @@
+"""Which edit: how many heads, whether the output is projected too, and how strongly; without labels.
+
+An edit is worth what it removes of instances that it was not chosen from, less what it removes of anything else. Both are
+shares of variance in closed form. Where instances stay unnamed (places) only heads reach them; where the texts name all
+there is (two genders) the projection alone does, and harms less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..components import HeadId
+from ..concepts.concepts import Concept
+from .head_subsets import HeadSubsets, removed_share
+from .selectivity import Fold, Probe, cut_folds, encode_unit, rank_heads
+from .whose_heads import Measured, are_related, judge
+
+# Of the projection where no head is taken: its strength has no share of heads to follow.
+PROJECTION_ALONE = 0.9
+# An edit that removes less than this beyond what it removes elsewhere is not worth making.
+LEAST_GAIN = 0.1
+GENERAL = "general"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An edit that was weighed: shares of variance, means over left-out instances.
+
+    Attributes:
+        removed: Along instances that it was not chosen from.
+        elsewhere: The most that it removes of anything that must stay.
+        of: What that is: `general`, or another selective concept.
+    """
+
+    heads: int
+    output_strength: float
+    removed: float
+    elsewhere: float
+    of: str
+
+    @property
+    def gain(self) -> float:
+        """What candidates are compared by."""
+        return self.removed - self.elsewhere
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The edit to make; no head and strength 0 where none is worth making."""
+
+    heads: tuple[HeadId, ...]
+    output_strength: float
+    chosen: Candidate
+    weighed: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to go, instance by instance, and what must stay; the heads of each fold come from its other instances."""
+
+    subsets: HeadSubsets
+    folds: Sequence[Fold]
+    ranked: Sequence[Sequence[int]]
+    spans: Sequence[Float[Tensor, "d_embed concept"]]
+    kept: Mapping[str, Float[Tensor, "d_embed direction"]]
+
+    def weigh_heads(self, most: int) -> list[Candidate]:
+        """Heads alone, from none to `most`; forms are computed once for all of them."""
+        along = [self.subsets.quadratic_forms(fold.direction[:, None]) for fold in self.folds]
+        kept = {name: self.subsets.quadratic_forms(directions) for name, directions in self.kept.items()}
+
+        def weigh(count: int) -> Candidate:
+            taken = [ranked[:count] for ranked in self.ranked]
+            removed = mean([removed_share(form, heads) for form, heads in zip(along, taken, strict=True)])
+            costs = {name: mean([removed_share(form, heads) for heads in taken]) for name, form in kept.items()}
+            return candidate(count, 0.0, removed, costs)
+
+        return [weigh(count) for count in range(most + 1)]
+
+    def weigh_both(self, count: int, strength: float) -> Candidate:
+        """Some heads and a projection of the output, which each fold makes from its own texts."""
+        removed: list[float] = []
+        costs: dict[str, list[float]] = {name: [] for name in self.kept}
+        for fold, ranked, span in zip(self.folds, self.ranked, self.spans, strict=True):
+            taken = ranked[:count]
+            removed.append(removed_by_both(self.subsets, fold.direction[:, None], taken, span, strength))
+            for name, directions in self.kept.items():
+                costs[name].append(removed_by_both(self.subsets, directions, taken, span, strength))
+        return candidate(count, strength, mean(removed), {name: mean(found) for name, found in costs.items()})
+
+
+def choose_edit(
+    probe: Probe, concept: Concept, library: Mapping[str, Measured], *, most: int, project: bool = True
+) -> Choice:
+    """The number of heads, and the strength of the projection of a concept's texts out of the output.
+
+    The number of heads is the one of most gain. The projection follows them: its strength is the square of the share that
+    the heads hold of the concept, so that it finishes what they began. It replaces them where it does better alone.
+
+    Args:
+        library: What else this model may hold, from `measure_library`: every selective, unrelated concept must stay.
+        most: The most heads that may be taken; heads at or below a score of zero never are.
+        project: Whether the output may be projected.
+    """
+    texts = encode_unit(probe.model, concept.texts)
+    span, ranked = probe.directions(texts), rank_heads(probe, texts)
+    task = pose_task(probe, concept, texts, library)
+    weighed = task.weigh_heads(min(most, len(ranked)))
+    best = max(weighed, key=lambda one: one.gain)
+    if project:
+        held = removed_share(probe.subsets.quadratic_forms(span), ranked[: best.heads])
+        alone = task.weigh_both(0, PROJECTION_ALONE)
+        both = task.weigh_both(best.heads, max(0.0, held) ** 2)
+        weighed = [*weighed, alone, both]
+        best = alone if alone.gain > both.gain else both
+    if best.gain < LEAST_GAIN:
+        best = weighed[0]
+    heads = tuple(sorted(probe.subsets.heads[index] for index in ranked[: best.heads]))
+    return Choice(heads, best.output_strength, best, tuple(weighed))
+
+
+def pose_task(
+    probe: Probe, concept: Concept, texts: Float[Tensor, "text d_embed"], library: Mapping[str, Measured]
+) -> Task:
+    """The folds of a concept, and every direction that must stay: the general pool's, and other selective concepts'."""
+    kept = {GENERAL: probe.general(probe.directions(texts))}
+    for name, other in library.items():
+        if name != concept.name and not are_related(concept, other.concept) and judge(other, library).verdict == "held":
+            kept[name] = probe.directions(encode_unit(probe.model, other.concept.texts))
+    folds = cut_folds(concept, texts)
+    ranked = [rank_heads(probe, fold.chosen_from) for fold in folds]
+    return Task(probe.subsets, folds, ranked, [probe.directions(fold.chosen_from) for fold in folds], kept)
+
+
+def removed_by_both(
+    subsets: HeadSubsets,
+    directions: Float[Tensor, "d_embed direction"],
+    taken: Sequence[int],
+    span: Float[Tensor, "d_embed concept"],
+    strength: float,
+) -> float:
+    """Share of the variance along some directions that heads and then a projection of the output remove."""
+    before = float(subsets.quadratic_forms(directions)[:, 0, 0].sum())
+    # The projection is symmetric: what it leaves along t is what the heads leave along its image of t.
+    seen = directions - strength * span @ (span.T @ directions)
+    after = subsets.quadratic_forms(seen).sum(0)
+    kept = torch.zeros(len(after)).double()
+    kept[[0, *(index + 1 for index in taken)]] = 1
+    return 1 - float(kept @ after @ kept) / before if before > 0 else 0.0
+
+
+def candidate(heads: int, strength: float, removed: float, costs: Mapping[str, float]) -> Candidate:
+    """A candidate, judged by what it costs most."""
+    of = max(costs, key=lambda name: costs[name])
+    return Candidate(heads, strength, removed, costs[of], of)
+
+
+def mean(values: Sequence[float]) -> float:
+    """The plain mean."""
+    return sum(values) / len(values)
