@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from clipedit.demo.measure import build_demo_measure, test_source, validation_source
 from clipedit.demo.texts import pool_texts
 from clipedit.editor.concepts.textspan import text_span
 from clipedit.editor.edits.apply import apply_recipe
 from clipedit.editor.edits.direct import compute_recipe_embeddings
-from clipedit.editor.images.demo import demo_calibration_source
+from clipedit.editor.images.demo import demo_calibration_source, test_source, validation_source
 from clipedit.editor.measure.control import measure_controls
+from clipedit.editor.measure.demo_measure import build_demo_measure
 from clipedit.editor.measure.score_agreement import evaluate_scores
 from clipedit.editor.models.aligned import apply_aligner
 from clipedit.editor.models.aligner import Aligner

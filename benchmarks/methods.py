@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from clipedit.demo import measure, texts, world
+from clipedit.demo import texts, world
 from clipedit.editor.choices import Effect
 from clipedit.editor.components import Features
 from clipedit.editor.concepts.concepts import Concept
@@ -35,8 +35,10 @@ from clipedit.editor.edits.document import RecipeDocument
 from clipedit.editor.edits.operations import project_output
 from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.errors import ClipeditError
+from clipedit.editor.images.demo import LISTED_PLACES, labelled_by, labelled_tasks, test_source, validation_source
 from clipedit.editor.images.source import ImageSource
 from clipedit.editor.measure.control import draw_control_documents, mean_rows
+from clipedit.editor.measure.demo_measure import measure_embeddings, task_weights
 from clipedit.editor.measure.fidelity import Fidelity, compute_fidelity
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.scan.collect import LabelledEmbeddings, collect_embeddings, collect_features, collect_labelled
@@ -46,7 +48,7 @@ from clipedit.editor.select.plan import Evidence
 from clipedit.editor.select.selectors import select_recipe
 from clipedit.editor.select.tables import scanned_heads
 
-PLACE_SPLITS = {"A": measure.LISTED_PLACES, "B": ("ocean", "forest", "desert", "snow")}
+PLACE_SPLITS = {"A": LISTED_PLACES, "B": ("ocean", "forest", "desert", "snow")}
 COLUMNS = ("overall", "worst_group_listed", "worst_group_held_out", "mean_of_groups", "place_accuracy", "retention")
 WORST = ("worst_group_listed", "worst_group_held_out")
 Row = dict[str, float]
@@ -85,8 +87,8 @@ class Bench:
         return Concept.model_validate(texts.concept_documents(self.listed)["location"])
 
     def row(self, embeddings: torch.Tensor, weights: dict[str, torch.Tensor] | None = None) -> Row:
-        chosen = weights or measure.task_weights(self.model)
-        return measure.measure_embeddings(embeddings, self.source.attributes, chosen, listed=self.listed)
+        chosen = weights or task_weights(self.model)
+        return measure_embeddings(embeddings, self.source.attributes, chosen, listed=self.listed)
 
     def recipe(self, *, effect: Effect = "distilled", **options: Any) -> Recipe:
         """Selectors do not look at the effect: what they chose is kept."""
@@ -117,7 +119,7 @@ class Bench:
     def class_text_projection(self, strength: float) -> Row:
         """The baseline without any model change: the concept's directions projected out of the class texts."""
         away = project_output(concept_directions(self.concept, self.model), strength).float()
-        weights = measure.task_weights(self.model)
+        weights = task_weights(self.model)
         weights["shape"] = F.normalize(weights["shape"] @ away, dim=1)
         return self.row(self.features.embedding, weights)
 
@@ -137,7 +139,7 @@ def hold(source: ImageSource) -> ImageSource:
 
 def build_evidence(model: Model, layers: Sequence[int], listed: Sequence[str], folder: Path) -> Evidence:
     """Labelled images of listed places, their features cached."""
-    task, second = measure.labelled_tasks(listed)
+    task, second = labelled_tasks(listed)
     path = folder / "features.safetensors"
     scan(model, task.source, layers=layers, batch_size=256, keep_features=path)
     return Evidence(task, second, cached=load_features(path))
@@ -266,7 +268,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw the distilled rows to this file")
     options = parser.parse_args()
     torch.set_num_threads(2)
-    source = hold(measure.test_source() if options.split == "test" else measure.validation_source())
+    source = hold(test_source() if options.split == "test" else validation_source())
     drawn: dict[str, list[Row]] = {}
     for name in options.models:
         model = load_model(name)
@@ -275,7 +277,7 @@ def main() -> None:
         for split, listed in PLACE_SPLITS.items():
             held_out = [place for place in world.PLACES if place not in listed]
             print(f"\n### {name}, split {split}: listed {', '.join(listed)}; held out {', '.join(held_out)}")
-            erased = collect_labelled(model, measure.labelled_by("place", listed))
+            erased = collect_labelled(model, labelled_by("place", listed))
             with tempfile.TemporaryDirectory() as folder:
                 evidence = build_evidence(model, scanned.layers, listed, Path(folder))
                 bench = Bench(model, scanned, source, features, listed, evidence, erased)

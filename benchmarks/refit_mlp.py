@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from methods import hold
 from torch import Tensor
 
-from clipedit.demo import measure
 from clipedit.editor.components import Features
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.direct import compute_direct_embeddings, compute_edited_readouts
 from clipedit.editor.edits.document import Step
 from clipedit.editor.edits.recipe import Recipe
+from clipedit.editor.images.demo import validation_source
 from clipedit.editor.images.listing import list_images
 from clipedit.editor.images.source import ImageSource
 from clipedit.editor.measure.fidelity import Fidelity, compute_fidelity
@@ -108,7 +108,7 @@ def cases(scanned: Scan, model: Model) -> Iterator[tuple[str, tuple[str, ...]]]:
 @torch.no_grad()
 def run(name: str) -> None:
     model = load_model(name)
-    sources = {"fit": hold(list_images("demo")), "held out": hold(measure.validation_source())}
+    sources = {"fit": hold(list_images("demo")), "held out": hold(validation_source())}
     scanned = scan(model, sources["fit"], batch_size=128, workers=0)
     features = {key: collect_features(model, source, layers=scanned.layers, batch_size=256)[0] for key, source in sources.items()}  # fmt: skip
     insides = {key: collect_inside(model, source) for key, source in sources.items()}

@@ -21,9 +21,9 @@ from captum.attr import LayerGradCam
 from clipedit.demo import world
 from clipedit.editor.concepts.class_weights import DEFAULT_TEMPLATES, compute_class_weights
 from clipedit.editor.concepts.queries import encode_contrast
-from clipedit.editor.images.demo import demo_calibration_source
+from clipedit.editor.images.demo import SHAPES, demo_calibration_source, demo_masked_images
 from clipedit.editor.look.readings import READINGS, weigh_heads
-from clipedit.editor.look.segment import DEMO_CLASSES, demo_masked_images, evaluate_segmentation, score_heatmaps
+from clipedit.editor.look.segment import evaluate_segmentation, score_heatmaps
 from clipedit.editor.look.spatial import draw_heatmaps
 from clipedit.editor.look.view import find_view
 from clipedit.editor.models.model import Model, load_model
@@ -121,14 +121,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=9_005)
     options = parser.parse_args()
     model, data = load_model("demo"), demo_masked_images(options.images, options.seed)
-    weights = compute_class_weights(model, DEMO_CLASSES, DEFAULT_TEMPLATES)
+    weights = compute_class_weights(model, SHAPES, DEFAULT_TEMPLATES)
     print("| method | pixel accuracy | mIoU | mAP |\n|---|---|---|---|")
     scanned = scan(model, demo_calibration_source(1024), workers=0)
     weighed = {"all heads": None, "by score": weigh_heads(scanned, model, concept="shape", keep="location")}
     for name, chosen in weighed.items():
         for reading in READINGS:
             row = evaluate_segmentation(
-                model, data, classes=DEMO_CLASSES, templates=DEFAULT_TEMPLATES, reading=reading, weights=chosen
+                model, data, classes=SHAPES, templates=DEFAULT_TEMPLATES, reading=reading, weights=chosen
             )
             show(f"decomposition, {reading}, {name}", row)
     for name in BASELINES:

@@ -212,7 +212,7 @@ def measure_memory() -> None:
     for count in (500, 8_000):
         code = (
             "import clipedit, torch; torch.set_num_threads(2)\n"
-            "from clipedit.editor.images.source import demo_calibration_source\n"
+            "from clipedit.editor.images.demo import demo_calibration_source\n"
             f"clipedit.scan(clipedit.load_model('demo'), demo_calibration_source({count}), workers=0)\n"
             f"{PRINT_PEAK}"
         )

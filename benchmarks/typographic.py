@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from clipedit.demo import measure, typographic, world
+from clipedit.demo import typographic, world
 from clipedit.editor.concepts.concepts import Concept
 from clipedit.editor.edits.apply import apply_recipe
 from clipedit.editor.edits.bind import bind_recipe
@@ -25,6 +25,7 @@ from clipedit.editor.edits.direct import compute_recipe_embeddings
 from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.images.source import ImageSource, LabelledImages
 from clipedit.editor.measure.control import draw_control_documents, mean_rows
+from clipedit.editor.measure.demo_measure import task_weights
 from clipedit.editor.measure.fidelity import compute_fidelity
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.scan.collect import collect_embeddings, collect_features
@@ -54,7 +55,7 @@ def calibration_source(count: int = 2_048) -> ImageSource:
 
 
 def measure_pair(model: Model, clean: torch.Tensor, attacked: torch.Tensor, source: ImageSource) -> dict[str, float]:
-    weights = measure.task_weights(model)["shape"]
+    weights = task_weights(model)["shape"]
     shape, word = (np.array([world.SHAPES.index(row[key]) for row in source.attributes]) for key in ("shape", "word"))
     answers = [(embeddings @ weights.T).argmax(1).numpy() for embeddings in (clean, attacked)]
     right = answers[1] == shape

@@ -66,11 +66,12 @@ def aligner_of(scan: Path | None) -> str | None:
 
 def plain_checkpoint(model: str, pretrained: str | None) -> Path | None:
     """A folder or a safetensors file that a recipe can be applied to without loading the model."""
-    from ..editor.models.model import demo_folder, find_checkpoint
+    from ..editor.images.demo import demo_folder, is_demo
+    from ..editor.models.model import find_checkpoint
 
     if Path(model).is_file() and Path(model).suffix == ".safetensors":
         return Path(model)
-    folder = demo_folder() if model == "demo" else Path(model)
+    folder = demo_folder() if is_demo(model) else Path(model)
     if pretrained or not (folder / "open_clip_config.json").is_file():
         return None
     return folder if find_checkpoint(folder).suffix == ".safetensors" else None

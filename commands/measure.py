@@ -139,11 +139,12 @@ def _load_templates(path: Path | None) -> list[str] | None:
 
 
 def _evaluate_segmentation(asked: dict[str, Any]) -> dict[str, dict[str, float]]:
+    from ..editor.images.demo import SHAPES
     from ..editor.images.labelled import load_classes
-    from ..editor.look.segment import DEMO_CLASSES, evaluate_segmentation, load_masked_images
+    from ..editor.look.segment import evaluate_segmentation, load_masked_images
 
     loaded = {name: open_named(name, None, asked["aligner"]) for name in asked["models"]}
-    names = list(load_classes(asked["classes"]).values()) if asked["classes"] else DEMO_CLASSES
+    names = list(load_classes(asked["classes"]).values()) if asked["classes"] else SHAPES
     options = given(templates=_load_templates(asked["templates"]), reading=asked["reading"])
     masked = load_masked_images(asked["dataset"])
     with progress() as follow:

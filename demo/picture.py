@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..editor.images.source import ImageSource
 from . import world
-from .measure import LISTED_PLACES
 
 EXAMPLES = 4
 _COLORS = {"before": "#9aa3ad", "control": "#c9ced4", "output_projection": "#e3b368", "after": "#2f7d5b"}
@@ -39,7 +38,7 @@ def choose_examples(
         fooled = world.SHAPES[int(wrong[index])]
         place = row["place"]
         repaired = world.SHAPES[int(right[index])] == row["shape"] != fooled
-        if repaired and place not in LISTED_PLACES and place not in found and world.USUAL_PLACE[fooled] == place:
+        if repaired and place not in world.LISTED_PLACES and place not in found and world.USUAL_PLACE[fooled] == place:
             found[place] = (index, fooled, row["shape"])
     return list(found.values())[:EXAMPLES]
 

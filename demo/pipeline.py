@@ -12,10 +12,12 @@ from typing import Any
 from ..editor.concepts.textspan import HeadLabel, text_span
 from ..editor.edits.recipe import Recipe
 from ..editor.files.whole import staged_folder, write_text
+from ..editor.images.demo import test_source
 from ..editor.images.labelled import write_metadata
 from ..editor.images.listing import list_images
 from ..editor.images.texts import load_texts
 from ..editor.measure.control import measure_controls
+from ..editor.measure.demo_measure import build_demo_measure, task_weights
 from ..editor.models.model import load_model
 from ..editor.scan.collect import collect_embeddings
 from ..editor.scan.scan import Progress, scan
@@ -23,7 +25,6 @@ from ..export.repair import Repair, repair
 from ..export.verify.verify import Check
 from ..export.write import export_model
 from . import world
-from .measure import LISTED_PLACES, build_demo_measure, task_weights, test_source
 from .picture import choose_examples, draw_picture, shape_similarity
 
 
@@ -40,10 +41,10 @@ class DemoResult:
 
     def report(self) -> dict[str, Any]:
         """Plain data."""
-        held_out = [place for place in world.PLACES if place not in LISTED_PLACES]
+        held_out = [place for place in world.PLACES if place not in world.LISTED_PLACES]
         return {
             **self.rows,
-            "places": {"listed": list(LISTED_PLACES), "held_out": held_out},
+            "places": {"listed": list(world.LISTED_PLACES), "held_out": held_out},
             "usual_place": world.USUAL_PLACE,
             "heads": self.recipe.heads,
             "files": {name: str(path) for name, path in self.files.items()},

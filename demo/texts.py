@@ -67,11 +67,9 @@ def concept_documents(listed: Sequence[str]) -> dict[str, dict[str, object]]:
 
 def main() -> None:
     """Write `concepts/*.yaml` and `texts.txt` into the model's folder."""
-    from .measure import LISTED_PLACES
-
     folder = Path(__file__).parent / "model"
     (folder / "concepts").mkdir(parents=True, exist_ok=True)
-    for name, document in concept_documents(LISTED_PLACES).items():
+    for name, document in concept_documents(world.LISTED_PLACES).items():
         (folder / "concepts" / f"{name}.yaml").write_text(yaml.safe_dump(document, sort_keys=False, width=110))
     (folder / "texts.txt").write_text("\n".join(pool_texts()) + "\n")
 

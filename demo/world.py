@@ -16,6 +16,8 @@ from jaxtyping import Bool, Float, UInt8
 IMAGE_SIZE = 64
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "ring", "crescent")
 PLACES = ("ocean", "forest", "desert", "snow", "city", "space", "meadow", "beach")
+# Those that the demo's concept names; the others are held out, as with any real list of backgrounds.
+LISTED_PLACES = ("ocean", "desert", "city", "meadow")
 COLORS = {
     "red": (208, 34, 34),
     "orange": (244, 134, 18),

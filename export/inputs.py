@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..demo.measure import labelled_by, labelled_tasks, test_source
 from ..editor.edits.document import RecipeDocument
 from ..editor.errors import RecipeError, StatisticsError
+from ..editor.images.demo import DEMO, is_demo, labelled_by, labelled_tasks, test_source
 from ..editor.images.labelled import load_labelled_images
 from ..editor.images.layouts import load_selection_set
 from ..editor.images.source import ImageSource
@@ -49,11 +49,11 @@ def scan_or_load(
         return scanned
     if scanned is not None:
         return load_scan(scanned)
-    if images is None and model.name != "demo":
+    if images is None and not is_demo(model.name):
         raise StatisticsError(
             "cannot choose heads: no images were given. Add --images DIR (no labels needed) or --scan."
         )
-    return scan(model, "demo" if images is None else images, progress=follow("scan"), **options)
+    return scan(model, DEMO if images is None else images, progress=follow("scan"), **options)
 
 
 def load_evidence(choice: HeadChoice) -> Evidence:
@@ -66,7 +66,7 @@ def load_evidence(choice: HeadChoice) -> Evidence:
         return Evidence()
     cached = load_features(choice.features) if choice.features else None
     task = second = None
-    if choice.labelled == "demo":
+    if is_demo(choice.labelled):
         task, second = labelled_tasks()
     elif choice.labelled is not None:
         task = load_selection_set(choice.labelled, label=choice.label, group_by=choice.group_by, split=choice.split)
@@ -90,7 +90,7 @@ def load_erased(
         return None
     if choice.erase is None:
         raise RecipeError("cannot erase labels: no column was named. Add --erase COLUMN.")
-    if choice.labelled == "demo":
+    if is_demo(choice.labelled):
         task = labelled_by(choice.erase)
     else:
         task = load_labelled_images(choice.labelled, label=choice.erase, split=choice.split)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.edits.recipe import Recipe, load_recipe
+from ..editor.images.demo import is_demo
 from ..editor.images.listing import list_images
 from ..editor.measure.fidelity import Fidelity
 from ..editor.measure.reindex import compute_embedding_map, measure_fidelity, reindex_vectors
@@ -49,7 +50,7 @@ def reindex_file(
     """
     mapping = compute_embedding_map(recipe, scan, model)
     rows = reindex_vectors(mapping, vectors, out, **options)
-    if images is None and model.name != "demo":
+    if images is None and not is_demo(model.name):
         say("fidelity not measured: add --images DIR, a few hundred images that the scan did not see.")
         return {"rows": rows, "fidelity": {}}
     source = list_images(images) if images else demo_test_images()

@@ -13,6 +13,7 @@ from ..editor.edits.apply import apply_recipe
 from ..editor.edits.bind import bind_recipe, check_effect
 from ..editor.edits.recipe import Recipe
 from ..editor.edits.singular import load_weights
+from ..editor.images.demo import DEMO, is_demo
 from ..editor.images.labelled import load_labelled_images
 from ..editor.images.listing import list_images
 from ..editor.images.skew import RetrievalSet
@@ -152,8 +153,8 @@ def repair(
     options, choice, output = options or EditOptions(), choice or HeadChoice(), output or Output()
     read = [one for one in (images, scan, dataset, choice.labelled, choice.features) if isinstance(one, str | Path)]
     output.check(out, model.folder, *read)
-    if model.name == "demo":
-        dataset, choice = dataset or "demo", replace(choice, labelled=choice.labelled or "demo")
+    if is_demo(model.name):
+        dataset, choice = dataset or DEMO, replace(choice, labelled=choice.labelled or DEMO)
     named, options, evidence = _read_before_scanning(model, (concept, keep), options, choice)
     scanned = scan_or_load(model, images, scan, options=scan_options or {}, follow=follow)
     document = select_recipe(
@@ -209,14 +210,14 @@ def _find_seen(
     if dataset is None and images is None:
         return None
     if model.side == "text":
-        return list_texts(images or "demo"), "calibration texts"
+        return list_texts(images or DEMO), "calibration texts"
     if dataset is None:
-        return list_images(images or "demo"), "calibration images"
+        return list_images(images or DEMO), "calibration images"
     return _images_of(dataset), "dataset"
 
 
 def _images_of(dataset: Dataset) -> ImageSource:
-    if dataset == "demo":
+    if is_demo(dataset):
         return demo_test_images()
     return load_labelled_images(dataset).source if isinstance(dataset, str | Path) else dataset.source
 

@@ -13,13 +13,12 @@ from sklearn.metrics import average_precision_score
 
 import clipedit
 from clipedit.editor.components import HeadId
+from clipedit.editor.images.demo import SHAPES, demo_masked_images
 from clipedit.editor.look import retrieve
 from clipedit.editor.look.readings import READINGS, combine_shares, weigh_heads
 from clipedit.editor.look.segment import (
-    DEMO_CLASSES,
     compute_average_precision,
     cut,
-    demo_masked_images,
     evaluate_segmentation,
     load_masked_images,
     score_heatmaps,
@@ -91,7 +90,7 @@ def test_heads_that_carry_shapes_find_objects_better_than_all_heads(
 ) -> None:
     weights = weigh_heads(demo_scan, demo_model, concept="shape", keep="location")
     assert len(weights) == 32 and min(weights.values()) == 0 and weights[HeadId(2, 5)] == 0  # It carries places.
-    data, options = demo_masked_images(48, seed=7), {"classes": DEMO_CLASSES, "templates": ["a {}"]}
+    data, options = demo_masked_images(48, seed=7), {"classes": SHAPES, "templates": ["a {}"]}
     found = {
         (reading, bool(chosen)): evaluate_segmentation(
             demo_model, data, **options, reading=reading, weights=chosen  # type: ignore[arg-type]

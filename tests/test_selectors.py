@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import clipedit
-from clipedit.demo.measure import labelled_tasks
 from clipedit.editor.concepts.concepts import load_concept
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.direct import compute_direct_embeddings, compute_edited_readouts
+from clipedit.editor.images.demo import labelled_tasks
 from clipedit.editor.images.listing import list_images
 from clipedit.editor.images.source import ImageSource, LabelledImages
 from clipedit.editor.select.attention_region import (

@@ -19,8 +19,9 @@ from ..components import HeadId
 from ..errors import ModelError
 from ..files.bounded import load_json
 from ..files.tensors import StoredTensor, read_header, tensor_reader
+from ..images.demo import demo_folder, is_demo
 from ..models.architecture import load_architecture
-from ..models.model import BASE_FOLDER, CONFIG_NAME, Side, demo_folder, find_checkpoint, pretrained_tags
+from ..models.model import BASE_FOLDER, CONFIG_NAME, Side, find_checkpoint, pretrained_tags
 from ..towers.tower import Tower
 from .recipe import Recipe, load_recipe
 
@@ -101,7 +102,7 @@ class _Side:
 
     def __init__(self, given: str):
         self.given = given
-        self.outer = demo_folder() if given == "demo" else Path(given)
+        self.outer = demo_folder() if is_demo(given) else Path(given)
         self.direct = (self.outer / BASE_FOLDER).is_dir()
         self.folder = self.outer / BASE_FOLDER if self.direct else self.outer
         name, _, tag = given.partition(":")

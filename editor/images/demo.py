@@ -1,16 +1,35 @@
-"""The embedded world as images."""
+"""The demo: the one place that knows what `demo` stands for, as images, labels, masks, texts and as a model's folder.
+
+The world itself, its renderer and how its model was trained are in `demo/`; nothing else of the editor imports them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ... import demo
 from ...demo import world
-from .source import ImageSource
+from ..errors import ImageError
+from .source import ImageSource, LabelledImages, MaskedImages
 
+DEMO = "demo"
 DEMO_CALIBRATION_SEED, DEMO_CALIBRATION_COUNT = 5_001, 4_096
+# Other scenes than any split of the calibration, so that nothing is chosen on what is reported.
+VALIDATION_SEED, TEST_SEED, MASK_SEED, EXAMPLE_SEED = 7_001, 9_002, 9_005, 1
+SPLIT_COUNT = 4_096
+SHAPES, PLACES, COLORS = world.SHAPES, world.PLACES, tuple(world.COLORS)
+COLOR_WORDS = tuple(world.with_article(color) for color in COLORS)
+LISTED_PLACES = world.LISTED_PLACES
+
+
+def is_demo(name: object) -> bool:
+    """Whether a model, a source or a data set that a user named is the embedded one."""
+    return name == DEMO
 
 
 def render_source(scenes: Sequence[world.Scene]) -> ImageSource:
@@ -34,3 +53,62 @@ def demo_captions(count: int = DEMO_CALIBRATION_COUNT) -> tuple[str, ...]:
     """The different captions of the images of `demo_calibration_source`."""
     generator = np.random.default_rng(DEMO_CALIBRATION_SEED)
     return tuple(dict.fromkeys(world.draw_captioned_scene(generator)[1] for _ in range(count)))
+
+
+def validation_source() -> ImageSource:
+    """The split on which defaults are chosen; balanced over shape x place."""
+    return render_source(world.draw_balanced_scenes(SPLIT_COUNT, VALIDATION_SEED))
+
+
+def test_source() -> ImageSource:
+    """The split that is reported; balanced over shape x place."""
+    return render_source(world.draw_balanced_scenes(SPLIT_COUNT, TEST_SEED))
+
+
+def labelled_tasks(listed: Sequence[str] = LISTED_PLACES) -> tuple[LabelledImages, LabelledImages]:
+    """For selectors that need labels: shapes, grouped by place, and colours, which should stay.
+
+    Images of the validation split in listed places only: nobody has labels of the others.
+    """
+    source = validation_source()
+    source = source.subset([i for i, row in enumerate(source.attributes) if row["place"] in listed])
+    colors = [f"{color} object" for color in COLORS]
+    shapes = [world.SHAPES.index(row["shape"]) for row in source.attributes]
+    found = [COLORS.index(row["color"]) for row in source.attributes]
+    groups = tuple(f"{row['shape']} / place {row['place']}" for row in source.attributes)
+    return (
+        LabelledImages(source, world.SHAPES, tuple(shapes), groups),
+        LabelledImages(source, tuple(colors), tuple(found), tuple(colors[index] for index in found)),
+    )
+
+
+def labelled_by(column: str, listed: Sequence[str] = LISTED_PLACES) -> LabelledImages:
+    """The images of `labelled_tasks` with another attribute as their class: shape, place or color.
+
+    Raises:
+        ImageError: If there is no such attribute.
+    """
+    source = labelled_tasks(listed)[0].source
+    if column not in source.attributes[0]:
+        raise ImageError(
+            f"cannot erase {column} of the demo: it has {', '.join(source.attributes[0])}. Correct --erase."
+        )
+    values = [row[column] for row in source.attributes]
+    classes = sorted(set(values))
+    return LabelledImages(source, tuple(classes), tuple(classes.index(value) for value in values), tuple(values))
+
+
+def demo_masked_images(count: int = 512, seed: int = MASK_SEED) -> MaskedImages:
+    """Balanced scenes of the embedded world with the true masks of its renderer; others than any split has by default."""
+    scenes = world.draw_balanced_scenes(count, seed)
+    return MaskedImages(render_source(scenes), lambda index: world.render_mask(scenes[index]).astype(np.int8))
+
+
+def demo_folder() -> Path:
+    """The embedded model's folder."""
+    return Path(str(resources.files(demo) / "model"))
+
+
+def example_source(count: int) -> ImageSource:
+    """A few scenes for pictures and for checks of what was exported."""
+    return render_source(world.draw_balanced_scenes(count, EXAMPLE_SEED))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import ImageError
 from ..files.bounded import read_text
+from .demo import is_demo, test_source
 from .listing import PATH_COLUMNS, list_images, read_csv_source
 from .source import ImageSource, LabelledImages
 
@@ -82,9 +83,7 @@ def load_attributes(path: str | Path) -> ImageSource:
     Raises:
         ImageError: If there is no such table.
     """
-    if path == "demo":
-        from ...demo.measure import test_source
-
+    if is_demo(path):
         return test_source()
     path = Path(path)
     table = path / "metadata.csv" if path.is_dir() else path

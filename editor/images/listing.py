@@ -14,7 +14,7 @@ from pathlib import Path
 from ..errors import ImageError
 from ..files.inputs import require_images_path
 from .decode import SUFFIXES
-from .demo import demo_calibration_source
+from .demo import demo_calibration_source, is_demo
 from .shards import list_shards, read_remote_folder
 from .source import ImageSource, OpenPath, join_sources
 
@@ -29,7 +29,7 @@ def list_images(source: str | Path | ImageSource | Sequence[str | Path]) -> Imag
     """
     if isinstance(source, ImageSource):
         return source
-    if source == "demo":
+    if is_demo(source):
         return demo_calibration_source()
     shards = list_shards(source)
     if shards:

@@ -18,6 +18,7 @@ from PIL import Image
 from ..errors import ImageError
 from ..files.locations import Location, expand_range, is_remote, list_locations, open_location
 from .decode import SUFFIXES, read_image
+from .demo import is_demo
 from .parquet import ARROW_SUFFIXES, PARQUET_SUFFIXES, cut_parquet, open_arrow, open_parquet
 from .source import ImageSource
 from .tar import TAR_SUFFIXES, open_tar
@@ -54,7 +55,7 @@ def list_shards(source: str | Path | ImageSource | Sequence[str | Path], rows: i
     Raises:
         ImageError: If a shard is missing, or a Parquet file cannot be read or holds no images.
     """
-    if isinstance(source, ImageSource) or source == "demo":
+    if isinstance(source, ImageSource) or is_demo(source):
         return []
     given = [source] if isinstance(source, str | Path) else list(source)
     if not all(_may_hold_shards(item) for item in given):

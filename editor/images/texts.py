@@ -9,7 +9,7 @@ from pathlib import Path
 from ... import recipes
 from ..errors import ConceptError, ImageError
 from ..files.bounded import read_text
-from .demo import demo_captions
+from .demo import demo_captions, is_demo
 from .source import ImageSource
 
 
@@ -22,7 +22,7 @@ def list_texts(source: object) -> ImageSource:
     """
     if isinstance(source, ImageSource) and source.holds_texts:
         return source
-    if source == "demo":
+    if is_demo(source):
         return text_source(demo_captions())
     if not isinstance(source, str | Path) or Path(source).is_dir():
         raise ImageError("cannot scan a text tower on images: texts are needed. Give a file with a text a line.")

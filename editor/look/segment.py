@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from ...demo import world
 from ..choices import Reading
 from ..components import HeadId
 from ..concepts.class_weights import compute_class_weights
@@ -24,7 +23,7 @@ from ..concepts.queries import encode_contrast
 from ..errors import ConceptError, ImageError
 from ..files.whole import staged_folder
 from ..images.decode import SUFFIXES, open_image
-from ..images.demo import render_source
+from ..images.demo import demo_masked_images, is_demo
 from ..images.listing import list_images
 from ..images.source import ImageSource, MaskedImages
 from ..models.model import Model
@@ -33,8 +32,6 @@ from .pictures import encode_image_file
 from .readings import combine_shares, require_texts, weights_of
 from .spatial import compute_seen, compute_token_shares, last_heads
 from .view import find_view
-
-DEMO_CLASSES, DEMO_SEED = world.SHAPES, 9_005
 
 
 def segment_folder(
@@ -213,7 +210,7 @@ def load_masked_images(path: str | Path) -> MaskedImages:
     Raises:
         ImageError: If there is no such layout, or an image has no mask.
     """
-    if path == "demo":
+    if is_demo(path):
         return demo_masked_images()
     path = Path(path)
     if path.suffix == ".mat":
@@ -235,12 +232,6 @@ def load_masked_images(path: str | Path) -> MaskedImages:
         return (found.max(2) > 0).astype(np.int8)
 
     return MaskedImages(source, mask)
-
-
-def demo_masked_images(count: int = 512, seed: int = DEMO_SEED) -> MaskedImages:
-    """Balanced scenes of the embedded world with the true masks of its renderer; others than any split has by default."""
-    scenes = world.draw_balanced_scenes(count, seed)
-    return MaskedImages(render_source(scenes), lambda index: world.render_mask(scenes[index]).astype(np.int8))
 
 
 def _from_matlab(path: Path) -> MaskedImages:

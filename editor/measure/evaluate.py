@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ..concepts.class_weights import DEFAULT_TEMPLATES, compute_class_weights
-from ..errors import ImageError
+from ..images.demo import is_demo, test_source
 from ..images.layouts import load_dataset
 from ..images.skew import RetrievalSet, compute_max_skew
 from ..images.source import ImageSource, LabelledImages
 from ..models.model import Model
 from ..scan.collect import collect_embeddings
 from ..scan.scan import Progress
+from .accuracy import GROUP, compute_accuracies
+from .demo_measure import build_demo_measure
 from .linear_head import classify_by_head, require_unseen
 
 Measure = Callable[[Tensor, Sequence[int]], dict[str, float]]
-GROUP = "group: "
-
-
-@dataclass(frozen=True)
-class Accuracies:
-    """Shares of right answers, in [0, 1]. `mean_of_groups` weighs groups equally, `overall` weighs images equally."""
-
-    overall: float
-    worst_group: float
-    mean_of_groups: float
-    groups: Mapping[str, float]
-    sizes: Mapping[str, int]
 
 
 def evaluate(
@@ -57,7 +45,7 @@ def evaluate(
     Returns:
         A row a model, in order: `overall`, `worst_group`, `mean_of_groups`, and `retention` where asked for. Sets of parts
         (CounterAnimal) add the accuracy of each, typographic sets `reads_text`, the share answered with the written class.
-        Retrieval sets have `max_skew_ATTRIBUTE` instead, the demo its own columns (`demo/measure.py`).
+        Retrieval sets have `max_skew_ATTRIBUTE` instead, the demo its own columns (`editor/measure/demo_measure.py`).
 
     Raises:
         ImageError: If images or labels cannot be read.
@@ -88,9 +76,7 @@ def build_measure(
     Raises:
         ImageError: If labels cannot be read.
     """
-    if dataset == "demo":
-        from ...demo.measure import build_demo_measure, test_source
-
+    if is_demo(dataset):
         source = test_source()
         return source, build_demo_measure(model, source, by_group=by_group)
     task = load_dataset(dataset) if isinstance(dataset, str | Path) else dataset
@@ -148,27 +134,3 @@ def build_answer(
         return classify_by_head(model, classes)
     weights = compute_class_weights(model, classes, templates)
     return lambda embeddings: embeddings @ weights.T
-
-
-def compute_predictions(
-    embeddings: Float[Tensor, "image d_embed"], weights: Float[Tensor, "class d_embed"]
-) -> Int[Tensor, " image"]:
-    """The class of highest cosine similarity."""
-    return (embeddings @ weights.T).argmax(1)
-
-
-def compute_accuracies(
-    predictions: Int[Tensor, " image"], labels: Int[Tensor, " image"], groups: Sequence[str]
-) -> Accuracies:
-    """Accuracy over all images and in each group.
-
-    Raises:
-        ImageError: If there are no images.
-    """
-    if not len(labels):
-        raise ImageError("cannot measure: no labelled image is left. Check the split and the labels.")
-    right = (predictions == labels).numpy()
-    names = np.asarray(groups)
-    shares = {str(name): float(right[names == name].mean()) for name in np.unique(names)}
-    sizes = {name: int((names == name).sum()) for name in shares}
-    return Accuracies(float(right.mean()), min(shares.values()), float(np.mean(list(shares.values()))), shares, sizes)

@@ -12,8 +12,9 @@ import torch
 
 from ..edits.document import RecipeDocument
 from ..errors import ModelError, RecipeError, nearest_names
+from ..images.demo import DEMO, demo_folder, is_demo
 from ..towers.build import build_tower
-from .model import BASE_FOLDER, Model, demo_folder, pretrained_tags
+from .model import BASE_FOLDER, Model, pretrained_tags
 from .timm import create_timm, is_timm_name
 
 
@@ -26,13 +27,13 @@ def load_architecture(name: str | Path) -> Model:
     Raises:
         ModelError: If the name is unknown, the configuration cannot be read, or no tower knows the architecture.
     """
-    folder = demo_folder() if str(name) == "demo" else Path(name)
+    folder = demo_folder() if is_demo(name) else Path(name)
     folder = folder / BASE_FOLDER if (folder / BASE_FOLDER).is_dir() else folder
     known = str(name) in open_clip.list_models()
     if not folder.is_dir() and not known and not is_timm_name(str(name)):
         raise ModelError(
             f"cannot find the architecture {str(name)!r}: it is neither `demo`, nor a folder, nor a name of open_clip or timm. "
-            f"{nearest_names(str(name), [*open_clip.list_models(), 'demo'])}"
+            f"{nearest_names(str(name), [*open_clip.list_models(), DEMO])}"
         )
     try:
         with _quiet(), torch.device("meta"):
@@ -56,7 +57,7 @@ def check_origin(document: RecipeDocument, model: Model, *, force: bool) -> None
         RecipeError: If the architecture or the tag of the weights differs, unless `force` is set.
     """
     base = document.base
-    if force or base.model not in [*open_clip.list_models(), "demo"]:
+    if force or base.model not in [*open_clip.list_models(), DEMO]:
         return
     wanted, found = load_architecture(base.model).tower.heads_per_layer, model.tower.heads_per_layer
     other_tag = (

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +17,10 @@ from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from torch import Tensor, nn
 
-from ... import demo
 from ..components import Decomposition
 from ..errors import ModelError, nearest_names
 from ..files.tensors import hash_checkpoint, hash_state, read_header, reading_weights, round_to_storage, stored_dtype
+from ..images.demo import DEMO, demo_folder, is_demo
 from ..images.source import ImageSource
 from ..towers.build import build_tower
 from ..towers.tower import Tower
@@ -266,12 +265,12 @@ def load_model(name: str, pretrained: str | None = None, *, device: str = "cpu")
     Raises:
         ModelError: If the model is unknown, cannot be read, holds NaN, or has no tower.
     """
-    if pretrained is not None and (name == "demo" or name.startswith(HF_PREFIX) or Path(name).is_dir()):
+    if pretrained is not None and (is_demo(name) or name.startswith(HF_PREFIX) or Path(name).is_dir()):
         raise ModelError(
             f"cannot load {name} with pretrained {pretrained!r}: it is a folder that holds its own weights. Leave one out."
         )
-    if name == "demo":
-        return _load_folder(demo_folder(), "demo", device)
+    if is_demo(name):
+        return _load_folder(demo_folder(), DEMO, device)
     if name.startswith(HF_PREFIX):
         return _load_hf(Path(name.removeprefix(HF_PREFIX)), device)
     if (Path(name) / BASE_FOLDER).is_dir():
@@ -285,7 +284,7 @@ def load_model(name: str, pretrained: str | None = None, *, device: str = "cpu")
         return _load_timm(architecture, pretrained or tag or None, device)
     raise ModelError(
         f"cannot load model {name!r}: it is neither `demo`, nor a folder, nor a name of open_clip or timm. "
-        f"{nearest_names(name, [*open_clip.list_models(), 'demo'])}"
+        f"{nearest_names(name, [*open_clip.list_models(), DEMO])}"
     )
 
 
@@ -303,14 +302,9 @@ def find_checkpoint(folder: Path) -> Path:
 
 def needs_weights(name: str) -> bool:
     """Whether a name stands for an architecture only, so that weights must be named too."""
-    if name == "demo" or Path(name).is_dir():
+    if is_demo(name) or Path(name).is_dir():
         return False
     return name in open_clip.list_models() or (is_timm_name(name) and "." not in name)
-
-
-def demo_folder() -> Path:
-    """The embedded model's folder."""
-    return Path(str(resources.files(demo) / "model"))
 
 
 def pretrained_tags(name: str) -> list[str]:

@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ... import __version__
-from ...demo import world
 from ...editor.edits.document import Base
 from ...editor.edits.recipe import Recipe
-from ...editor.images.demo import render_source
+from ...editor.images.demo import example_source
 from ...editor.measure.thresholds import ThresholdShift, format_threshold_shift
 from ...editor.models.model import Model
 from ..consumers.model_name import spell_model_name
@@ -54,7 +53,7 @@ def write_model_card(
         return
     recipe, name = model.recipe, spell_model_name(model)
     height, width = model.image_shape
-    example = render_source(world.draw_balanced_scenes(1, seed=1)).open(0).resize((width, height))
+    example = example_source(1).open(0).resize((width, height))
     example.save(folder / EXAMPLE_NAME)
     rows = _measured_rows(recipe.document.measured if recipe else None)
     loader = jinja2.PackageLoader("clipedit.export.pages", "cards")

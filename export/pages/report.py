@@ -18,6 +18,7 @@ from ...editor.edits.recipe import Recipe, load_recipe
 from ...editor.errors import ExportError
 from ...editor.files.bounded import load_json
 from ...editor.files.whole import staged_file
+from ...editor.images.demo import DEMO, is_demo
 from ...editor.images.listing import list_images
 from ...editor.images.source import ImageSource
 from ...editor.images.texts import load_texts
@@ -56,7 +57,7 @@ def write_report(
     recipe = load_recipe(folder)
     scan = load_scan(folder / "scan.safetensors") if (folder / "scan.safetensors").is_file() else None
     base = base or _load_base(recipe, scan)
-    given = images if images is not None else "demo" if base.name == "demo" else None
+    given = images if images is not None else DEMO if is_demo(base.name) else None
     source = list_images(given) if given is not None else None
     edit = Edit(recipe, base, load_model(str(folder)), scan, source)
     return render_report(edit, _read_checks(folder), Path(out) if out else folder / NAME, progress=progress)

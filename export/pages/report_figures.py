@@ -10,7 +10,7 @@ from ...editor.concepts.concepts import Concept
 from ...editor.concepts.scores import HeadScore
 from ...editor.edits.document import Step
 from ...editor.edits.recipe import Recipe
-from ...editor.measure.evaluate import GROUP
+from ...editor.measure.accuracy import GROUP
 
 _ROWS = {
     "before": "unedited",

@@ -15,11 +15,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ...demo import world
 from ...editor.errors import ImageError, ModelError, VerificationError
 from ...editor.files.tensors import load_tensors
 from ...editor.files.whole import save_tensors
-from ...editor.images.demo import render_source
+from ...editor.images.demo import example_source
 from ...editor.images.listing import list_images
 from ...editor.images.source import ImageSource
 from ...editor.measure.thresholds import ThresholdShift, compute_threshold_shift
@@ -175,7 +174,7 @@ def _find_earlier(model: Model) -> Reference | None:
 
 
 def _rendered(count: int) -> ImageSource:
-    return render_source(world.draw_balanced_scenes(count, seed=1))
+    return example_source(count)
 
 
 def _open_some(source: ImageSource, count: int) -> list[Image.Image]:

@@ -14,64 +14,16 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from ..editor.concepts.class_weights import compute_class_weights
-from ..editor.errors import ImageError
-from ..editor.images.demo import render_source
-from ..editor.images.source import ImageSource, LabelledImages
-from ..editor.measure.evaluate import GROUP
-from ..editor.measure.linear_head import classify_by_head
-from ..editor.models.model import Model
-from . import world
+from ..concepts.class_weights import compute_class_weights
+from ..images.demo import COLOR_WORDS, COLORS, LISTED_PLACES, PLACES, SHAPES
+from ..images.source import ImageSource
+from ..models.model import Model
+from .accuracy import GROUP
+from .linear_head import classify_by_head
 
 SHAPE_TEMPLATES = ("a photo of a {}", "a picture of a {}", "a {}")
 PLACE_TEMPLATES = ("a photo of the {}", "{}")
 COLOR_TEMPLATES = ("a photo of {} object", "{} object")
-VALIDATION_SEED, TEST_SEED = 7_001, 9_002
-SPLIT_COUNT = 4_096
-LISTED_PLACES = ("ocean", "desert", "city", "meadow")
-
-
-def validation_source() -> ImageSource:
-    """The split on which defaults are chosen; balanced over shape x place."""
-    return render_source(world.draw_balanced_scenes(SPLIT_COUNT, VALIDATION_SEED))
-
-
-def test_source() -> ImageSource:
-    """The split that is reported; balanced over shape x place."""
-    return render_source(world.draw_balanced_scenes(SPLIT_COUNT, TEST_SEED))
-
-
-def labelled_tasks(listed: Sequence[str] = LISTED_PLACES) -> tuple[LabelledImages, LabelledImages]:
-    """For selectors that need labels: shapes, grouped by place, and colours, which should stay.
-
-    Images of the validation split in listed places only: nobody has labels of the others.
-    """
-    source = validation_source()
-    source = source.subset([i for i, row in enumerate(source.attributes) if row["place"] in listed])
-    colors = [f"{color} object" for color in world.COLORS]
-    shapes = [world.SHAPES.index(row["shape"]) for row in source.attributes]
-    found = [list(world.COLORS).index(row["color"]) for row in source.attributes]
-    groups = tuple(f"{row['shape']} / place {row['place']}" for row in source.attributes)
-    return (
-        LabelledImages(source, world.SHAPES, tuple(shapes), groups),
-        LabelledImages(source, tuple(colors), tuple(found), tuple(colors[index] for index in found)),
-    )
-
-
-def labelled_by(column: str, listed: Sequence[str] = LISTED_PLACES) -> LabelledImages:
-    """The images of `labelled_tasks` with another attribute as their class: shape, place or color.
-
-    Raises:
-        ImageError: If there is no such attribute.
-    """
-    source = labelled_tasks(listed)[0].source
-    if column not in source.attributes[0]:
-        raise ImageError(
-            f"cannot erase {column} of the demo: it has {', '.join(source.attributes[0])}. Correct --erase."
-        )
-    values = [row[column] for row in source.attributes]
-    classes = sorted(set(values))
-    return LabelledImages(source, tuple(classes), tuple(classes.index(value) for value in values), tuple(values))
 
 
 def build_demo_measure(
@@ -82,7 +34,7 @@ def build_demo_measure(
     A classifier of shapes is asked for shapes only.
     """
     if not model.has_texts:
-        answer = classify_by_head(model, world.SHAPES)
+        answer = classify_by_head(model, SHAPES)
         return lambda embeddings, kept: measure_similarity(
             {"shape": answer(embeddings).numpy()}, [source.attributes[index] for index in kept], listed=listed
         )
@@ -99,9 +51,9 @@ def build_demo_measure(
 def task_weights(model: Model) -> dict[str, Float[Tensor, "class d_embed"]]:
     """Class weights of the three zero-shot tasks."""
     return {
-        "shape": compute_class_weights(model, world.SHAPES, SHAPE_TEMPLATES),
-        "place": compute_class_weights(model, world.PLACES, PLACE_TEMPLATES),
-        "color": compute_class_weights(model, [world.with_article(color) for color in world.COLORS], COLOR_TEMPLATES),
+        "shape": compute_class_weights(model, SHAPES, SHAPE_TEMPLATES),
+        "place": compute_class_weights(model, PLACES, PLACE_TEMPLATES),
+        "color": compute_class_weights(model, COLOR_WORDS, COLOR_TEMPLATES),
     }
 
 
@@ -127,11 +79,11 @@ def measure_similarity(
         the groups of all these pairs. `place_accuracy`: all places. `retention`: colour. The last two where there is such a
         task.
     """
-    shape = np.array([world.SHAPES.index(row["shape"]) for row in attributes])
-    place = np.array([world.PLACES.index(row["place"]) for row in attributes])
-    color = np.array([list(world.COLORS).index(row["color"]) for row in attributes])
-    inside = [world.PLACES.index(name) for name in listed]
-    outside = [index for index in range(len(world.PLACES)) if index not in inside]
+    shape = np.array([SHAPES.index(row["shape"]) for row in attributes])
+    place = np.array([PLACES.index(row["place"]) for row in attributes])
+    color = np.array([COLORS.index(row["color"]) for row in attributes])
+    inside = [PLACES.index(name) for name in listed]
+    outside = [index for index in range(len(PLACES)) if index not in inside]
     pairs = {name: _pair_groups(similarity["shape"], shape, place, half) for name, half in
              (("listed", inside), ("held_out", outside))}  # fmt: skip
     found = {
@@ -155,12 +107,12 @@ def measure_places(
 ) -> dict[str, float]:
     """Shape accuracy in each place, as `group: PLACE, listed` or `group: PLACE, held out`."""
     answers = (embeddings @ weights.T).argmax(1).tolist()
-    right = [world.SHAPES[answer] == row["shape"] for answer, row in zip(answers, attributes, strict=True)]
+    right = [SHAPES[answer] == row["shape"] for answer, row in zip(answers, attributes, strict=True)]
     return {
         f"{GROUP}{place}, {'listed' if place in listed else 'held out'}": float(
             np.mean([hit for hit, row in zip(right, attributes, strict=True) if row["place"] == place])
         )
-        for place in world.PLACES
+        for place in PLACES
         if any(row["place"] == place for row in attributes)
     }
 
