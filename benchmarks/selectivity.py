@@ -1,0 +1,120 @@
+"""Does the tool know what it may act on? `python benchmarks/selectivity.py {verdicts,choice} [MODEL...]`, CSV on stdout.
+
+`verdicts` judges every concept of the library on every model and number of calibration images, beside what is true of that
+world; a confusion table goes to stderr. `choice` weighs every number of heads for `location` in closed form, and measures
+the same edit on a labelled split of the demo world: what a rule without labels should have chosen.
+
+Models are `demo` and folders of models trained apart; a folder whose name starts with `people` is of the people world and
+needs `--calibration DIR`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from clipedit.editor.concepts.concepts import load_concept
+from clipedit.editor.images.demo import test_source, validation_source
+from clipedit.editor.images.listing import list_images
+from clipedit.editor.measure.demo_measure import build_demo_measure
+from clipedit.editor.models.model import load_model
+from clipedit.editor.scan.collect import collect_features
+from clipedit.editor.scan.scan import scan
+from clipedit.editor.select.choice import PROJECTION_ALONE, choose_edit
+from clipedit.editor.select.head_subsets import removed_share
+from clipedit.editor.select.selectivity import COUNTS, Probe, build_probe, encode_unit, rank_heads
+from clipedit.editor.select.whose_heads import judge, measure_library
+
+# What a few heads hold in each world. Shape and texture are in the demo's images, but sit in MLPs and in color's heads.
+HELD = {"demo": {"location", "color"}, "people": {"jobs", "skin-tone", "gender"}}
+FIGURES = ("overall", "worst_group_listed", "worst_group_held_out", "place_accuracy", "retention")
+
+
+def world_of(name: str) -> str:
+    return "people" if Path(name).name.startswith("people") else "demo"
+
+
+def write_verdicts(name: str, calibration: str, counts: list[int]) -> Iterator[list[object]]:
+    """A row a concept and number of calibration images."""
+    model, source = load_model(name), list_images(calibration)
+    for count in counts:
+        scanned = scan(model, source.subset(range(min(count, len(source)))), batch_size=64)
+        library = measure_library(build_probe(scanned, model))
+        for concept, found in sorted(library.items(), key=lambda pair: -pair[1].selectivity.value):
+            said, value = judge(found, library), found.selectivity
+            numbers = [value.low, value.high, *(value.by_count[k] for k in COUNTS)]
+            there = concept in HELD[world_of(name)]
+            row = [Path(name).name, scanned.statistics.n, concept, len(value.instances), *map(show, numbers)]
+            yield [*row, said.verdict, said.other or "none", show(said.cosine), "yes" if there else "no"]
+
+
+def write_choice(name: str, split: str) -> Iterator[list[object]]:
+    """A row a number of heads: heads alone, then followed by the projection at the square of their share, then at 0.9."""
+    model = load_model(name)
+    probe = build_probe(scan(model, "demo", batch_size=64), model)
+    source = test_source() if split == "test" else validation_source()
+    features, kept = collect_features(model, source, layers=())
+    measure = build_demo_measure(model, source)
+    concept, library = load_concept("location", model.folder), measure_library(probe)
+    choice = choose_edit(probe, concept, library, most=len(probe.subsets.heads) // 4)
+    wide = choose_edit(probe, concept, library, most=len(probe.subsets.heads) // 2, project=False)
+    weighed = {one.heads: one for one in wide.weighed}
+    span = probe.directions(encode_unit(model, concept.texts))
+    ranked = rank_heads(probe, encode_unit(model, concept.texts))
+    for count, one in weighed.items():
+        held = max(0.0, removed_share(probe.subsets.quadratic_forms(span), ranked[:count]))
+        for kind, strength in (("none", 0.0), ("share squared", held**2), ("constant", PROJECTION_ALONE)):
+            figures = measure(embed(probe, features.final, ranked[:count], span, strength), kept)
+            chosen = count == len(choice.heads) and abs(strength - choice.output_strength) < 1e-9
+            row = [Path(name).name, split, count, kind, show(strength), show(one.removed), show(one.elsewhere), one.of]
+            yield [*row, *(show(figures[key]) for key in FIGURES), "yes" if chosen else "no"]
+
+
+def embed(probe: Probe, final: torch.Tensor, taken: list[int], span: torch.Tensor, strength: float) -> torch.Tensor:
+    """Embeddings under the refit of some heads and a projection of the output."""
+    subsets = probe.subsets
+    readout = subsets.readout + sum(subsets.changes[index] @ subsets.readouts[index].T for index in taken)
+    embedding = final.double() @ readout[:-1] + readout[-1]
+    return (embedding - strength * embedding @ span @ span.T).float()
+
+
+def show(value: float) -> str:
+    return f"{value:.3f}"
+
+
+VERDICTS = ["model", "calibration images", "concept", "instances", "low", "high", *(f"selectivity at {k}" for k in COUNTS),
+            "verdict", "compared with", "profile cosine", "truly held"]  # fmt: skip
+CHOICE = ["model", "split", "heads", "projection", "strength", "removed, left-out instance", "removed elsewhere", "of",
+          *(figure.replace("_", " ") for figure in FIGURES), "chosen"]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", choices=("verdicts", "choice"))
+    parser.add_argument("models", nargs="*", default=["demo"])
+    parser.add_argument("--calibration", default="demo")
+    parser.add_argument("--images", type=int, nargs="+", default=[64, 128, 512, 4096])
+    parser.add_argument("--split", choices=("validation", "test"), default="test")
+    options = parser.parse_args()
+    out, right = csv.writer(sys.stdout, lineterminator="\n"), Counter()
+    out.writerow(VERDICTS if options.table == "verdicts" else CHOICE)
+    for name in options.models:
+        verdicts = options.table == "verdicts"
+        rows = (
+            write_verdicts(name, options.calibration, options.images) if verdicts else write_choice(name, options.split)
+        )
+        for row in rows:
+            out.writerow(row)
+            right[f"held {row[-1]}, said {row[10]}" if verdicts else "rows"] += 1
+            sys.stdout.flush()
+    print(dict(right), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
