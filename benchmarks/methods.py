@@ -32,6 +32,7 @@ from clipedit.editor.edits.apply import apply_recipe
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.direct import compute_recipe_embeddings
 from clipedit.editor.edits.document import RecipeDocument
+from clipedit.editor.edits.held_out import Fidelity, compute_fidelity
 from clipedit.editor.edits.operations import project_output
 from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.errors import ClipeditError
@@ -39,7 +40,6 @@ from clipedit.editor.images.demo import LISTED_PLACES, labelled_by, labelled_tas
 from clipedit.editor.images.source import ImageSource
 from clipedit.editor.measure.control import draw_control_documents, mean_rows
 from clipedit.editor.measure.demo_measure import measure_embeddings, task_weights
-from clipedit.editor.measure.fidelity import Fidelity, compute_fidelity
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.scan.collect import LabelledEmbeddings, collect_embeddings, collect_features, collect_labelled
 from clipedit.editor.scan.features import load_features

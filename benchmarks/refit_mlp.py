@@ -21,11 +21,11 @@ from clipedit.editor.components import Features
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.direct import compute_direct_embeddings, compute_edited_readouts
 from clipedit.editor.edits.document import Step
+from clipedit.editor.edits.held_out import Fidelity, compute_fidelity
 from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.images.demo import validation_source
 from clipedit.editor.images.listing import list_images
 from clipedit.editor.images.source import ImageSource
-from clipedit.editor.measure.fidelity import Fidelity, compute_fidelity
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.scan.collect import collect_features
 from clipedit.editor.scan.scan import Scan, scan

@@ -47,7 +47,7 @@ def make_statistics(seed: int) -> Statistics:
 def write_files(folder: Path, count: int) -> list[Path]:
     paths = []
     for index in range(count):
-        scan = Scan(make_statistics(index), "ViT-L-14", None, "0" * 64, f"{index:064x}", LAYERS, False)
+        scan = Scan((make_statistics(index),), "ViT-L-14", None, "0" * 64, f"{index:064x}", LAYERS, False)
         unit = {"name": f"{index:06d}.tar", "key": "", "of": count, "batch_size": 256}
         paths.append(partials.partial_path(folder, unit["name"]))
         replace(scan, unit=unit).save(paths[-1])

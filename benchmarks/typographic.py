@@ -22,11 +22,11 @@ from clipedit.editor.concepts.concepts import Concept
 from clipedit.editor.edits.apply import apply_recipe
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.direct import compute_recipe_embeddings
+from clipedit.editor.edits.held_out import compute_fidelity
 from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.images.source import ImageSource, LabelledImages
 from clipedit.editor.measure.control import draw_control_documents, mean_rows
 from clipedit.editor.measure.demo_measure import task_weights
-from clipedit.editor.measure.fidelity import compute_fidelity
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.scan.collect import collect_embeddings, collect_features
 from clipedit.editor.scan.scan import scan

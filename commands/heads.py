@@ -91,13 +91,17 @@ def _score(
 ) -> None:
     require_scan(scan)
     from ..editor.concepts.scores import score_heads
+    from ..editor.select.whose_heads import judge_concept
 
-    scores = score_heads(*open_scan(scan), concept=concept, **given(keep=keep, measure=measure, directions=directions))
+    scanned, model = open_scan(scan)
+    scores = score_heads(scanned, model, concept=concept, **given(keep=keep, measure=measure, directions=directions))
     if as_json:
         print_json([{**vars(row), "score": row.score} for row in scores])
         return
     rows = [[row.component, f"{row.score:+.3f}", f"{row.concept:.3f}", f"{row.keep:.3f}"] for row in scores[:top]]
     print_table(["component", "score", concept, "keep"], rows)
+    found = judge_concept(scanned, model, concept)
+    say(f"{found.verdict}: {found.because}")
 
 
 def _test_scores(scan: Path, labels: str, columns: str | None, measure: str | None, *, as_json: bool) -> None:

@@ -62,7 +62,7 @@ PANELS = {
     "How": (
         *("operation", "effect", "select", "heads", "strength", "output_strength", "directions", "along", "factor"),
         *("weights", "leace", "labelled", "label", "group_by", "split", "retention", "erase", "regions", "budget"),
-        "features",
+        *("features", "force"),
     ),
     "Measure": ("dataset", "batch_size", "max_bad"),
     "Output": ("out", "overwrite", "report", "plot", "as_json", "help"),
@@ -175,6 +175,10 @@ def remove_heads(
         typer.Option(help="Points of accuracy that frontier and attention-region may lose."),
     ] = HeadChoice.budget,
     features: FeaturesOption = HeadChoice.features,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Edit although no few heads hold the concept, or they are another concept's."),
+    ] = HeadChoice.force,
     dataset: Annotated[
         str | None,
         typer.Option(callback=require_images, help="Labelled images to measure on, as for `evaluate`."),
@@ -225,6 +229,7 @@ def _require_usage(concept: str | None, tower: str, select: str, effect: str) ->
 
 def _print_repair(done: Repair) -> None:
     document, measured, heads = done.recipe.document, done.measured, done.recipe.heads
+    say(str(done.verdict))
     operations = ", ".join(dict.fromkeys(step.operation for step in document.steps if step.target == "heads"))
     say(f"edited {len(heads)} heads ({operations or 'none'}, {document.effect}): {', '.join(heads)}")
     if "frontier" in measured:

@@ -52,6 +52,16 @@ class Features:
     embedding: Float[Tensor, "image d_embed"]
 
 
+def take_rows(features: Features, rows: Tensor) -> Features:
+    """The features of some images of a batch: positions, or a mask with one entry per image."""
+    return Features(
+        {name: tensor[rows] for name, tensor in features.groups.items()},
+        {name: tensor[rows] for name, tensor in features.values.items()},
+        features.final[rows],
+        features.embedding[rows],
+    )
+
+
 @dataclass(frozen=True)
 class TokenReading:
     """What the heads of some layers took from each token of a batch's images.

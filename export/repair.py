@@ -11,8 +11,10 @@ from typing import Any
 from ..editor.concepts.concepts import Concept, load_concept
 from ..editor.edits.apply import apply_recipe
 from ..editor.edits.bind import bind_recipe, check_effect
+from ..editor.edits.held_out import Fidelity, estimate_fidelity, require_enough_images
 from ..editor.edits.recipe import Recipe
 from ..editor.edits.singular import load_weights
+from ..editor.errors import ConceptError
 from ..editor.images.demo import DEMO, is_demo
 from ..editor.images.labelled import load_labelled_images
 from ..editor.images.listing import list_images
@@ -20,21 +22,27 @@ from ..editor.images.skew import RetrievalSet
 from ..editor.images.source import ImageSource, LabelledImages
 from ..editor.images.texts import list_texts
 from ..editor.look.plot import plot_frontier, save_figure
-from ..editor.measure.control import measure_with_control
+from ..editor.measure.certificate import certify_recipe
+from ..editor.measure.control import measure_edit
 from ..editor.measure.fidelity import describe_fidelity, measure_fidelity
+from ..editor.measure.verdict import Verdict, judge_edit
 from ..editor.models.model import Model
 from ..editor.notebook import html_facts, html_table
 from ..editor.scan.collect import LabelledEmbeddings
 from ..editor.scan.scan import Scan
+from ..editor.scan.variety import require_variety
 from ..editor.select.options import EditOptions, HeadChoice
 from ..editor.select.plan import Evidence
 from ..editor.select.selectors import select_recipe
+from ..editor.select.whose_heads import judge_concept
 from .edited_folder import write_edited_model
 from .inputs import Follow, demo_test_images, follow_nothing, load_erased, load_evidence, scan_or_load
 from .output import Output
 from .pages.report import write_report
 from .verify.verify import Check
 
+# What is kept with a recipe beside the rows of figures.
+NOT_ROWS = ("frontier", "fidelity", "evidence")
 Dataset = str | Path | LabelledImages | RetrievalSet
 
 
@@ -71,7 +79,13 @@ class Repair:
     @property
     def rows(self) -> dict[str, Mapping[str, float]]:
         """A row of figures for each model: before, after, control, output_projection."""
-        return {name: row for name, row in self.measured.items() if name not in ("frontier", "fidelity")}
+        return {name: row for name, row in self.measured.items() if name not in NOT_ROWS}
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the edit helps, and why."""
+        found = self.measured.get("evidence", {})
+        return Verdict(found["verdict"], found["because"]) if "verdict" in found else judge_edit({})
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -91,6 +105,8 @@ class Repair:
     def report(self) -> dict[str, Any]:
         """Plain data: what `clipedit remove-heads --json` prints."""
         return {
+            "verdict": self.verdict.word,
+            "because": self.verdict.because,
             "heads": self.recipe.heads,
             "measured": dict(self.measured),
             "out": None if self.out is None else str(self.out),
@@ -157,11 +173,15 @@ def repair(
         dataset, choice = dataset or DEMO, replace(choice, labelled=choice.labelled or DEMO)
     named, options, evidence = _read_before_scanning(model, (concept, keep), options, choice)
     scanned = scan_or_load(model, images, scan, options=scan_options or {}, follow=follow)
+    require_variety(scanned)
+    _require_held(scanned, model, named[0], choice)
     document = select_recipe(
         scanned, model, select=choice.select, evidence=evidence, concept=named[0], keep=named[1], **vars(options)
     )
     erased = load_erased(document, model, choice, follow)
     done = Repair(model, bind_recipe(document, scanned, model, labelled=erased), scanned)
+    if erased is None:
+        require_enough_images(done.recipe, scanned, model)
     if measure:
         done = _with_rows(done, dataset, erased, follow)
         done = _with_fidelity(done, _find_seen(model, dataset, images), erased, follow)
@@ -183,24 +203,53 @@ def _read_before_scanning(
     return named, replace(options, weights=weights), load_evidence(choice)
 
 
+def _require_held(scan: Scan, model: Model, concept: Concept | None, choice: HeadChoice) -> None:
+    """Refuse a concept that no few heads hold, or whose heads are another concept's: an edit would harm what they do hold.
+
+    Selectors that look at labels say for themselves what there is; of texts as inputs nothing is known here.
+
+    Raises:
+        ConceptError: With the figures, and what to do instead.
+    """
+    if choice.force or concept is None or choice.select != "text-difference" or model.side == "text":
+        return
+    found = judge_concept(scan, model, concept)
+    if found.verdict != "held":
+        advice = f"Look at `clipedit score SCAN --concept {found.other}`" if found.other else "Nothing was changed"
+        raise ConceptError(f"cannot remove {concept.name}: {found.because}. {advice}, or add --force to edit anyway.")
+
+
 def _with_rows(done: Repair, dataset: Dataset | None, erased: LabelledEmbeddings | None, follow: Follow) -> Repair:
     """With the rows of the data set: before, after, random heads, the projection of the output alone."""
+    certificate = certify_recipe(done.recipe, done.scan, done.model, labelled=erased)
+    evidence: dict[str, Any] = {} if certificate is None else {"certificate": certificate.report()}
     rows: Mapping[str, Any] = {}
     if dataset is not None:
-        rows = measure_with_control(
-            done.recipe, done.scan, done.model, dataset, labelled=erased, progress=follow("measure")
-        )
-    return replace(done, recipe=done.recipe.with_measured(rows))
+        found = measure_edit(done.recipe, done.scan, done.model, dataset, labelled=erased, progress=follow("measure"))
+        rows, evidence = found.rows, found.report() | evidence
+    return replace(done, recipe=done.recipe.with_measured({**rows, **({"evidence": evidence} if evidence else {})}))
 
 
 def _with_fidelity(
     done: Repair, seen: tuple[ImageSource, str] | None, erased: LabelledEmbeddings | None, follow: Follow
 ) -> Repair:
-    """With the fidelity to `direct`, where there is something to see it on."""
+    """With the fidelity to `direct`: on the scan's own images, each left out, where it kept them; else on what there is to see."""
+    held_out = estimate_fidelity(done.recipe, done.scan, done.model, labelled=erased)
+    if held_out is not None:
+        on = f"calibration {done.model.side}s, each left out"
+        return replace(done, recipe=done.recipe.with_measured({"fidelity": _describe(held_out, on)}))
     if done.recipe.document.effect == "direct" or seen is None:
         return done
     found = measure_fidelity(done.recipe, done.scan, done.model, seen[0], labelled=erased, progress=follow("fidelity"))
-    return replace(done, recipe=done.recipe.with_measured({"fidelity": asdict(found) | {"on": seen[1]}}))
+    # A total edit is fitted to means only; another may have been fitted to the very images that it is judged on.
+    judged = done.recipe.document.effect == "total" or seen[1] == "dataset"
+    return replace(
+        done, recipe=done.recipe.with_measured({"fidelity": _describe(replace(found, held_out=judged), seen[1])})
+    )
+
+
+def _describe(found: Fidelity, on: str) -> dict[str, Any]:
+    return asdict(found) | {"n": found.images, "on": on}
 
 
 def _find_seen(

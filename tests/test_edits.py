@@ -166,12 +166,13 @@ def test_distilled_is_the_least_squares_fit_to_the_direct_edit(
         )
         for head in recipe.heads
     }
-    readout, bias = compute_distilled_readout(demo_scan, demo_model, edits)
+    refit = compute_distilled_readout(demo_scan, demo_model, edits)
+    readout, bias = refit.readout, refit.bias
     features, _ = collect_features(demo_model, demo_calibration_source(1024), layers=[1, 2, 3], batch_size=32)
     wanted = compute_recipe_embeddings(recipe, demo_model, features).double()
     norm = features.embedding.double().norm(dim=1, keepdim=True)
     gram = demo_scan.statistics.gg[:-1, :-1]
-    ridge = (1e-6 * gram.trace() / len(gram)).sqrt() * torch.eye(len(gram)).double()
+    ridge = (refit.ridge * gram.trace() / len(gram)).sqrt() * torch.eye(len(gram)).double()
     design = torch.cat([torch.cat([features.final.double(), torch.ones(len(norm), 1).double()], 1) / norm, ridge])
     target = torch.cat([(wanted - features.embedding) / norm, torch.zeros(len(gram), wanted.shape[1]).double()])
     expected = torch.linalg.lstsq(design, target, driver="gelsd").solution

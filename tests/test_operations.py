@@ -16,11 +16,12 @@ from clipedit.editor.concepts.directions import compute_mean_differences, concep
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.direct import compute_recipe_embeddings
 from clipedit.editor.edits.document import Base, RecipeDocument, Step
+from clipedit.editor.edits.held_out import compute_fidelity
 from clipedit.editor.edits.operations import OperationInput, identity_map, keep_only, project_out
 from clipedit.editor.edits.recipe import Recipe, bound_heads, load_recipe
 from clipedit.editor.edits.singular import load_weights, score_directions
 from clipedit.editor.images.demo import demo_calibration_source
-from clipedit.editor.measure.fidelity import compute_fidelity, measure_fidelity
+from clipedit.editor.measure.fidelity import measure_fidelity
 from clipedit.editor.scan.collect import LabelledEmbeddings, collect_features
 from clipedit.editor.select.plan import compute_span_angle
 from clipedit.editor.towers.vit.open_clip_attention import residual_readout, value_output_weights

@@ -73,12 +73,13 @@ def test_the_map_is_the_least_squares_map_of_the_scanned_embeddings(
     z = scanned_features.embedding.double()
     wanted = compute_recipe_embeddings(recipe, demo_model, scanned_features).double()
     norm = z.norm(dim=1, keepdim=True)
-    expected = torch.linalg.lstsq(z / norm, wanted / norm).solution.T
-    found = clipedit.compute_embedding_map(recipe, demo_scan, demo_model).matrix
-    assert (z @ found.T - z @ expected.T).norm() / (z @ expected.T).norm() < 1e-3
-    # The ridge aside, no other map is nearer: the residual is orthogonal to the embeddings.
-    residual = (wanted - z @ found.T) / norm
-    assert (residual.T @ (z / norm)).norm() / (wanted / norm).T.matmul(z / norm).norm() < 1e-4
+    mapping = clipedit.compute_embedding_map(recipe, demo_scan, demo_model)
+    # The change from the identity, with its ridge as rows of zeros that it must explain too.
+    rows = z / norm
+    ridge = (mapping.ridge * rows.square().sum() / 64).sqrt() * torch.eye(64).double()
+    target = torch.cat([(wanted - z) / norm, torch.zeros(64, 64).double()])
+    change = torch.linalg.lstsq(torch.cat([rows, ridge]), target).solution
+    assert (z @ mapping.matrix.T - z - z @ change).norm() / (wanted - z).norm() < 1e-3
 
 
 def test_an_empty_recipe_gives_the_identity_to_the_bit(demo_model: clipedit.Model, demo_scan: clipedit.Scan) -> None:

@@ -106,19 +106,20 @@ def test_groups_are_summed_to_the_same_bytes_by_any_number_of_threads(
     monkeypatch.setattr(partials, "GROUP", 2)
     tree = None
     for start in range(0, 11, 2):
-        one, *other = (clipedit.load_scan(path).statistics for path in found.files[start : start + 2])
-        node = one + other[0] if other else one
-        tree = node if tree is None else tree + node
+        one, *other = (clipedit.load_scan(path).folds for path in found.files[start : start + 2])
+        node = tuple(a + b for a, b in zip(one, other[0], strict=True)) if other else one
+        tree = node if tree is None else tuple(a + b for a, b in zip(tree, node, strict=True))
     for threads in (1, 2, 3, 8):
         monkeypatch.setattr(partials, "MAX_THREADS", threads)
         monkeypatch.setattr(partials.os, "cpu_count", lambda: 8)
         merged = found.merge()
-        assert tree is not None and merged.statistics.n == tree.n == 22
-        assert torch.equal(merged.statistics.gg, tree.gg)
-        assert torch.equal(merged.statistics.groups["L3.heads"].ug, tree.groups["L3.heads"].ug)
+        assert tree is not None and merged.statistics.n == sum(fold.n for fold in tree) == 22
+        for fold, wanted in zip(merged.folds, tree, strict=True):
+            assert torch.equal(fold.gg, wanted.gg)
+            assert torch.equal(fold.groups["L3.heads"].ug, wanted.groups["L3.heads"].ug)
     # What is wrong in a partial's numbers is found by the thread that reads it.
     damaged = clipedit.load_scan(found.files[7])
-    damaged.statistics.gg[0, 0] = float("nan")
+    damaged.folds[0].gg[0, 0] = float("nan")
     damaged.save(found.files[7])
     with pytest.raises(clipedit.StatisticsError, match=found.files[7].name):
         found.merge()
@@ -128,7 +129,7 @@ def test_sums_so_large_that_their_own_sum_is_infinite_are_read(demo_model: clipe
     scanned = clipedit.scan(demo_model, demo_calibration_source(8), layers=[3])
     for value, good in ((1.7e308, True), (float("inf"), False), (float("nan"), False)):
         gg = torch.full_like(scanned.statistics.gg, value)
-        dataclasses.replace(scanned, statistics=dataclasses.replace(scanned.statistics, gg=gg)).save(tmp_path / "scan")
+        dataclasses.replace(scanned, folds=(dataclasses.replace(scanned.statistics, gg=gg),)).save(tmp_path / "scan")
         if good:
             assert torch.equal(clipedit.load_scan(tmp_path / "scan").statistics.gg, gg)
         else:
@@ -244,7 +245,7 @@ def test_many_bad_images_are_counted_but_not_all_named(
     assert (len(merged.bad), merged.more_bad, merged.statistics.n) == (3, 3, 6)
     merged.save(tmp_path / "scan")
     assert clipedit.load_scan(tmp_path / "scan").more_bad == 3
-    assert merged.merge(merged).more_bad == 6
+    assert merged.merge(dataclasses.replace(merged, fingerprint="0" * 64)).more_bad == 6
 
 
 def test_removing_partials_leaves_other_files(demo_model: clipedit.Model, photos: Path, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def scan_pixels(model: Model, pixels: Tensor) -> Scan:
     statistics = add_features(
         empty_statistics(groups, model.tower.d_model), model.tower.collect_features(pixels, groups)
     )
-    return Scan(statistics, model.name, None, model.weights_hash, "pixels", layers, False)
+    return Scan((statistics,), model.name, None, model.weights_hash, "pixels", layers, False)
 
 
 def embed_with_hooks(

@@ -12,7 +12,7 @@ from ..images.texts import load_texts
 from ..models.model import Model
 from .concepts import Concept
 
-VARIANCE_KEPT = 0.9
+VARIANCE_KEPT, ROUNDING = 0.9, 1e-4
 
 
 def compute_concept_directions(
@@ -33,7 +33,13 @@ def compute_concept_directions(
     """
     unit = F.normalize(texts.double(), dim=-1)
     _, singular, right = torch.linalg.svd(unit - unit.mean(0), full_matrices=False)
-    rank = int((singular > singular[0] * 1e-6).sum())
+    # Texts of equal tokens differ by rounding only.
+    rank = int((singular > max(float(singular[0]) * 1e-6, ROUNDING)).sum())
+    if rank == 0:
+        raise ConceptError(
+            f"cannot find what {len(texts)} texts differ in: to the model they are one, by case, spaces or a context that cuts "
+            "them. Add texts that differ."
+        )
     if rank == 0 or (directions is not None and not 1 <= directions <= rank):
         raise ConceptError(f"cannot take {directions or 1} directions: the texts span {rank}. Add texts that differ.")
     held = (singular.square().cumsum(0) / singular.square().sum()).tolist()

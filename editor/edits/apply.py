@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ..components import HeadId
 from ..errors import RecipeError
 from ..files.tensors import ReadTensor, copy_with_tensors, hash_checkpoint, tensor_reader
+from ..models.identity import describe_function, find_function_difference
 from ..models.model import BASE_FOLDER, WEIGHTS_NAME, Model, find_checkpoint
+from ..models.open_clip_config import CONFIG_NAME as OPEN_CLIP_CONFIG_NAME
+from ..models.open_clip_config import read_open_clip_config
 from ..models.timm import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME, is_timm_folder
 from ..scan.scan import Scan
 from .bind import bind_recipe, check_heads
@@ -47,7 +51,7 @@ def apply_recipe(recipe: Recipe, model: Model, *, scan: Scan | None = None, forc
             f"cannot apply recipe {recipe.document.name}: text encoders carry no direct edit, only weights. "
             "Use --effect distilled or total."
         )
-    check_base(recipe, model.weights_hash, model.name, force=force)
+    check_base(recipe, model.weights_hash, model.name, force=force, config=model.config)
     state = model.module.state_dict()
     with _fitting(recipe, model.name):
         tensors = compute_edited_tensors(recipe, lambda name: state[name])
@@ -96,7 +100,7 @@ def rewrite_checkpoint(recipe: Recipe, base: Path, folder: Path, *, force: bool 
     require_bound(recipe)
     source = base if base.is_file() else find_checkpoint(base)
     found = hash_checkpoint(source)
-    check_base(recipe, found, str(base), force=force)
+    check_base(recipe, found, str(base), force=force, config=_read_config(base))
     direct = recipe.document.effect == "direct"
     inner = folder / BASE_FOLDER if direct else folder
     inner.mkdir(exist_ok=True)
@@ -107,6 +111,11 @@ def rewrite_checkpoint(recipe: Recipe, base: Path, folder: Path, *, force: bool 
     if base.is_dir():
         _copy_companions(base, inner)
     _rebase(recipe, found).save(folder / "recipe.yaml")
+
+
+def _read_config(base: Path) -> dict[str, Any] | None:
+    """The configuration in an open_clip folder; None where there is none."""
+    return read_open_clip_config(base) if (base / OPEN_CLIP_CONFIG_NAME).is_file() else None
 
 
 def _rebase(recipe: Recipe, weights_hash: str) -> Recipe:
@@ -128,12 +137,25 @@ def _copy_companions(base: Path, inner: Path) -> None:
         shutil.copyfile(path, inner / "concepts" / path.name)
 
 
-def check_base(recipe: Recipe, weights_hash: str, name: str, *, force: bool) -> None:
-    """Refuse other weights than the recipe was made for.
+def check_base(
+    recipe: Recipe, weights_hash: str, name: str, *, force: bool, config: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse another base than the recipe was made for: other weights, or the same ones under another configuration.
+
+    Args:
+        config: The base's, as `Model.config`; without it only weights are compared.
 
     Raises:
         RecipeError: Unless `force` is set.
     """
+    expected_function = recipe.document.base.function
+    if config is not None and expected_function is not None and not force:
+        difference = find_function_difference(expected_function, describe_function(config))
+        if difference and recipe.document.base.weights_hash == weights_hash:
+            raise RecipeError(
+                f"cannot apply recipe {recipe.document.name} to {name}: the weights are the same, but {difference}. Give the "
+                "base that it was made for, or --force."
+            )
     expected = recipe.document.base.weights_hash
     if expected is not None and expected != weights_hash and not force:
         raise RecipeError(

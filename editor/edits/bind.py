@@ -12,6 +12,7 @@ from torch import Tensor
 from ..choices import EFFECTS
 from ..components import HeadId
 from ..errors import RecipeError
+from ..models.identity import describe_function
 from ..models.model import Model
 from ..scan.collect import LabelledEmbeddings
 from ..scan.scan import Scan
@@ -51,7 +52,8 @@ def bind_recipe(
     fold = None
     if document.effect == "distilled":
         edits = {head: maps for head, (maps, _) in heads.items()}
-        readout, bias = compute_distilled_readout(scan, model, edits, parts)
+        refit = compute_distilled_readout(scan, model, edits, parts)
+        readout, bias = refit.readout, refit.bias
         if labelled is not None:
             # What is erased is what ships: the labelled images as the refitted readout embeds them.
             labelled = replace(labelled, embedding=labelled.final.double() @ readout + bias)
@@ -60,13 +62,18 @@ def bind_recipe(
         readout, bias = readout @ output.T, output @ bias
         folded = own.tower.fold_readout(readout, bias)
         tensors |= {f"folded.{name}": tensor for name, tensor in folded.items()}
-        fold = _describe_fold(own, folded, readout, bias)
+        fold = _describe_fold(own, folded, readout, bias, refit.ridge)
     else:
         tensors |= _compose_projections(document, model, labelled)
     update = {
         "fold": fold,
         "tower": model.side,
-        "base": Base(model=model.name, pretrained=model.pretrained, weights_hash=model.weights_hash),
+        "base": Base(
+            model=model.name,
+            pretrained=model.pretrained,
+            weights_hash=model.weights_hash,
+            function=describe_function(model.config),
+        ),
         "calibration": Calibration(fingerprint=scan.fingerprint, images=scan.statistics.n),
     }
     rounded = {name: tensor.float() for name, tensor in tensors.items()}
@@ -172,13 +179,13 @@ def _compose_output_map(
     return total, offset
 
 
-def _describe_fold(model: Model, folded: Mapping[str, Tensor], readout: Tensor, bias: Tensor) -> Fold:
+def _describe_fold(model: Model, folded: Mapping[str, Tensor], readout: Tensor, bias: Tensor, ridge: float) -> Fold:
     """What folding lost: the embedding of `f = 1` under the folded tensors should be `P'^T 1` and the constant."""
     ones = torch.ones(1, model.tower.d_model).double()
     found = (model.tower.embed_final(ones, folded) - ones @ readout)[0]
     shift = torch.linalg.lstsq(readout.T, found[:, None], driver="gelsd").solution
     scale = bias.norm().clamp_min(1e-12)
-    return Fold(residual=float((found - bias).norm() / scale), bias_norm=float(shift.norm()))
+    return Fold(residual=float((found - bias).norm() / scale), bias_norm=float(shift.norm()), ridge=ridge)
 
 
 def _used_names(tensors: Mapping[str, Tensor], model: Model) -> dict[str, str]:

@@ -81,11 +81,15 @@ class Step(_Section):
 
 
 class Base(_Section):
-    """The model that the recipe was made for. `weights_hash` is missing in unbound recipes."""
+    """The model that the recipe was made for. `weights_hash` and `function` are missing in unbound recipes.
+
+    `function` is what the model computes with its weights (`editor/models/identity.py`); older recipes do not say it.
+    """
 
     model: str
     pretrained: str | None = None
     weights_hash: str | None = None
+    function: dict[str, Any] | None = None
 
 
 class Calibration(_Section):
@@ -96,10 +100,14 @@ class Calibration(_Section):
 
 
 class Fold(_Section):
-    """How well a `distilled` constant went into the last norm's bias: `residual` of `P'^T b = c`, relative, and `|b|`."""
+    """How well a `distilled` constant went into the last norm's bias: `residual` of `P'^T b = c`, relative, and `|b|`.
+
+    `ridge` is that of the refit, relative to the mean of the Gram matrix's diagonal; older recipes do not say it.
+    """
 
     residual: float
     bias_norm: float
+    ridge: float | None = None
 
 
 class TensorFile(_Section):

@@ -148,17 +148,18 @@ def tensor_reader(path: Path) -> ReadTensor:
     return read
 
 
-def load_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], Any]:
+def load_tensors(path: Path, *kinds: str) -> tuple[dict[str, Tensor], Any]:
     """All tensors of a file that `save_tensors` wrote, and the data kept with them.
 
     Raises:
-        ModelError: If the file is missing, or was not written as this kind.
+        ModelError: If the file is missing, or was not written as one of these kinds; the newest is named.
     """
     read_header(path)
     with reading_weights(str(path)), safe_open(path, framework="pt") as stream:
         metadata = stream.metadata() or {}
-        if kind not in metadata:
-            raise ModelError(f"cannot read {path}: it is not a {kind} file.")
+        kind = next((kind for kind in kinds if kind in metadata), None)
+        if kind is None:
+            raise ModelError(f"cannot read {path}: it is not a {kinds[0]} file.")
         try:
             described = parse_json(metadata[kind])
         except ValueError as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -14,7 +16,7 @@ from ..concepts.class_weights import DEFAULT_TEMPLATES
 from ..edits.apply import apply_recipe
 from ..edits.bind import bind_recipe
 from ..edits.direct import compute_recipe_embeddings
-from ..edits.document import RecipeDocument
+from ..edits.document import RecipeDocument, Step
 from ..edits.parts import ablated_names
 from ..edits.recipe import Recipe, load_recipe, require_bound
 from ..images.skew import RetrievalSet
@@ -24,7 +26,9 @@ from ..models.model import Model, load_model
 from ..scan.collect import LabelledEmbeddings, collect_embeddings, collect_features
 from ..scan.scan import Progress, Scan, load_scan
 from ..select.plan import draw_random_heads
-from .evaluate import Measure, build_measure
+from .evaluate import Measure, build_measure, build_outcomes
+from .intervals import Difference, Outcomes, compare_outcomes
+from .verdict import Verdict, judge_edit
 
 DRAWS = 10
 
@@ -46,19 +50,94 @@ def measure_with_control(
     Raises:
         ImageError: If images or labels cannot be read.
     """
+    return measure_edit(recipe, scan, model, dataset, labelled=labelled, draws=draws, progress=progress).rows
+
+
+@dataclass(frozen=True)
+class MeasuredEdit:
+    """What an edit changed.
+
+    Attributes:
+        rows: As `measure_with_control`.
+        differences: By figure, from before to after, with paired intervals; none where nothing is right or wrong.
+        spread: The standard deviation of every figure over the draws of random heads.
+        rank: How many draws of random heads do at least as well as the edit, by figure.
+        draws: How many draws there were.
+    """
+
+    rows: dict[str, dict[str, float]]
+    differences: Mapping[str, Difference] = field(default_factory=dict)
+    spread: Mapping[str, float] = field(default_factory=dict)
+    rank: Mapping[str, int] = field(default_factory=dict)
+    draws: int = 0
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the edit helps, and why."""
+        return judge_edit(
+            self.differences,
+            control=self.rows.get("control"),
+            control_sd=self.spread,
+            projection=self.rows.get("output_projection"),
+        )
+
+    def report(self) -> dict[str, Any]:
+        """What the rows do not say, as plain data."""
+        verdict = self.verdict
+        return {
+            "verdict": verdict.word,
+            "because": verdict.because,
+            "differences": {name: {**vars(found), "change": found.change} for name, found in self.differences.items()},
+            "control_spread": {"sd": dict(self.spread), "rank": dict(self.rank), "draws": self.draws},
+        }
+
+
+def measure_edit(
+    recipe: Recipe,
+    scan: Scan,
+    model: Model,
+    dataset: str | Path | LabelledImages | RetrievalSet,
+    *,
+    labelled: LabelledEmbeddings | None = None,
+    draws: int = DRAWS,
+    progress: Progress | None = None,
+) -> MeasuredEdit:
+    """As `measure_with_control`, with intervals, the spread of the control and the verdict.
+
+    Raises:
+        ImageError: If images or labels cannot be read.
+    """
     if recipe.document.tower == "text":
         return measure_text_edit(recipe, scan, model, dataset, labelled=labelled, draws=draws, progress=progress)
     source, measure = build_measure(model.editable, dataset, by_group=True)
     edited = apply_recipe(recipe, model)
     # Of a classifier the edited answers are those of its edited head.
     _, measure_edited = build_measure(edited, dataset, by_group=True)
-    rows = {
-        "before": measure(*collect_embeddings(model.editable, source, progress=progress)),
-        "after": measure_edited(*collect_embeddings(edited, source, progress=progress)),
-    }
-    return rows | measure_controls(
-        recipe, scan, model, source, measure, labelled=labelled, draws=draws, progress=progress
+    before = collect_embeddings(model.editable, source, progress=progress)
+    after = collect_embeddings(edited, source, progress=progress)
+    rows = {"before": measure(*before), "after": measure_edited(*after)}
+    embed = _embedder(recipe, model.editable, source, scan, progress)
+    controls = _control_rows(recipe, scan, model, lambda bound: measure(*embed(bound)), labelled=labelled, draws=draws)
+    differences = compare_models(
+        build_outcomes(model.editable, dataset)(*before), build_outcomes(edited, dataset)(*after)
     )
+    return _put_together(rows, controls, differences)
+
+
+def compare_models(
+    before: tuple[Outcomes, Sequence[str]], after: tuple[Outcomes, Sequence[str]]
+) -> dict[str, Difference]:
+    """Differences of two models on the same images; none where one could not read some image."""
+    return compare_outcomes(before[0], after[0], before[1]) if before[1] == after[1] and before[1] else {}
+
+
+def _put_together(
+    rows: dict[str, dict[str, float]], controls: ControlRows, differences: Mapping[str, Difference]
+) -> MeasuredEdit:
+    drawn, after = controls.drawn, rows["after"]
+    spread = {key: float(np.std([row[key] for row in drawn], ddof=1)) for key in drawn[0]} if len(drawn) > 1 else {}
+    rank = {key: sum(row[key] >= after[key] for row in drawn) for key in (drawn[0] if drawn else ()) if key in after}
+    return MeasuredEdit(rows | controls.rows, differences, spread, rank, len(drawn))
 
 
 def measure_folder_controls(
@@ -79,7 +158,7 @@ def measure_folder_controls(
     base, recipe = load_model(scan.model_name, scan.pretrained).with_tower(scan.tower), load_recipe(folder)
     base = apply_aligner(base, scan.aligner) if scan.aligner else base
     if recipe.document.tower == "text":
-        rows = measure_text_edit(recipe, scan, base, dataset, templates=templates, progress=progress)
+        rows = measure_text_edit(recipe, scan, base, dataset, templates=templates, progress=progress).rows
         rows = {name: row for name, row in rows.items() if name not in ("before", "after")}
     else:
         source, measure = build_measure(base.editable, dataset, templates=templates)
@@ -103,7 +182,8 @@ def measure_controls(
     `direct` and `distilled` recipes share one pass over the images; `total` ones run the model once a draw.
     """
     embed = _embedder(recipe, model.editable, source, scan, progress)
-    return _control_rows(recipe, scan, model, lambda bound: measure(*embed(bound)), labelled=labelled, draws=draws)
+    found = _control_rows(recipe, scan, model, lambda bound: measure(*embed(bound)), labelled=labelled, draws=draws)
+    return found.rows
 
 
 def measure_text_edit(
@@ -116,8 +196,8 @@ def measure_text_edit(
     labelled: LabelledEmbeddings | None = None,
     draws: int = DRAWS,
     progress: Progress | None = None,
-) -> dict[str, dict[str, float]]:
-    """As `measure_with_control`, of an edit of the text tower: images are embedded once, classes by every edited model."""
+) -> MeasuredEdit:
+    """As `measure_edit`, of an edit of the text tower: images are embedded once, classes by every edited model."""
     source, measure = build_measure(model, dataset, templates=templates)
     embedded = collect_embeddings(model, source, progress=progress)
 
@@ -125,7 +205,18 @@ def measure_text_edit(
         return build_measure(apply_recipe(bound, model), dataset, templates=templates)[1](*embedded)
 
     rows = {"before": measure(*embedded), "after": figures(recipe)}
-    return rows | _control_rows(recipe, scan, model, figures, labelled=labelled, draws=draws)
+    controls = _control_rows(recipe, scan, model, figures, labelled=labelled, draws=draws)
+    edited = apply_recipe(recipe, model)
+    outcomes = [build_outcomes(one, dataset, templates=templates)(*embedded) for one in (model, edited)]
+    return _put_together(rows, controls, compare_models(*outcomes))
+
+
+@dataclass(frozen=True)
+class ControlRows:
+    """Rows beside an edit, and those of every draw of random heads."""
+
+    rows: dict[str, dict[str, float]]
+    drawn: Sequence[Mapping[str, float]]
 
 
 def _control_rows(
@@ -136,7 +227,7 @@ def _control_rows(
     *,
     labelled: LabelledEmbeddings | None,
     draws: int,
-) -> dict[str, dict[str, float]]:
+) -> ControlRows:
     heads = [HeadId(layer, head) for layer in scan.layers for head in range(model.tower.heads_per_layer[layer])]
     rows: dict[str, dict[str, float]] = {}
     documents = draw_control_documents(recipe.document, heads, draws=draws)
@@ -147,19 +238,25 @@ def _control_rows(
     if outputs:
         projection = recipe.document.model_copy(update={"steps": outputs})
         rows["output_projection"] = figures(bind_recipe(projection, scan, model, labelled=labelled))
-    return rows
+    return ControlRows(rows, drawn)
 
 
 def draw_control_documents(
     document: RecipeDocument, scanned: Sequence[HeadId], *, draws: int = DRAWS, seed: int = 0
 ) -> Iterator[RecipeDocument]:
-    """The recipe's operations on random heads of the same layers, its steps on the output left out."""
+    """The same recipe with random heads: as many of each layer, the same operations, the same projection of the output."""
     generator = np.random.default_rng(seed)
-    steps = [step for step in document.steps if step.target == "heads"]
-    for _ in range(draws if steps else 0):
-        drawn = (tuple(map(str, draw_random_heads(scanned, step.head_ids(), generator))) for step in steps)
-        changed = (step.model_copy(update={"heads": heads}) for step, heads in zip(steps, drawn, strict=True))
-        yield document.model_copy(update={"steps": tuple(changed), "base": document.base})
+    for _ in range(draws if any(step.target == "heads" for step in document.steps) else 0):
+        yield document.model_copy(
+            update={"steps": tuple(_with_random_heads(step, scanned, generator) for step in document.steps)}
+        )
+
+
+def _with_random_heads(step: Step, scanned: Sequence[HeadId], generator: np.random.Generator) -> Step:
+    if step.target != "heads":
+        return step
+    drawn = draw_random_heads(scanned, step.head_ids(), generator)
+    return step.model_copy(update={"heads": tuple(map(str, drawn))})
 
 
 def mean_rows(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

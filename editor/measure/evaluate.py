@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -20,6 +21,8 @@ from ..scan.collect import collect_embeddings
 from ..scan.scan import Progress
 from .accuracy import GROUP, compute_accuracies
 from .demo_measure import build_demo_measure
+from .demo_outcomes import build_demo_outcomes
+from .intervals import Cell, Outcomes
 from .linear_head import classify_by_head, require_unseen
 
 Measure = Callable[[Tensor, Sequence[int]], dict[str, float]]
@@ -86,6 +89,35 @@ def build_measure(
     require_unseen(model, task.source)
     answer = build_answer(model, task.classes, templates)
     return task.source, lambda embeddings, kept: measure_task(answer(embeddings), kept, task, by_group=by_group)
+
+
+def build_outcomes(
+    model: Model,
+    dataset: str | Path | LabelledImages | RetrievalSet,
+    *,
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+) -> Callable[[Tensor, Sequence[int]], tuple[Outcomes, list[str]]]:
+    """From embeddings to what was answered rightly, by figure, and the group of every image: what intervals are drawn from.
+
+    Sets for retrieval have no right answers: nothing comes back for them.
+    """
+    if is_demo(dataset):
+        return build_demo_outcomes(model, test_source())
+    task = load_dataset(dataset) if isinstance(dataset, str | Path) else dataset
+    if isinstance(task, RetrievalSet):
+        return lambda embeddings, kept: ({}, [])
+    answer = build_answer(model, task.classes, templates)
+    return lambda embeddings, kept: _find_outcomes(answer(embeddings), kept, task)
+
+
+def _find_outcomes(
+    similarity: Float[Tensor, "image class"], kept: Sequence[int], task: LabelledImages
+) -> tuple[Outcomes, list[str]]:
+    right = (similarity.argmax(1) == torch.tensor([task.labels[index] for index in kept])).numpy()
+    groups = np.asarray([task.groups[index] for index in kept])
+    every = np.arange(len(right))
+    cells = [Cell(every[groups == name], right[groups == name]) for name in np.unique(groups)]
+    return {"overall": [[Cell(every, right)]], "worst_group": [cells]}, groups.tolist()
 
 
 def measure_task(

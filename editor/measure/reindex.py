@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +18,18 @@ from ..edits.apply import check_base
 from ..edits.bind import bind_recipe
 from ..edits.direct import compute_recipe_embeddings
 from ..edits.head_maps import edited_groups
+from ..edits.held_out import Fidelity, compute_fidelity
 from ..edits.parts import ablated_names
 from ..edits.recipe import Recipe, require_bound
+from ..edits.refit import UNJUDGED_RIDGE, NormalEquations, choose_ridge, factor_gram, solve_ridge, sum_equations
 from ..errors import RecipeError, VectorError
 from ..files.vectors import open_vectors
 from ..images.source import ImageSource
 from ..models.model import Model
 from ..scan.collect import collect_features
 from ..scan.scan import Progress, Scan
-from .fidelity import Fidelity, compute_fidelity
+from ..scan.statistics import Statistics
 
-RIDGE = 1e-6
 UNIT_TOLERANCE = 2e-3
 LEAST_RESEMBLANCE = 0.5
 
@@ -39,10 +41,14 @@ class EmbeddingMap:
     Attributes:
         matrix: `A`, float64.
         mean_direction: The mean of `z / |z|` over the scan: what embeddings of the unedited model look like.
+        held_out: How well it does on images that it was not fitted to; None for scans of format 1.
+        ridge: Relative to the mean of the Gram matrix's diagonal.
     """
 
     matrix: Float[Tensor, "d_embed d_embed"]
     mean_direction: Float[Tensor, " d_embed"]
+    held_out: Fidelity | None = None
+    ridge: float = UNJUDGED_RIDGE
 
     def apply(self, embeddings: Float[Tensor, "row d_embed"], *, normalised: bool) -> Float[Tensor, "row d_embed"]:
         """Embeddings of the edited encoder, float64; normalised again if the given ones are. Zeros stay zeros."""
@@ -56,7 +62,7 @@ def compute_embedding_map(recipe: Recipe, scan: Scan, model: Model) -> Embedding
 
     The edited embedding is linear in what the scan keeps, `z' / |z| = T^T g + sum_h C_h^T u_h / |z|`, and so is
     `y = z / |z|`: the normal equations `A E y y^T = E (z' / |z|) y^T` need no image. What is solved for is the change from
-    the identity, with a ridge of `1e-6 tr / d_embed`, so that an empty edit gives the identity, to the bit.
+    the identity, with a ridge that is chosen on the fold left out, so that an empty edit gives the identity, to the bit.
 
     Args:
         model: The unedited model.
@@ -75,17 +81,39 @@ def compute_embedding_map(recipe: Recipe, scan: Scan, model: Model) -> Embedding
             f"cannot reindex with recipe {recipe.document.name}: its effect is total, which the scan's sums do not determine. "
             "Use --effect distilled or direct, or embed the images again."
         )
-    check_base(recipe, model.weights_hash, model.name, force=False)
-    statistics = scan.statistics
+    check_base(recipe, model.weights_hash, model.name, force=False, config=model.config)
     scan.groups(model)
-    read = torch.zeros(len(statistics.gg), model.tower.d_embed).double()
+    read = torch.zeros(len(scan.statistics.gg), model.tower.d_embed).double()
     read[:-2] = model.tower.readout()
-    seen = read.T @ statistics.gg @ read
-    cross = _cross_moments(recipe, scan, model) @ read
-    eye = torch.eye(len(seen)).double()
-    factor = torch.linalg.cholesky(seen + RIDGE * seen.trace() / len(seen) * eye)
-    change = torch.cholesky_solve((cross - seen).T, factor).T
-    return EmbeddingMap(eye + change, statistics.gg[-1] @ read / statistics.n)
+    edited = _linearise(recipe, scan, model)
+    folds = []
+    for fold in scan.folds:
+        seen = read.T @ fold.gg @ read
+        folds.append(NormalEquations(seen, (seen - edited.cross_moments(fold) @ read).T))
+    ridge = choose_ridge(folds) if scan.is_folded else UNJUDGED_RIDGE
+    equations = sum_equations(folds)
+    change = solve_ridge(equations, ridge).T
+    matrix = torch.eye(len(change)).double() + change
+    mean = scan.statistics.gg[-1] @ read / scan.statistics.n
+    return EmbeddingMap(
+        matrix, mean, _judge_held_out(recipe, scan, model, matrix, factor_gram(equations.gram, ridge)), ridge
+    )
+
+
+def _judge_held_out(
+    recipe: Recipe, scan: Scan, model: Model, matrix: Float[Tensor, "d_embed d_embed"], factor: Tensor
+) -> Fidelity | None:
+    """The map on the scan's sample, each image as if it had been left out (`editor/measure/fidelity.py`); None without one."""
+    if scan.sample is None or not scan.is_folded:
+        return None
+    features = scan.sample.features
+    stored = features.embedding.double()
+    wanted = compute_recipe_embeddings(recipe, model, features).double()
+    # [image, d_embed]: y = z / |z|
+    rows = F.normalize(stored, dim=1)
+    leverage = torch.linalg.solve_triangular(factor, rows.T, upper=False).square().sum(0)
+    missed = (stored @ matrix.T - wanted) / (1 - leverage).clamp_min(1e-6)[:, None]
+    return compute_fidelity(wanted, wanted + missed, stored)
 
 
 def reindex_vectors(
@@ -189,9 +217,26 @@ def _with_effect(recipe: Recipe, effect: Effect, scan: Scan, model: Model) -> Re
     return bind_recipe(recipe.document.model_copy(update={"effect": effect}), scan, model)
 
 
-def _cross_moments(recipe: Recipe, scan: Scan, model: Model) -> Float[Tensor, "d_embed g"]:
-    """`sum t g^T` over the scanned images; the coefficients of the edited embedding are found by editing unit vectors."""
-    tower, statistics = model.tower, scan.statistics
+@dataclass(frozen=True)
+class _LinearEdit:
+    """The edited embedding as a linear function of what a scan keeps: `final f + sum_h groups[h] u_h + constant`."""
+
+    final: Float[Tensor, "d_embed d_model"]
+    constant: Float[Tensor, " d_embed"]
+    groups: Mapping[str, Float[Tensor, "d_embed feature"]]
+
+    def cross_moments(self, statistics: Statistics) -> Float[Tensor, "d_embed g"]:
+        """`sum (z' / |z|) g^T` over the images of some sums."""
+        cross = self.final @ statistics.gg[:-2] + self.constant[:, None] * statistics.gg[-2]
+        for name, coefficients in self.groups.items():
+            # [component, k, g] -> [component * k, g]
+            cross = cross + coefficients @ statistics.groups[name].ug.flatten(0, 1)
+        return cross
+
+
+def _linearise(recipe: Recipe, scan: Scan, model: Model) -> _LinearEdit:
+    """The coefficients of the edited embedding, found by editing unit vectors."""
+    tower = model.tower
     parts = ablated_names(require_bound(recipe)) if recipe.document.effect == "direct" else []
     if parts:
         raise RecipeError(f"cannot reindex with a direct edit that ablates {parts[0]}: use a distilled one.")
@@ -206,9 +251,8 @@ def _cross_moments(recipe: Recipe, scan: Scan, model: Model) -> Float[Tensor, "d
         return compute_recipe_embeddings(recipe, model, Features(given, {}, final, final @ tower.readout()))
 
     constant = edit(nothing)[0]
-    cross = (edit(units) - constant).T @ statistics.gg[:-2] + constant[:, None] * statistics.gg[-2]
+    found = {}
     for group in groups:
         axes = torch.eye(len(group.ids) * group.k).double().unflatten(1, (len(group.ids), group.k))
-        coefficients = edit(nothing.expand(len(axes), -1), group.name, axes) - constant
-        cross += coefficients.T @ statistics.groups[group.name].ug.flatten(0, 1)
-    return cross
+        found[group.name] = (edit(nothing.expand(len(axes), -1), group.name, axes) - constant).T
+    return _LinearEdit((edit(units) - constant).T, constant, found)

@@ -137,9 +137,9 @@ class _Run:
                 path = partial_path(self.folder, result.name)
                 with staged_file(path) as temporary:
                     temporary.write_bytes(result.partial)
-                entry = read_description(path) or {"n": 0, "bad": []}
+                entry = read_description(path) or {"folds": [0], "bad": []}
                 self.count.finished += 1
-                self.count.add(entry["n"] + len(entry["bad"]), entry["bad"])
+                self.count.add(sum(entry["folds"]) + len(entry["bad"]), entry["bad"])
             yield result.name, result.error
 
 
@@ -160,8 +160,8 @@ def scan_unit(
         bad.extend(batch.bad)
         seen(len(batch.indices) + len(batch.bad), batch.bad)
 
-    statistics = scanner.sum_batches(batches, after)
-    scan = describe_scan(scanner, statistics, source.fingerprint(), bad)
+    folds, sample = scanner.sum_folds(source, batches, after, units=of)
+    scan = describe_scan(scanner, folds, source.fingerprint(), bad, sample)
     path = partial_path(folder, unit.name)
     replace(scan, unit=describe_unit(scanner, unit, of)).save(path)
     return path
@@ -186,7 +186,9 @@ def find_done(folder: Path, units: Sequence[WorkUnit], scanner: Scanner, *, max_
         raise ImageError("cannot scan in units: two of them have one name. Rename the shards, or scan them apart.")
     done: set[str] = set()
     again: dict[str, list[str]] = {}
-    wanted = vars(describe_scan(scanner, scanner.empty(), "")) | {"unit": describe_unit(scanner, units[0], len(units))}
+    wanted = vars(describe_scan(scanner, (scanner.empty(),), "")) | {
+        "unit": describe_unit(scanner, units[0], len(units))
+    }
     for path in sorted(folder.glob("*.safetensors")):
         entry = read_description(path)
         unit = paths.get(path.name)
@@ -217,7 +219,7 @@ def _why_again(entry: dict[str, Any] | None, unit: WorkUnit, max_bad: float) -> 
     if (entry.get("unit") or {}).get("key") != unit.key:
         return "the images changed"
     bad = len(entry["bad"])
-    return "too many images could not be read" if bad > max_bad * (entry["n"] + bad) else None
+    return "too many images could not be read" if bad > max_bad * (sum(entry["folds"]) + bad) else None
 
 
 def _given_units(model: Any, images: AnySource | list[WorkUnit], unit_size: int | None) -> list[WorkUnit]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from .sample import Sample
 from .statistics import Statistics
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -20,10 +21,16 @@ class _Unit(BaseModel):
     of: Annotated[int, Field(ge=1)]
 
 
+class _Sample(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    marks: Annotated[list[str], Field(max_length=512)]
+    names: Annotated[list[str], Field(max_length=512)]
+
+
 class _Description(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    n: Count
     model_name: str
     pretrained: str | None
     weights_hash: str
@@ -37,16 +44,21 @@ class _Description(BaseModel):
     tower: Literal["image", "text"] = "image"
     unit: _Unit | None = None
     more_bad: Count = 0
+    folds: Annotated[list[Count], Field(min_length=1, max_length=16)]
+    function: dict[str, Any] | None = None
+    sample: _Sample | None = None
 
 
 def check_description(described: Any) -> dict[str, Any]:
-    """The description as it was read, if it has the types that it is used with.
+    """The description as it was read, if it has the types that it is used with; one of format 1 as of one fold.
 
     Raises:
         ValueError: Naming the first that has not.
     """
+    if isinstance(described, dict) and "n" in described:
+        described = {key: value for key, value in described.items() if key != "n"} | {"folds": [described["n"]]}
     _Description.model_validate(described)
-    return described
+    return {"function": None, "sample": None} | described
 
 
 def check_sums(statistics: Statistics) -> Statistics:
@@ -77,6 +89,24 @@ def check_sums(statistics: Statistics) -> Statistics:
     ):
         raise ValueError(wrong or "its sums are no finite numbers")
     return statistics
+
+
+def check_sample(sample: Sample) -> Sample:
+    """The sample as it was read, if it has one row per image everywhere and finite numbers.
+
+    Raises:
+        ValueError: Naming what has not.
+    """
+    tensors = {**sample.features.groups, "final": sample.features.final, "embedding": sample.features.embedding}
+    for name, tensor in tensors.items():
+        wide = 2 if name in ("final", "embedding") else 3
+        if len(tensor) != len(sample.marks) or tensor.ndim != wide or not tensor.is_floating_point():
+            raise ValueError(f"its sample's {name} is {tuple(tensor.shape)}, for {len(sample.marks)} images")
+        if not _is_finite(tensor):
+            raise ValueError(f"its sample's {name} holds no finite numbers")
+    if len(sample.names) != len(sample.marks) or list(sample.marks) != sorted(sample.marks):
+        raise ValueError("its sample's names are damaged")
+    return sample
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..components import ComponentGroup, Features
+from ..components import ComponentGroup, Features, take_rows
 from ..errors import ExportError, ImageError, ModelError, StatisticsError
 from ..files.bounded import parse_json
 from ..files.inputs import require_features_file
@@ -67,8 +67,7 @@ class CachedFeatures:
             )
         if rows == list(range(len(self.features.final))):
             return self.features, kept
-        groups = {name: tensor[rows] for name, tensor in self.features.groups.items()}
-        return Features(groups, {}, self.features.final[rows], self.features.embedding[rows]), kept
+        return take_rows(self.features, torch.tensor(rows)), kept
 
     def require(self, model: Model, layers: Sequence[int]) -> None:
         """Refuse features of another model or of other layers.

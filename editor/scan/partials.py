@@ -23,13 +23,14 @@ from safetensors import SafetensorError, safe_open
 from ..errors import StatisticsError
 from ..files.bounded import parse_json
 from .description import check_description
-from .scan import KIND, Scan, check_bad, load_scan
+from .sample import Sample, merge_samples
+from .scan import KIND, OLD_KIND, Scan, check_bad, load_scan
 from .statistics import Statistics
 
 # The sum is a tree of two levels, always cut alike: rounding grows less than in one long sum.
 GROUP = 256
 MAX_NAMED_BAD, MAX_THREADS = 1_000, 4
-SETTINGS = ("weights_hash", "aligner_digest", "tower", "layers", "mlps", "self_attention")
+SETTINGS = ("weights_hash", "function", "aligner_digest", "tower", "layers", "mlps", "self_attention")
 UNIT_SETTINGS = ("batch_size", "precision", "compiled")
 
 
@@ -80,7 +81,8 @@ def read_description(path: Path) -> dict[str, Any] | None:
     """What a scan file says of itself, without its sums; None if it is damaged or no scan."""
     try:
         with safe_open(path, framework="pt") as stream:
-            return check_description(parse_json((stream.metadata() or {})[KIND]))
+            metadata = stream.metadata() or {}
+            return check_description(parse_json(metadata.get(KIND) or metadata[OLD_KIND]))
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
 
@@ -195,10 +197,11 @@ def _merge_scans(paths: Sequence[Path]) -> Scan:
 class _Node:
     """The sum of a run of partials, and what is listed of them."""
 
-    statistics: Statistics
+    folds: tuple[Statistics, ...]
     fingerprints: list[str]
     bad: list[tuple[str, str]]
     more_bad: int
+    sample: Sample | None
 
 
 def _sum(paths: Sequence[Path]) -> Scan:
@@ -207,11 +210,12 @@ def _sum(paths: Sequence[Path]) -> Scan:
     fingerprint = prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest()
     return replace(
         first,
-        statistics=found.statistics,
+        folds=found.folds,
         fingerprint=fingerprint,
         bad=tuple(found.bad),
         unit=None,
         more_bad=found.more_bad,
+        sample=found.sample,
     )
 
 
@@ -228,20 +232,32 @@ def _sum_groups(paths: Sequence[Path]) -> Iterator[_Node]:
 
 def _sum_group(paths: Sequence[Path]) -> _Node:
     scans = map(load_scan, paths)
-    return _add_up(_Node(scan.statistics, [scan.fingerprint], list(scan.bad), scan.more_bad) for scan in scans)
+    return _add_up(_Node(scan.folds, [scan.fingerprint], list(scan.bad), scan.more_bad, scan.sample) for scan in scans)
 
 
 def _add_up(nodes: Iterable[_Node]) -> _Node:
     """The sum of nodes, in their order and in the memory of the first."""
-    total: Statistics | None = None
-    prints, bad, more = [], [], 0
+    total: tuple[Statistics, ...] | None = None
+    prints, bad, more, sample = [], [], 0, None
     for node in nodes:
-        total = node.statistics if total is None else total.add(node.statistics)
+        total = node.folds if total is None else _add_folds(total, node.folds)
+        sample = merge_samples(sample, node.sample)
         prints += node.fingerprints
         more += node.more_bad + max(0, len(bad) + len(node.bad) - MAX_NAMED_BAD)
         bad = [*bad, *node.bad][:MAX_NAMED_BAD]
     assert total is not None
-    return _Node(total, prints, bad, more)
+    return _Node(total, prints, bad, more, sample)
+
+
+def _add_folds(total: tuple[Statistics, ...], folds: tuple[Statistics, ...]) -> tuple[Statistics, ...]:
+    """Each fold in the memory of the first.
+
+    Raises:
+        StatisticsError: If one was scanned before there were folds.
+    """
+    if len(total) != len(folds):
+        raise StatisticsError("cannot merge partial scans of two versions: some keep no folds. Scan those units again.")
+    return tuple(one.add(other) for one, other in zip(total, folds, strict=True))
 
 
 def _short(value: Any) -> str:

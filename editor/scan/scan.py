@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..choices import PassPrecision
-from ..components import ComponentGroup
+from ..components import ComponentGroup, Features
 from ..errors import ImageError, ModelError, StatisticsError
 from ..files.inputs import require_scan_file
 from ..files.tensors import load_tensors
@@ -18,14 +21,20 @@ from ..images.batches import Batch, load_batches
 from ..images.listing import list_images
 from ..images.source import ImageSource
 from ..images.texts import list_texts
+from ..models.identity import describe_function, find_function_difference
 from ..models.model import Model, Side
 from ..notebook import html_facts
-from .description import check_description, check_sums
+from .description import check_description, check_sample, check_sums
 from .features import write_features
+from .sample import Sample, merge_samples
 from .scanner import Scanner
-from .statistics import GroupSums, Statistics
+from .statistics import PARTS, GroupSums, Statistics, sum_statistics
 
-KIND = "clipedit-scan-1"
+KIND, OLD_KIND = "clipedit-scan-2", "clipedit-scan-1"
+# The fewest images that a fold is judged on.
+LEAST_FOLD = 4
+_DESCRIBED = ("model_name", "pretrained", "weights_hash", "fingerprint", "layers", "mlps", "bad", "self_attention",
+              "aligner", "aligner_digest", "tower", "unit", "more_bad", "function")  # fmt: skip
 Progress = Callable[[int, int], None]
 
 
@@ -43,9 +52,13 @@ class Scan:
         tower: `image`, or `text` where texts were scanned.
         unit: For a partial scan, its work unit and how it was computed (`editor/scan/partials.py`); None for others.
         more_bad: Images that could not be read and are not named in `bad`.
+        function: What the model computes with its weights (`editor/models/identity.py`); None for scans of format 1.
+        sample: Features of a few images; None for scans of format 1.
+        folds: The sums, in parts that an image falls into by its key. What is fitted on some is judged on the others; scans
+            of format 1 have one, and nothing of theirs can be judged so.
     """
 
-    statistics: Statistics
+    folds: tuple[Statistics, ...]
     model_name: str
     pretrained: str | None
     weights_hash: str
@@ -59,6 +72,18 @@ class Scan:
     tower: Side = "image"
     unit: dict[str, Any] | None = None
     more_bad: int = 0
+    function: dict[str, Any] | None = None
+    sample: Sample | None = None
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """The sums over all images."""
+        return sum_statistics(self.folds)
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether figures can be judged on images that they were not fitted to."""
+        return sum(fold.n >= LEAST_FOLD for fold in self.folds) > 1
 
     def _repr_html_(self) -> str:
         facts = (
@@ -75,30 +100,52 @@ class Scan:
         return html_facts("scan", facts)
 
     def save(self, path: str | Path) -> None:
-        """Write `scan.safetensors`; the metadata holds everything but the sums."""
-        tensors = {"gg": self.statistics.gg}
-        for name, sums in self.statistics.groups.items():
-            tensors |= {f"{name}.{part}": getattr(sums, part) for part in ("uu", "ug", "u", "v")}
-        described = {key: value for key, value in vars(self).items() if key != "statistics"}
-        # Only where they say something: a scan of one pass keeps the bytes it always had.
-        described = {key: value for key, value in described.items() if value or key not in ("unit", "more_bad")}
-        save_tensors(Path(path), tensors, KIND, described | {"n": self.statistics.n})
+        """Write `scan.safetensors`; the metadata holds everything but the sums and the sample's features."""
+        tensors: dict[str, Tensor] = {}
+        for number, fold in enumerate(self.folds):
+            tensors[f"fold{number}.gg"] = fold.gg
+            for name, sums in fold.groups.items():
+                tensors |= {f"fold{number}.{name}.{part}": getattr(sums, part) for part in PARTS}
+        described = {key: getattr(self, key) for key in _DESCRIBED}
+        described |= {"folds": [fold.n for fold in self.folds], "sample": None}
+        if self.sample is not None:
+            described["sample"] = {"marks": self.sample.marks, "names": self.sample.names}
+            tensors |= {f"sample.{name}": tensor for name, tensor in self.sample.features.groups.items()}
+            tensors |= {"sample.final": self.sample.features.final, "sample.embedding": self.sample.features.embedding}
+        save_tensors(Path(path), tensors, KIND, described)
 
     def merge(self, other: Scan) -> Scan:
         """The scan of both sets of images.
 
         Raises:
-            StatisticsError: If the model or the layers differ.
+            StatisticsError: If the model or the layers differ, or some images are in both.
         """
-        for key in ("weights_hash", "aligner_digest", "tower", "layers", "mlps", "self_attention"):
+        for key in ("weights_hash", "function", "aligner_digest", "tower", "layers", "mlps", "self_attention"):
             if getattr(self, key) != getattr(other, key):
                 raise StatisticsError(
                     f"cannot merge scans: {key} is {getattr(self, key)} in one and {getattr(other, key)} in the other."
                 )
+        twice = set(self.fingerprint.split("+")) & set(other.fingerprint.split("+"))
+        if twice:
+            raise StatisticsError(
+                f"cannot merge scans: images {min(twice)[:12]} are in both, and would count twice. Give each scan once."
+            )
+        if len(self.folds) != len(other.folds):
+            raise StatisticsError(
+                f"cannot merge scans: one keeps its sums in {len(self.folds)} folds, the other in {len(other.folds)}. Scan "
+                "both with this version."
+            )
         prints = sorted([*self.fingerprint.split("+"), *other.fingerprint.split("+")])
-        merged = self.statistics + other.statistics
-        bad, more = self.bad + other.bad, self.more_bad + other.more_bad
-        return replace(self, statistics=merged, fingerprint="+".join(prints), bad=bad, unit=None, more_bad=more)
+        folds = tuple(one + two for one, two in zip(self.folds, other.folds, strict=True))
+        return replace(
+            self,
+            folds=folds,
+            fingerprint="+".join(prints),
+            bad=self.bad + other.bad,
+            unit=None,
+            more_bad=self.more_bad + other.more_bad,
+            sample=merge_samples(self.sample, other.sample),
+        )
 
     def groups(self, model: Model) -> list[ComponentGroup]:
         """The scanned components of a model.
@@ -110,6 +157,11 @@ class Scan:
             raise StatisticsError(
                 f"cannot use this scan with {model.name}: it was made with weights {self.weights_hash[:12]} "
                 f"({self.model_name}), the model has {model.weights_hash[:12]}. Scan this model."
+            )
+        difference = self.function and find_function_difference(self.function, describe_function(model.config))
+        if difference:
+            raise StatisticsError(
+                f"cannot use this scan with {model.name}: the weights are the same, but {difference}. Scan this model."
             )
         if self.aligner_digest != (model.alignment and model.alignment.digest):
             raise StatisticsError(
@@ -170,8 +222,8 @@ def scan(
     tally = Tally(len(source), max_bad, progress)
     kept = write_features(keep_features, model, scanner.groups, source, chosen) if keep_features else nullcontext(None)
     with kept as write:
-        statistics = scanner.sum_batches(read_batches(scanner, source, workers), tally.add, write)
-    return describe_scan(scanner, statistics, source.fingerprint(), tally.bad)
+        folds, sample = scanner.sum_folds(source, read_batches(scanner, source, workers), tally.add, write)
+    return describe_scan(scanner, folds, source.fingerprint(), tally.bad, sample)
 
 
 def read_batches(scanner: Scanner, source: ImageSource, workers: int | None) -> Iterator[Batch]:
@@ -182,12 +234,16 @@ def read_batches(scanner: Scanner, source: ImageSource, workers: int | None) -> 
 
 
 def describe_scan(
-    scanner: Scanner, statistics: Statistics, fingerprint: str, bad: Sequence[tuple[str, str]] = ()
+    scanner: Scanner,
+    folds: tuple[Statistics, ...],
+    fingerprint: str,
+    bad: Sequence[tuple[str, str]] = (),
+    sample: Sample | None = None,
 ) -> Scan:
     """The sums, with what they were made from."""
     model = scanner.model
     return Scan(
-        statistics,
+        folds,
         lasting_name(model.name),
         model.pretrained and lasting_name(model.pretrained),
         model.weights_hash,
@@ -199,6 +255,8 @@ def describe_scan(
         model.alignment and lasting_name(model.alignment.path),
         model.alignment and model.alignment.digest,
         model.side,
+        function=describe_function(model.config),
+        sample=sample,
     )
 
 
@@ -260,15 +318,32 @@ def load_scan(path: str | Path) -> Scan:
     path = Path(path)
     require_scan_file(path)
     try:
-        tensors, described = load_tensors(path, KIND)
+        tensors, described = load_tensors(path, KIND, OLD_KIND)
         described = check_description(described)
-        names = [name.removesuffix(".uu") for name in tensors if name.endswith(".uu")]
-        groups = {name: GroupSums(*(tensors[f"{name}.{part}"] for part in ("uu", "ug", "u", "v"))) for name in names}
-        statistics = check_sums(Statistics(described.pop("n"), tensors["gg"], groups))
+        counts, kept = described.pop("folds"), described.pop("sample")
+        folds = tuple(_read_fold(tensors, f"fold{number}.", n) for number, n in enumerate(counts))
         described["layers"] = tuple(described["layers"])
         described["bad"] = tuple((name, reason) for name, reason in described["bad"])
-        return Scan(statistics, **described)
+        return Scan(folds, **described, sample=_read_sample(tensors, kept))
     except ModelError as error:
         raise StatisticsError(str(error)) from None
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise StatisticsError(f"cannot read the scan {path}: {error}. It was not written by `clipedit scan`.") from None
+
+
+def _read_fold(tensors: Mapping[str, Tensor], prefix: str, n: int) -> Statistics:
+    """One fold's sums, checked; scans of format 1 have no prefix."""
+    if f"{prefix}gg" not in tensors and "gg" in tensors:
+        prefix = ""
+    names = [name.removesuffix(".uu") for name in tensors if name.startswith(prefix) and name.endswith(".uu")]
+    names = [name.removeprefix(prefix) for name in names]
+    groups = {name: GroupSums(*(tensors[f"{prefix}{name}.{part}"] for part in PARTS)) for name in names}
+    return check_sums(Statistics(n, tensors[f"{prefix}gg"], groups))
+
+
+def _read_sample(tensors: Mapping[str, Tensor], kept: Mapping[str, Any] | None) -> Sample | None:
+    if kept is None:
+        return None
+    parts = {name.removeprefix("sample."): tensor for name, tensor in tensors.items() if name.startswith("sample.")}
+    final, embedding = parts.pop("final"), parts.pop("embedding")
+    return check_sample(Sample(Features(parts, {}, final, embedding), tuple(kept["marks"]), tuple(kept["names"])))

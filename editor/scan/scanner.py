@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from ..choices import PassPrecision
-from ..components import ComponentGroup, Features
+from ..components import ComponentGroup, Features, take_rows
 from ..images.batches import Batch
+from ..images.source import ImageSource
 from ..models.devices import BatchLimit, lower_precision, start_size, sums_device
 from ..models.model import Model
 from ..towers.vit.open_clip_attention import require_self_attention, self_attention_groups, with_self_attention
 from ..towers.vit.open_clip_vit import OpenClipViT
+from .sample import FOLDS, Sample, SampleKeeper, choose_folds, unit_sample_size
 from .statistics import Statistics, add_features, empty_statistics
 
 KeepFeatures = Callable[[Features, Sequence[int]], None]
@@ -125,10 +127,43 @@ class Scanner:
             keep: Called with features as they come, and their positions in the source.
         """
         statistics = self.empty()
+        for features, indices in self._features_of(batches, after):
+            statistics = add_features(statistics, features)
+            if keep is not None:
+                keep(features, indices)
+        return statistics.to("cpu")
+
+    def sum_folds(
+        self,
+        source: ImageSource,
+        batches: Iterable[Batch],
+        after: Callable[[Batch], None],
+        keep: KeepFeatures | None = None,
+        *,
+        units: int = 1,
+    ) -> tuple[tuple[Statistics, ...], Sample | None]:
+        """The sums over the batches of a source, fold by fold, and the sample that is kept of it; on the CPU.
+
+        Args:
+            after, keep: As for `sum_batches`.
+            units: How many such sources make up the whole: a part keeps a smaller sample.
+        """
+        sample = SampleKeeper(source, unit_sample_size(units))
+        chosen = choose_folds(sample.marks)
+        folds = [self.empty() for _ in range(FOLDS)]
+        for features, indices in self._features_of(batches, after):
+            of = torch.tensor([chosen[index] for index in indices], device=features.final.device)
+            for number in set(of.tolist()):
+                folds[number] = add_features(folds[number], take_rows(features, of == number))
+            sample.add(features, indices)
+            if keep is not None:
+                keep(features, indices)
+        return tuple(fold.to("cpu") for fold in folds), sample.finish()
+
+    def _features_of(
+        self, batches: Iterable[Batch], after: Callable[[Batch], None]
+    ) -> Iterator[tuple[Features, Sequence[int]]]:
         for batch in batches:
             for part, features in self.collect_parts(batch.pixels) if batch.indices else ():
-                statistics = add_features(statistics, features)
-                if keep is not None:
-                    keep(features, batch.indices[part])
+                yield features, batch.indices[part]
             after(batch)
-        return statistics.to("cpu")

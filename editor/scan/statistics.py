@@ -7,6 +7,8 @@ to the sums over the whole. Their size does not depend on the number of images.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +19,8 @@ from torch import Tensor
 from ..components import ComponentGroup, Features
 from ..errors import StatisticsError
 from ..notebook import html_table
+
+PARTS = ("uu", "ug", "u", "v")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Statistics:
             return self + other
         self.gg.add_(other.gg)
         for name, sums in self.groups.items():
-            for part in ("uu", "ug", "u", "v"):
+            for part in PARTS:
                 getattr(sums, part).add_(getattr(other.groups[name], part))
         return Statistics(self.n + other.n, self.gg, self.groups)
 
@@ -65,8 +69,7 @@ class Statistics:
     def to(self, device: torch.device | str) -> Statistics:
         """The same sums on another device; waits for what is still being computed."""
         groups = {
-            name: GroupSums(*(getattr(sums, part).to(device) for part in ("uu", "ug", "u", "v")))
-            for name, sums in self.groups.items()
+            name: GroupSums(*(getattr(sums, part).to(device) for part in PARTS)) for name, sums in self.groups.items()
         }
         return Statistics(self.n, self.gg.to(device), groups)
 
@@ -109,6 +112,11 @@ class Statistics:
     def inverse_norm_final_covariance(self) -> Float[Tensor, " d_model"]:
         """Covariance of `1 / |z|`, which scales the constant, with `f / |z|`."""
         return self.gg[-2, :-2] / self.n - self.gg[-1, -2] / self.n * self.gg[-1, :-2] / self.n
+
+
+def sum_statistics(parts: Sequence[Statistics]) -> Statistics:
+    """The sums over all parts, added in their order."""
+    return functools.reduce(operator.add, parts)
 
 
 def empty_statistics(groups: Sequence[ComponentGroup], d_model: int, device: torch.device | str = "cpu") -> Statistics:

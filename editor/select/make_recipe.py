@@ -5,9 +5,11 @@ from __future__ import annotations
 from ..choices import Effect, HeadOperation
 from ..concepts.concepts import Concept, load_concept
 from ..edits.bind import bind_recipe, check_effect
+from ..edits.held_out import require_enough_images
 from ..edits.recipe import Recipe
 from ..models.model import Model
 from ..scan.scan import Scan
+from ..scan.variety import require_variety
 from .options import EditOptions
 from .plan import EditPlan, Evidence, default_heads, default_output_strength, select_by_text_difference, warn_of_overlap
 
@@ -39,6 +41,7 @@ def make_recipe(
     Raises:
         ConceptError, StatisticsError, RecipeError: As `select_by_text_difference` and `bind_recipe`.
     """
+    require_variety(scan)
     check_effect(effect, model, output_strength=output_strength)
     plan = EditPlan(
         concept=concept if isinstance(concept, Concept) else load_concept(concept, model.folder),
@@ -51,4 +54,6 @@ def make_recipe(
         directions=directions,
     )
     warn_of_overlap(plan, Evidence(), model)
-    return bind_recipe(select_by_text_difference(scan, model, plan, Evidence()), scan, model)
+    recipe = bind_recipe(select_by_text_difference(scan, model, plan, Evidence()), scan, model)
+    require_enough_images(recipe, scan, model)
+    return recipe

@@ -52,6 +52,7 @@ class HeadChoice:
         budget: Points of accuracy that may be lost, for `frontier` and `attention-region`.
         features: Features of these images that a scan kept.
         erase: A column whose values are erased, or whose means directions come from.
+        force: Go on although no few heads hold the concept, or those that it points at are another concept's.
     """
 
     select: Selection = "text-difference"
@@ -64,3 +65,4 @@ class HeadChoice:
     budget: float = 1.0
     features: Path | None = None
     erase: str | None = None
+    force: bool = False

@@ -92,16 +92,23 @@ Selector = Callable[[Scan, Model, EditPlan, Evidence], RecipeDocument]
 
 
 def select_by_text_difference(scan: Scan, model: Model, plan: EditPlan, evidence: Evidence) -> RecipeDocument:
-    """The heads of highest `score_heads`: concept minus kept concept, from texts alone.
+    """The heads of highest `score_heads`: concept minus kept concept, from texts alone; never one at or below zero.
 
     Raises:
         ConceptError: If the plan has no concept.
-        RecipeError: If fewer heads were scored.
+        RecipeError: If fewer heads were scored, or none above zero.
     """
     if plan.concept is None:
         raise ConceptError("cannot select heads by text-difference: no concept is named. Add --concept.")
     scores = score_heads(scan, model, concept=plan.concept, keep=plan.keep, directions=plan.directions)
-    return write_document(plan, select_top_heads(scores, plan.heads), model)
+    positive = {row.component for row in scores if row.score > 0}
+    chosen = [head for head in select_top_heads(scores, plan.heads) if str(head) in positive]
+    if plan.heads and not chosen:
+        raise RecipeError(
+            f"cannot select heads for {plan.concept.name}: none of {len(scores)} components holds more of it than nothing. Scan "
+            "more layers, or name another concept."
+        )
+    return write_document(plan, chosen, model)
 
 
 def write_document(plan: EditPlan, heads: Sequence[HeadId], model: Model) -> RecipeDocument:

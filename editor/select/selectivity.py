@@ -116,7 +116,7 @@ def compute_selectivity(probe: Probe, concept: Concept) -> Selectivity:
     folds = cut_folds(concept, texts)
     rows = {fold.name: _ratios(probe, fold, forms) for fold in folds}
     table = torch.tensor(list(rows.values())).double()
-    means = dict(zip(COUNTS, table.mean(0).tolist(), strict=True))
+    means: dict[int, float] = dict(zip(COUNTS, table.mean(0).tolist(), strict=True))
     at = COUNTS.index(JUDGED_AT)
     low, high = mean_interval(table[:, at])
     named = {name: row[at] for name, row in rows.items()}

@@ -1,0 +1,128 @@
+"""Held out: how near a refitted edit comes to the direct one, on images that it was not fitted to; no image is read again."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import StatisticsError
+from ..models.model import Model
+from ..scan.collect import LabelledEmbeddings
+from ..scan.scan import Scan
+from .bind import bind_recipe
+from .direct import compute_recipe_embeddings
+from .recipe import Recipe
+from .refit import factor_gram, fitted_columns
+
+# Of what the direct edit changes, on images left out: below the first an edit is refused, below the second it is said.
+LEAST_SHARE, ENOUGH_SHARE = 0.8, 0.95
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """An edit against the same edit under `direct`.
+
+    Attributes:
+        worst_cosine, mean_cosine: Between the embeddings of an image.
+        explained: Share of the variance of the directly edited embeddings that the edit reproduces; at most 1.
+        explained_change: The same share of what the direct edit changed; stricter. 1 where it changed nothing.
+        images: How many images.
+        held_out: Whether none of them took part in making the edit; left out one by one, where they belong to its scan.
+    """
+
+    worst_cosine: float
+    mean_cosine: float
+    explained: float
+    explained_change: float
+    images: int
+    held_out: bool = True
+
+    def __str__(self) -> str:
+        return (
+            f"worst cosine {self.worst_cosine:.4f}, mean {self.mean_cosine:.4f}, explains {self.explained:.4f} of the "
+            f"variance of the directly edited embedding ({self.explained_change:.4f} of the change)"
+        )
+
+
+def estimate_fidelity(
+    recipe: Recipe, scan: Scan, model: Model, *, labelled: LabelledEmbeddings | None = None
+) -> Fidelity | None:
+    """Fidelity of a bound `distilled` recipe on the sample of its own scan, each image judged as if it had been left out.
+
+    Least squares without image i misses it by `e_i / (1 - h_i)`, where `e_i` is what the fit on all images misses and
+    `h_i = g_i^T (G + lambda I)^-1 g_i` (the leave-one-out formula, exact for a fixed ridge: Allen 1974). No image is read.
+
+    Returns:
+        None where nothing can be said: scans of format 1, and recipes that were not refitted.
+    """
+    fold = recipe.document.fold
+    if scan.sample is None or fold is None or fold.ridge is None or recipe.document.effect != "distilled":
+        return None
+    direct = bind_recipe(recipe.document.model_copy(update={"effect": "direct"}), scan, model, labelled=labelled)
+    features = scan.sample.features
+    wanted = compute_recipe_embeddings(direct, model.editable, features)
+    found = compute_recipe_embeddings(recipe, model.editable, features)
+    left = (1 - compute_leverages(scan, model, fold.ridge)).clamp_min(1e-6)[:, None]
+    return compute_fidelity(wanted, wanted + (found - wanted) / left.to(wanted), features.embedding)
+
+
+def compute_leverages(scan: Scan, model: Model, ridge: float) -> Float[Tensor, " image"]:
+    """How much of each sample image's own fit is its own doing: `g^T (G + lambda I)^-1 g`, in [0, 1]."""
+    assert scan.sample is not None
+    columns = fitted_columns(scan.statistics, model.editable.tower.d_model)
+    factor = factor_gram(scan.statistics.gg[columns][:, columns], ridge)
+    final = scan.sample.features.final[:, : model.editable.tower.d_model].double()
+    norm = scan.sample.features.embedding.double().norm(dim=1, keepdim=True)
+    # [image, d + 1]: g = [f, 1] / |z|
+    rows = torch.cat([final, torch.ones(len(final), 1).double()], dim=1) / norm
+    return torch.linalg.solve_triangular(factor, rows.T, upper=False).square().sum(0)
+
+
+def compute_fidelity(
+    wanted: Float[Tensor, "image d_embed"],
+    found: Float[Tensor, "image d_embed"],
+    before: Float[Tensor, "image d_embed"],
+) -> Fidelity:
+    """Compare embeddings `found` with the directly edited ones, `wanted`; `before` are the unedited ones."""
+    cosine = F.cosine_similarity(wanted, found)
+    left = (wanted - found).var(0).sum()
+    change = (wanted - before).var(0).sum()
+    return Fidelity(
+        worst_cosine=float(cosine.min()),
+        mean_cosine=float(cosine.mean()),
+        explained=1 - float(left / wanted.var(0).sum()),
+        explained_change=1 - float(left / change) if change > 0 else 1.0,
+        images=len(wanted),
+    )
+
+
+def require_enough_images(recipe: Recipe, scan: Scan, model: Model) -> Fidelity | None:
+    """Refuse a distilled edit that does not hold on images it was not fitted to; warn of one that loses some of it.
+
+    Returns:
+        The figures, as `estimate_fidelity`.
+
+    Raises:
+        StatisticsError: With the figure, about how many images would do, and what works with these.
+    """
+    found = estimate_fidelity(recipe, scan, model)
+    if found is None:
+        return None
+    share, n = found.explained_change, scan.statistics.n
+    # What is missed falls about as one over the number of images.
+    needed = math.ceil(n * (1 - share) / (1 - LEAST_SHARE) / 32) * 32
+    said = f"on images left out it reproduces {share:.2f} of what the direct edit changes"
+    if share < LEAST_SHARE:
+        raise StatisticsError(
+            f"cannot distil this edit from {n} images: {said}, at least {LEAST_SHARE} is needed. About {needed} images would "
+            "do; with these use --effect direct or total, or fewer --heads."
+        )
+    if share < ENOUGH_SHARE:
+        warnings.warn(f"{n} images are few for a distilled edit: {said}; more would do better.", stacklevel=3)
+    return found

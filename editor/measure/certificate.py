@@ -1,0 +1,110 @@
+"""Certificates of an edit: bounds on what it can change, from sums and a sample alone, for any query and any new image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..edits.bind import bind_recipe
+from ..edits.direct import compute_recipe_embeddings
+from ..edits.held_out import compute_leverages
+from ..edits.recipe import Recipe, require_bound
+from ..edits.refit import fitted_columns
+from ..models.model import Model
+from ..scan.collect import LabelledEmbeddings
+from ..scan.scan import Scan
+
+LEVELS = (0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What an edit can change at most.
+
+    Attributes:
+        probe_change: The most that any unit linear probe or text changes by in mean square, in units of `|z|^2`; None for
+            edits that the sums do not determine.
+        mean_square: Mean square movement of an embedding, in the same units; None likewise.
+        turns: By level, the angle in radians that a new image of the same kind turns by at most, with that probability; a
+            level is left out where the sample is too small for it.
+        images: How many left-out images the angles come from.
+    """
+
+    probe_change: float | None
+    mean_square: float | None
+    turns: dict[str, float]
+    images: int
+
+    def cosine_changes(self) -> dict[str, float]:
+        """By level, how much the cosine of any text changes at most: `2 sin(theta / 2)`."""
+        return {level: 2 * math.sin(angle / 2) for level, angle in self.turns.items()}
+
+    def report(self) -> dict[str, object]:
+        """Plain data."""
+        return {
+            "probe_change": self.probe_change,
+            "mean_square": self.mean_square,
+            "turns": self.turns,
+            "cosine_changes": self.cosine_changes(),
+            "images": self.images,
+        }
+
+
+def certify_recipe(
+    recipe: Recipe, scan: Scan, model: Model, *, labelled: LabelledEmbeddings | None = None
+) -> Certificate | None:
+    """Bounds for a bound `distilled` or `direct` recipe; None without a sample, and for `total`, which it does not determine."""
+    if scan.sample is None or recipe.document.effect == "total":
+        return None
+    features = scan.sample.features
+    before = features.embedding.double()
+    after = compute_recipe_embeddings(recipe, model.editable, features).double()
+    fold = recipe.document.fold
+    if fold is not None and fold.ridge is not None:
+        direct = bind_recipe(recipe.document.model_copy(update={"effect": "direct"}), scan, model, labelled=labelled)
+        wanted = compute_recipe_embeddings(direct, model.editable, features).double()
+        left = (1 - compute_leverages(scan, model, fold.ridge)).clamp_min(1e-6)[:, None]
+        after = wanted + (after - wanted) / left
+    angles = compute_turns(before, after)
+    turns = {f"{level:g}": bound for level in LEVELS if (bound := bound_turn(angles, level)) is not None}
+    moved = compute_movement(recipe, scan, model)
+    probe, mean_square = (float(moved[-1]), float(moved.sum())) if moved is not None else (None, None)
+    return Certificate(probe, mean_square, turns, len(angles))
+
+
+def compute_movement(recipe: Recipe, scan: Scan, model: Model) -> Float[Tensor, " d_embed"] | None:
+    """Eigenvalues, ascending, of `M = W^T G W / n`, where the edit moves `z / |z|` by `W^T g`; None for `direct` edits."""
+    if recipe.document.effect != "distilled":
+        return None
+    tower = model.editable.tower
+    folded = {k.removeprefix("folded."): v for k, v in require_bound(recipe).items() if k.startswith("folded.")}
+    units = torch.cat([torch.zeros(1, tower.d_model), torch.eye(tower.d_model)]).double()
+    after = tower.embed_final(units, {name: tensor.double() for name, tensor in folded.items()})
+    # [d + 1, d_embed]: what f and the constant move by
+    change = torch.cat([after[1:] - after[:1] - tower.readout(), after[:1]])
+    columns = fitted_columns(scan.statistics, tower.d_model)
+    gram = scan.statistics.gg[columns][:, columns] / scan.statistics.n
+    return torch.linalg.eigvalsh(change.T @ gram @ change).clamp_min(0)
+
+
+def compute_turns(
+    before: Float[Tensor, "image d_embed"], after: Float[Tensor, "image d_embed"]
+) -> Float[Tensor, " image"]:
+    """The angle between an image's embeddings, in radians; accurate for small ones, where a cosine rounds to 1."""
+    one, two = F.normalize(before, dim=1), F.normalize(after, dim=1)
+    return 2 * torch.atan2((one - two).norm(dim=1), (one + two).norm(dim=1))
+
+
+def bound_turn(angles: Float[Tensor, " image"], level: float) -> float | None:
+    """The angle that a new image of the same kind does not exceed with probability `level` at least.
+
+    The k-th largest of n exchangeable angles bounds the next one with probability `1 - k / (n + 1)` (conformal prediction:
+    Vovk et al. 2005); k is the largest that suffices. None where even the largest of n does not.
+    """
+    rank = math.floor((1 - level) * (len(angles) + 1) + 1e-9)
+    return float(angles.sort(descending=True).values[rank - 1]) if rank >= 1 else None

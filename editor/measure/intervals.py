@@ -1,0 +1,120 @@
+"""Intervals: how far a share, or the difference between two models on the same images, may be off by chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+DRAWS, SEED, LEVEL = 2_000, 0, 0.95
+# The normal quantile of a two-sided interval of 95 %.
+_QUANTILE = 1.959964
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Some images of one task, and whether each was answered rightly: a group, or one group of a two-class task."""
+
+    images: Int[np.ndarray, " image"]
+    right: Bool[np.ndarray, " image"]
+
+
+# By figure: its tasks, and the cells of each. The figure is the mean over tasks of the worst cell's accuracy.
+Outcomes = Mapping[str, Sequence[Sequence[Cell]]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a figure changed by, `after - before`, with a paired 95 % interval."""
+
+    before: float
+    after: float
+    low: float
+    high: float
+
+    @property
+    def change(self) -> float:
+        return self.after - self.before
+
+    @property
+    def rises(self) -> bool:
+        """Beyond what chance gives."""
+        return self.low > 0
+
+    @property
+    def falls(self) -> bool:
+        """Beyond what chance gives."""
+        return self.high < 0
+
+    def __str__(self) -> str:
+        return f"{self.before:.3f} to {self.after:.3f} ({self.change:+.3f}, 95 % interval {self.low:+.3f} to {self.high:+.3f})"
+
+
+def wilson_interval(right: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927): in [0, 1] and sensible for small n and for shares of 0 and 1.
+
+    Raises:
+        ValueError: If there are no images.
+    """
+    if n < 1:
+        raise ValueError("a share of no images has no interval")
+    share, z = right / n, _QUANTILE
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    # Rounding must not exclude a share of 0 or 1 from its own interval.
+    return min(max(0.0, middle - half), share), max(min(1.0, middle + half), share)
+
+
+def compare_outcomes(
+    before: Outcomes, after: Outcomes, groups: Sequence[str], *, draws: int = DRAWS, seed: int = SEED
+) -> dict[str, Difference]:
+    """Differences of all figures with intervals: a paired bootstrap over images, within groups.
+
+    Both models are measured on the same resampled images, so that what makes an image hard for both cancels out.
+
+    Args:
+        groups: The group of every image, by position; each keeps its size in every draw.
+    """
+    weights = draw_weights(groups, draws=draws, seed=seed)
+    found = {}
+    for name in before:
+        if name not in after:
+            continue
+        was, now = compute_figure(before[name]), compute_figure(after[name])
+        spread = compute_draws(after[name], weights) - compute_draws(before[name], weights)
+        low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        found[name] = Difference(was, now, float(low), float(high))
+    return found
+
+
+def compute_figure(tasks: Sequence[Sequence[Cell]]) -> float:
+    """Mean over tasks of the worst cell's accuracy."""
+    return float(np.mean([min(float(cell.right.mean()) for cell in cells) for cells in tasks]))
+
+
+def compute_draws(
+    tasks: Sequence[Sequence[Cell]], weights: Float[np.ndarray, "draw image"]
+) -> Float[np.ndarray, " draw"]:
+    """The figure on every resampled set of images."""
+    # A cell's images that a draw leaves out altogether count as they are: there is nothing to draw from.
+    worst = [np.stack([_weighted_share(cell, weights) for cell in cells]).min(0) for cells in tasks]
+    return np.stack(worst).mean(0)
+
+
+def draw_weights(groups: Sequence[str], *, draws: int, seed: int) -> Float[np.ndarray, "draw image"]:
+    """How often each image is in each resampled set; every group keeps its size."""
+    generator, names = np.random.default_rng(seed), np.asarray(groups)
+    weights = np.zeros((draws, len(names)), np.float32)
+    for name in np.unique(names):
+        members = np.flatnonzero(names == name)
+        weights[:, members] = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), size=draws)
+    return weights
+
+
+def _weighted_share(cell: Cell, weights: Float[np.ndarray, "draw image"]) -> Float[np.ndarray, " draw"]:
+    # [draw, image of the cell]
+    chosen = weights[:, cell.images]
+    total = chosen.sum(1)
+    return np.where(total > 0, chosen @ cell.right / np.maximum(total, 1), cell.right.mean())

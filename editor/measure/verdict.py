@@ -1,0 +1,85 @@
+"""The verdict on an edit: does it help, by figures that it was not made from, beyond what chance and other heads give?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from .intervals import Difference
+
+Word = Literal["HELPS", "HARMS", "NO DIFFERENCE", "NOT MEASURED"]
+# How figures are called; worst groups are what an edit is for, the others are what must not fall.
+GOALS = {"worst_group": "worst group", "worst_group_listed": "worst group (listed)",
+         "worst_group_held_out": "worst group (held out)"}  # fmt: skip
+KEPT = {"overall": "overall accuracy", "retention": "retention", "mean_of_groups": "mean of groups"}
+# What users would not call harm: half a point.
+TOLERATED = 0.005
+CONTROL_SPREADS = 2.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One word, and the sentence that says why."""
+
+    word: Word
+    because: str
+
+    def __str__(self) -> str:
+        return f"{self.word}: {self.because}"
+
+
+def judge_edit(
+    differences: Mapping[str, Difference],
+    *,
+    control: Mapping[str, float] | None = None,
+    control_sd: Mapping[str, float] | None = None,
+    projection: Mapping[str, float] | None = None,
+) -> Verdict:
+    """The verdict from paired differences, the matched control and the projection alone.
+
+    HARMS where a worst group, overall accuracy or retention falls beyond its interval, and by more than half a point; HELPS
+    where a worst group rises beyond its interval and nothing falls; else NO DIFFERENCE. Whether random heads, or the
+    projection without heads, do as well is said with either.
+
+    Args:
+        differences: By figure, as `compare_outcomes` gives them; empty where nothing was measured.
+        control, control_sd: Mean and spread of the same edit with other heads.
+        projection: The edit's projection of the output, without its heads.
+    """
+    if not differences:
+        return Verdict(
+            "NOT MEASURED", "no labelled images were given. Add --dataset DIR: images with a class and a group."
+        )
+    named = GOALS | KEPT
+    fallen = [name for name, found in differences.items()
+              if name in named and found.falls and found.change < -TOLERATED]  # fmt: skip
+    risen = [name for name in GOALS if name in differences and differences[name].rises]
+    if fallen:
+        worst = min(fallen, key=lambda name: differences[name].change)
+        also = f"; {named[risen[0]]} {differences[risen[0]]}" if risen else ""
+        return Verdict("HARMS", f"{named[worst]} falls: {differences[worst]}{also}.")
+    if risen:
+        best = max(risen, key=lambda name: differences[name].change)
+        beside = _say_beside(best, differences[best].after, control or {}, control_sd or {}, projection or {})
+        return Verdict("HELPS", f"{named[best]} rises: {differences[best]}{beside}, and nothing else falls.")
+    said = next((name for name in (*GOALS, *KEPT) if name in differences), next(iter(differences)))
+    return Verdict("NO DIFFERENCE", f"{named.get(said, said)} {differences[said]}.")
+
+
+def _say_beside(
+    name: str,
+    after: float,
+    control: Mapping[str, float],
+    spread: Mapping[str, float],
+    projection: Mapping[str, float],
+) -> str:
+    parts = []
+    if name in control:
+        as_well = after <= control[name] + CONTROL_SPREADS * spread.get(name, 0.0)
+        sd = f" (sd {spread[name]:.3f})" if name in spread else ""
+        parts.append(f"random heads {control[name]:.3f}{sd}{', which is as good' if as_well else ''}")
+    if name in projection:
+        as_well = after <= projection[name]
+        parts.append(f"the projection alone {projection[name]:.3f}{', which is as good' if as_well else ''}")
+    return f" ({'; '.join(parts)})" if parts else ""
