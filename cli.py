@@ -61,7 +61,7 @@ def main() -> None:
     """Run the command line: exit 0, 1 with a message on stderr, or 2 for wrong usage."""
     warnings.showwarning = lambda message, *_: print(printable(f"warning: {message}"), file=sys.stderr)
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(standalone_mode=False) or 0)
     except _UsageError as error:
         error.show()
         sys.exit(error.exit_code)

@@ -92,7 +92,7 @@ def given(**options: Any) -> dict[str, Any]:
 
 def gather(kind: type[Options], options: Mapping[str, Any]) -> Options:
     """A dataclass of options from a command's parameters of the same names."""
-    return kind(**{field.name: options[field.name] for field in fields(kind)})  # pyright: ignore[reportArgumentType]
+    return kind(**{field.name: options[field.name] for field in fields(kind) if field.name in options})  # pyright: ignore[reportArgumentType]
 
 
 def split_columns(text: str) -> tuple[str, ...]:

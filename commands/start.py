@@ -93,6 +93,7 @@ def demo(out: OutOption = DEMO_OUT, overwrite: OverwriteOption = False, as_json:
     if as_json:
         print_json(result.report())
         return
+    say(f"{result.evidence['verdict']}: {result.evidence['because']}")
     print_heads(result.labels, result.recipe.heads)
     print_measures(result.rows)
     print_checks([check for checks in result.checks.values() for check in checks], show_all=False)

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.concepts.textspan import HeadLabel, text_span
+from ..editor.edits.held_out import estimate_fidelity
 from ..editor.edits.recipe import Recipe
 from ..editor.files.whole import staged_folder, write_text
 from ..editor.images.demo import test_source
 from ..editor.images.labelled import write_metadata
 from ..editor.images.listing import list_images
 from ..editor.images.texts import load_texts
-from ..editor.measure.control import measure_controls
+from ..editor.measure.certificate import certify_recipe
+from ..editor.measure.control import MeasuredEdit, compare_models, draw_controls, put_together
 from ..editor.measure.demo_measure import build_demo_measure, task_weights
+from ..editor.measure.demo_outcomes import build_demo_outcomes
 from ..editor.models.model import load_model
 from ..editor.scan.collect import collect_embeddings
 from ..editor.scan.scan import Progress, scan
@@ -26,6 +29,8 @@ from ..export.verify.verify import Check
 from ..export.write import export_model
 from . import world
 from .picture import choose_examples, draw_picture, shape_similarity
+
+DEMO_DRAWS = 100
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,20 @@ class DemoResult:
     files: dict[str, Path]
     checks: dict[str, list[Check]]
     seconds: dict[str, float] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict)
 
     def report(self) -> dict[str, Any]:
-        """Plain data."""
+        """Plain data; the verdict first."""
+        spread = self.evidence["control_spread"]
         held_out = [place for place in world.PLACES if place not in world.LISTED_PLACES]
         return {
+            "verdict": self.evidence["verdict"],
+            "because": self.evidence["because"],
             **self.rows,
+            "control": {**self.rows["control"], **spread},
+            "differences": self.evidence["differences"],
+            "fidelity": self.evidence["fidelity"],
+            "certificate": self.evidence["certificate"],
             "places": {"listed": list(world.LISTED_PLACES), "held_out": held_out},
             "usual_place": world.USUAL_PLACE,
             "heads": self.recipe.heads,
@@ -86,28 +99,43 @@ def run_demo(out: Path, *, overwrite: bool = False, progress: Callable[[str], Pr
             after = export_model(done.edited, folder / "after", target="open-clip", images=tests)
             graphs = export_model(done.edited, folder / "onnx", target="onnx", images=tests)
         with stage("measure") as told:
-            rows, picture = _measure(done, folder, told)
+            found, picture = _measure(done, folder, told)
             write_text(folder / "picture.svg", picture)
-        recipe = done.recipe.with_measured({name: _round(row) for name, row in rows.items()})
+            rows, evidence = found.rows, found.report() | _judge_closed_form(done)
+        fidelity = evidence["fidelity"]
+        measured = {name: _round(row) for name, row in rows.items()}
+        recipe = done.recipe.with_measured({**measured, "evidence": evidence, "fidelity": fidelity})
         recipe.save(folder / "recipe.yaml")
     names = {"test_images": "test_images", "before": "before", "after": "after", "recipe": "recipe.yaml",
              "scan": "scan.safetensors", "onnx": "onnx", "picture": "picture.svg"}  # fmt: skip
     files = {name: (out / path).absolute() for name, path in names.items()}
     checks = {"before": before, "after": after, "onnx": graphs}
-    return DemoResult(rows, recipe, labels, files, checks, seconds)
+    return DemoResult(rows, recipe, labels, files, checks, seconds, evidence)
 
 
-def _measure(done: Repair, folder: Path, told: Progress) -> tuple[dict[str, dict[str, float]], str]:
+def _judge_closed_form(done: Repair) -> dict[str, Any]:
+    """What sums and the sample say without test images: fidelity on images left out, and the certificate."""
+    fidelity = estimate_fidelity(done.recipe, done.scan, done.model)
+    certificate = certify_recipe(done.recipe, done.scan, done.model)
+    assert fidelity is not None and certificate is not None  # The scan was made just now.
+    on = "calibration images, each left out"
+    return {"fidelity": {**vars(fidelity), "n": fidelity.images, "on": on}, "certificate": certificate.report()}
+
+
+def _measure(done: Repair, folder: Path, told: Progress) -> tuple[MeasuredEdit, str]:
     """Before and after from the exported folders, random heads and the output projection beside them; and the picture."""
     tests = list_images(folder / "test_images" / "metadata.csv")
     measure, weights = build_demo_measure(done.model, tests), task_weights(done.model)
-    rows, similarity = {}, {}
-    for name in ("before", "after"):
-        embeddings, kept = collect_embeddings(load_model(str(folder / name)), tests, progress=told)
-        rows[name] = measure(embeddings, kept)
-        similarity[name] = shape_similarity(embeddings, weights)
-    rows |= measure_controls(done.recipe, done.scan, done.model, tests, measure, progress=told)
-    return rows, draw_picture(rows, tests, choose_examples(tests, similarity["before"], similarity["after"]))
+    embedded = {
+        name: collect_embeddings(load_model(str(folder / name)), tests, progress=told) for name in ("before", "after")
+    }
+    rows = {name: measure(*found) for name, found in embedded.items()}
+    outcomes = build_demo_outcomes(done.model, tests)
+    differences = compare_models(outcomes(*embedded["before"]), outcomes(*embedded["after"]))
+    controls = draw_controls(done.recipe, done.scan, done.model, tests, measure, draws=DEMO_DRAWS, progress=told)
+    found = put_together(rows, controls, differences)
+    examples = choose_examples(tests, *(shape_similarity(one, weights) for one, _ in embedded.values()))
+    return found, draw_picture(found.rows, tests, examples)
 
 
 def _write_test_images(folder: Path, progress: Progress) -> None:

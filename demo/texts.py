@@ -57,12 +57,30 @@ def concept_documents(listed: Sequence[str]) -> dict[str, dict[str, object]]:
         "location": {
             "name": "location",
             "description": f"Where the object is. Lists {', '.join(listed)}; the other places are held out.",
-            "texts": place_texts(listed),
+            "instances": _group(place_texts(listed), listed),
         },
-        "shape": {"name": "shape", "description": "What the object is.", "texts": shape_texts()},
-        "color": {"name": "color", "description": "The object's colour.", "texts": color_texts()},
-        "texture": {"name": "texture", "description": "Plain or striped.", "texts": texture_texts()},
+        "shape": {
+            "name": "shape",
+            "description": "What the object is.",
+            "instances": _group(shape_texts(), world.SHAPES),
+        },
+        "color": {
+            "name": "color",
+            "description": "The object's colour.",
+            "instances": _group(color_texts(), tuple(world.COLORS)),
+        },
+        "texture": {
+            "name": "texture",
+            "description": "Plain or striped.",
+            "instances": _group(texture_texts(), world.TEXTURES),
+        },
     }
+
+
+def _group(texts: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """Texts by instance: as many for each, one instance after the other."""
+    each = len(texts) // len(names)
+    return {name: list(texts[index * each : (index + 1) * each]) for index, name in enumerate(names)}
 
 
 def main() -> None:

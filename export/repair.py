@@ -173,14 +173,15 @@ def repair(
         dataset, choice = dataset or DEMO, replace(choice, labelled=choice.labelled or DEMO)
     named, options, evidence = _read_before_scanning(model, (concept, keep), options, choice)
     scanned = scan_or_load(model, images, scan, options=scan_options or {}, follow=follow)
-    require_variety(scanned)
+    if not choice.force:
+        require_variety(scanned)
     _require_held(scanned, model, named[0], choice)
     document = select_recipe(
         scanned, model, select=choice.select, evidence=evidence, concept=named[0], keep=named[1], **vars(options)
     )
     erased = load_erased(document, model, choice, follow)
     done = Repair(model, bind_recipe(document, scanned, model, labelled=erased), scanned)
-    if erased is None:
+    if erased is None and not choice.force:
         require_enough_images(done.recipe, scanned, model)
     if measure:
         done = _with_rows(done, dataset, erased, follow)

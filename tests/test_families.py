@@ -5,6 +5,7 @@ Random weights at reduced width; parameters that start at zero or one (norms, La
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -252,6 +253,8 @@ def encode_with_hooks(model: Model, recipe: clipedit.Recipe, pixels: torch.Tenso
 def test_distilled_is_the_direct_edit_fitted_or_refused_with_its_reason(name: str) -> None:
     model = random_model(name)
     scanned = scan_random(model)
+    # One fold: no ridge is chosen then, and the fit is as near as these images allow.
+    scanned = dataclasses.replace(scanned, folds=(scanned.statistics,))
     heads = ("L1H0", "L0H2")
     document = recipe_document("distilled", Step(operation="mean-ablate", heads=heads))
     if model.tower.why_not("distilled"):

@@ -31,6 +31,8 @@ PENDING_IMPORTS: set[tuple[str, str]] = {
     ("editor.models.model", "editor.edits.recipe"),
 }
 PENDING_CIRCLES: set[str] = {
+    "editor.scan.description",
+    "editor.scan.sample",
     "editor.concepts.directions",
     "editor.concepts.textspan",
     "editor.edits.apply",

@@ -188,8 +188,8 @@ def test_a_scan_of_no_count_of_images_is_refused(n: Any, demo_scan: clipedit.Sca
     content = (tmp_path / "s.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
-    described = json.loads(header["__metadata__"]["clipedit-scan-1"]) | {"n": n}
-    header["__metadata__"]["clipedit-scan-1"] = json.dumps(described)
+    described = json.loads(header["__metadata__"]["clipedit-scan-2"]) | {"folds": [n]}
+    header["__metadata__"]["clipedit-scan-2"] = json.dumps(described)
     text = json.dumps(header).encode()
     (tmp_path / "s.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
     with pytest.raises(clipedit.StatisticsError, match="cannot read the scan"):

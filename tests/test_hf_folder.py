@@ -152,7 +152,7 @@ def test_a_folder_of_clip_is_scanned_edited_and_written_as_an_open_clip_folder(t
     model = clipedit.load_model(f"hf:{tmp_path / 'hf'}")
     scanned = clipedit.scan(model, demo_calibration_source(8), workers=0)
     concept = clipedit.Concept(name="water", texts=("water", "a photo of water", "the water", "on the water"))
-    recipe = clipedit.make_recipe(scanned, model, concept=concept, heads=1)
+    recipe = clipedit.make_recipe(scanned, model, concept=concept, heads=1, effect="total")
     assert all(check.holds for check in write_edited_model(recipe, model, tmp_path / "out", scan=scanned))
     assert open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")(TEXTS).tolist() == model.tokenizer(TEXTS).tolist()
 

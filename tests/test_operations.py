@@ -368,7 +368,9 @@ def test_a_concept_that_spans_the_core_task_is_warned_of(demo_model: clipedit.Mo
     basis = torch.linalg.qr(torch.randn(24, 5).double())[0]
     assert compute_span_angle(basis, basis[:, :2]) == pytest.approx(0, abs=1e-3)
     assert compute_span_angle(basis[:, :2], basis[:, 2:]) == pytest.approx(90, abs=1e-3)
-    with pytest.warns(UserWarning, match=r"the texts of location span the core task: \d degrees between them"):
+    # Nothing of the concept is left then: no head holds more of it than of what is kept.
+    nothing = pytest.raises(clipedit.RecipeError, match="holds more of it than nothing")
+    with pytest.warns(UserWarning, match=r"the texts of location span the core task: \d degrees between them"), nothing:
         clipedit.make_recipe(scan, demo_model, concept="location", keep="location")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

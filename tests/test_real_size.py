@@ -32,7 +32,7 @@ def run_path(name: str, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPa
     module = open_clip.create_model(name, load_weights=False).eval()
     save_file({key: value.contiguous() for key, value in module.state_dict().items()}, folder / "w.safetensors")
     arguments = ["remove-heads", "--concept", "watermark", "--keep", "objects", "--model", name,
-                 "--pretrained", folder / "w.safetensors", "--images", photos, "--no-report", "-o", folder / "out"]  # fmt: skip
+                 "--pretrained", folder / "w.safetensors", "--images", photos, "--no-report", "--force", "-o", folder / "out"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["clipedit", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         cli.main()

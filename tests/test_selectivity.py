@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pytest
@@ -104,8 +105,9 @@ def test_the_quadratic_form_is_the_variance_that_the_refit_leaves(scan: Scan, mo
         head = subsets.heads[index]
         mean = scan.statistics.mean_features(f"L{head.layer}.heads")[head.head]
         edits[head] = AffineMap(torch.zeros(1, len(mean), len(mean)).double(), mean[None])
-    readout, constant = compute_distilled_readout(scan, model, edits)
-    after = torch.cat([readout, constant[None]]) @ direction
+    # One fold: the ridge is then the fixed one that the quadratic forms were built with.
+    refit = compute_distilled_readout(replace(scan, folds=(scan.statistics,)), model, edits)
+    after = torch.cat([refit.readout, refit.bias[None]]) @ direction
     before = subsets.readout @ direction
     spread = [(side * (subsets.covariance @ side)).sum() for side in (before, after)]
     assert removed_share(subsets.quadratic_forms(direction), taken) == pytest.approx(

@@ -135,7 +135,8 @@ def test_statistics_of_shards_are_those_of_the_folder(
     for name, sums in expected.statistics.groups.items():
         assert (found.statistics.groups[name].uu - sums.uu).norm() <= 1e-9 * sums.uu.norm()
     if kind != "datasets":
-        assert (found.statistics.gg == expected.statistics.gg).all()
+        # The names of images differ, and with them their folds: the same numbers are added in another order.
+        assert (found.statistics.gg - expected.statistics.gg).norm() <= 1e-12 * expected.statistics.gg.norm()
 
 
 def test_parquet_is_cut_at_row_groups(encoded: list[bytes], tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ def estimate_fidelity(
     fold = recipe.document.fold
     if scan.sample is None or fold is None or fold.ridge is None or recipe.document.effect != "distilled":
         return None
+    if model.alignment is not None:
+        return None  # The sample of an aligned model is of the joint space, the edit of the model itself.
     direct = bind_recipe(recipe.document.model_copy(update={"effect": "direct"}), scan, model, labelled=labelled)
     features = scan.sample.features
     wanted = compute_recipe_embeddings(direct, model.editable, features)

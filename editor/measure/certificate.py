@@ -59,7 +59,7 @@ def certify_recipe(
     recipe: Recipe, scan: Scan, model: Model, *, labelled: LabelledEmbeddings | None = None
 ) -> Certificate | None:
     """Bounds for a bound `distilled` or `direct` recipe; None without a sample, and for `total`, which it does not determine."""
-    if scan.sample is None or recipe.document.effect == "total":
+    if scan.sample is None or recipe.document.effect == "total" or model.alignment is not None:
         return None
     features = scan.sample.features
     before = features.embedding.double()

@@ -116,12 +116,11 @@ def measure_edit(
     before = collect_embeddings(model.editable, source, progress=progress)
     after = collect_embeddings(edited, source, progress=progress)
     rows = {"before": measure(*before), "after": measure_edited(*after)}
-    embed = _embedder(recipe, model.editable, source, scan, progress)
-    controls = _control_rows(recipe, scan, model, lambda bound: measure(*embed(bound)), labelled=labelled, draws=draws)
+    controls = draw_controls(recipe, scan, model, source, measure, labelled=labelled, draws=draws, progress=progress)
     differences = compare_models(
         build_outcomes(model.editable, dataset)(*before), build_outcomes(edited, dataset)(*after)
     )
-    return _put_together(rows, controls, differences)
+    return put_together(rows, controls, differences)
 
 
 def compare_models(
@@ -131,9 +130,10 @@ def compare_models(
     return compare_outcomes(before[0], after[0], before[1]) if before[1] == after[1] and before[1] else {}
 
 
-def _put_together(
+def put_together(
     rows: dict[str, dict[str, float]], controls: ControlRows, differences: Mapping[str, Difference]
 ) -> MeasuredEdit:
+    """Before and after, the controls beside them, and what can be said of both."""
     drawn, after = controls.drawn, rows["after"]
     spread = {key: float(np.std([row[key] for row in drawn], ddof=1)) for key in drawn[0]} if len(drawn) > 1 else {}
     rank = {key: sum(row[key] >= after[key] for row in drawn) for key in (drawn[0] if drawn else ()) if key in after}
@@ -181,9 +181,24 @@ def measure_controls(
 
     `direct` and `distilled` recipes share one pass over the images; `total` ones run the model once a draw.
     """
-    embed = _embedder(recipe, model.editable, source, scan, progress)
-    found = _control_rows(recipe, scan, model, lambda bound: measure(*embed(bound)), labelled=labelled, draws=draws)
+    found = draw_controls(recipe, scan, model, source, measure, labelled=labelled, draws=draws, progress=progress)
     return found.rows
+
+
+def draw_controls(
+    recipe: Recipe,
+    scan: Scan,
+    model: Model,
+    source: ImageSource,
+    measure: Measure,
+    *,
+    labelled: LabelledEmbeddings | None = None,
+    draws: int = DRAWS,
+    progress: Progress | None = None,
+) -> ControlRows:
+    """As `measure_controls`, with the figures of every draw."""
+    embed = _embedder(recipe, model.editable, source, scan, progress)
+    return _control_rows(recipe, scan, model, lambda bound: measure(*embed(bound)), labelled=labelled, draws=draws)
 
 
 def measure_text_edit(
@@ -208,7 +223,7 @@ def measure_text_edit(
     controls = _control_rows(recipe, scan, model, figures, labelled=labelled, draws=draws)
     edited = apply_recipe(recipe, model)
     outcomes = [build_outcomes(one, dataset, templates=templates)(*embedded) for one in (model, edited)]
-    return _put_together(rows, controls, compare_models(*outcomes))
+    return put_together(rows, controls, compare_models(*outcomes))
 
 
 @dataclass(frozen=True)

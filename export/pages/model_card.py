@@ -32,7 +32,7 @@ class _Verbatim(str):
     """Our own text, which is not escaped."""
 
 
-_ROWS = {"before": "unedited", "after": _Verbatim("**edited**"), "control": "random heads, ten draws",
+_ROWS = {"before": "unedited", "after": _Verbatim("**edited**"), "control": "random heads, same projection",
          "output_projection": "texts projected out, no heads"}  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from ...editor.measure.accuracy import GROUP
 
 _ROWS = {
     "before": "unedited",
-    "control": "random heads removed",
+    "control": "random heads, same projection",
     "output_projection": "texts projected out, no heads",
     "after": "this edit",
 }
