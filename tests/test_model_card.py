@@ -31,7 +31,7 @@ def test_the_card_has_the_figures_and_what_users_wrote_stays_text(edited: cliped
     assert (
         "| unedited | 0.500 |" in card
         and "| **edited** | 0.750 |" in card
-        and "| random heads, ten draws | 0.510 |" in card
+        and "| random heads, same projection | 0.510 |" in card
     )
     assert (
         "<script>" not in card
