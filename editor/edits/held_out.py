@@ -66,12 +66,21 @@ def estimate_fidelity(
         return None
     if model.alignment is not None:
         return None  # The sample of an aligned model is of the joint space, the edit of the model itself.
+    wanted, found = leave_one_out(recipe, scan, model, fold.ridge, labelled)
+    return compute_fidelity(wanted, found, scan.sample.features.embedding.double())
+
+
+def leave_one_out(
+    recipe: Recipe, scan: Scan, model: Model, ridge: float, labelled: LabelledEmbeddings | None = None
+) -> tuple[Float[Tensor, "image d_embed"], Float[Tensor, "image d_embed"]]:
+    """The sample under the direct edit, and under a `distilled` one that each image took no part in; float64."""
+    assert scan.sample is not None
     direct = bind_recipe(recipe.document.model_copy(update={"effect": "direct"}), scan, model, labelled=labelled)
-    features = scan.sample.features
-    wanted = compute_recipe_embeddings(direct, model.editable, features)
-    found = compute_recipe_embeddings(recipe, model.editable, features)
-    left = (1 - compute_leverages(scan, model, fold.ridge)).clamp_min(1e-6)[:, None]
-    return compute_fidelity(wanted, wanted + (found - wanted) / left.to(wanted), features.embedding)
+    wanted, found = (
+        compute_recipe_embeddings(one, model.editable, scan.sample.features).double() for one in (direct, recipe)
+    )
+    left = (1 - compute_leverages(scan, model, ridge)).clamp_min(1e-6)[:, None]
+    return wanted, wanted + (found - wanted) / left
 
 
 def compute_leverages(scan: Scan, model: Model, ridge: float) -> Float[Tensor, " image"]:

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..edits.bind import bind_recipe
 from ..edits.direct import compute_recipe_embeddings
-from ..edits.held_out import compute_leverages
+from ..edits.held_out import leave_one_out
 from ..edits.recipe import Recipe, require_bound
 from ..edits.refit import fitted_columns
 from ..models.model import Model
@@ -63,13 +62,11 @@ def certify_recipe(
         return None
     features = scan.sample.features
     before = features.embedding.double()
-    after = compute_recipe_embeddings(recipe, model.editable, features).double()
     fold = recipe.document.fold
     if fold is not None and fold.ridge is not None:
-        direct = bind_recipe(recipe.document.model_copy(update={"effect": "direct"}), scan, model, labelled=labelled)
-        wanted = compute_recipe_embeddings(direct, model.editable, features).double()
-        left = (1 - compute_leverages(scan, model, fold.ridge)).clamp_min(1e-6)[:, None]
-        after = wanted + (after - wanted) / left
+        after = leave_one_out(recipe, scan, model, fold.ridge, labelled)[1]
+    else:
+        after = compute_recipe_embeddings(recipe, model.editable, features).double()
     angles = compute_turns(before, after)
     turns = {f"{level:g}": bound for level in LEVELS if (bound := bound_turn(angles, level)) is not None}
     moved = compute_movement(recipe, scan, model)
