@@ -17,7 +17,7 @@ from clipedit.editor.images.demo import demo_folder
 from clipedit.export.targets.registry import load_target, render_targets_markdown, target_names
 from clipedit.export.written_for import find_written
 
-ROOT = Path(clipedit.__file__).parent
+ROOT = Path(__file__).parents[1]
 TOY = '''
 """Target `nested`: an open_clip folder inside the folder."""
 
