@@ -3,8 +3,8 @@
     python -m clipedit.demo.train_classifier --seed 0 --out classifier
     python benchmarks/beyond_clip.py classifier [--images 1024] [--seed 0]
 
-The number of heads is chosen on the validation split, by the places that the concept lists; what is printed is of the test
-split. The control is ten draws of as many random heads from the same layers.
+The number of heads is chosen on the validation split, by the places that the concept lists; what is printed is of the
+test split. The control is ten draws of as many random heads from the same layers.
 """
 
 from __future__ import annotations

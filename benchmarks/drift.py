@@ -1,8 +1,8 @@
 """How often `clipedit monitor` raises an alarm, with and without a drift: `python benchmarks/drift.py`.
 
-Features of demo images are collected once, drawn as calibration and as new images again and again, and compared as the command
-compares them. A set raises an alarm when one of its heads does. Quiet sets come from the calibration's own distribution; limit 0
-leaves only the test of noise, whose rate is meant to be 1 %.
+Features of demo images are collected once, drawn as calibration and as new images again and again, and compared as the
+command compares them. A set raises an alarm when one of its heads does. Quiet sets come from the calibration's own
+distribution; limit 0 leaves only the test of noise, whose rate is meant to be 1 %.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def sum_rows(scanner: Scanner, features: Features, rows: np.ndarray) -> Statisti
 def draw_sets(
     scanner: Scanner, pool: Features, new: Features, size: int, counts: tuple[int, int]
 ) -> Iterator[tuple[Statistics, list[Statistics]]]:
-    """Calibration statistics with blocks of new ones; where both come from the same images, never with one in common."""
+    """Calibration statistics with blocks of new ones; from the same images, none in common."""
     calibrations, sets = counts
     generator = np.random.default_rng(SEED)
     for _ in range(calibrations):

@@ -1,9 +1,10 @@
 """Throughput of exported graphs in one run: `OMP_NUM_THREADS=2 python benchmarks/export.py`. Needs a quiet machine.
 
-Prints the tables of `benchmarks/results/throughput.csv`: images per second of ONNX Runtime on two CPU threads at batch 1 and 32, ViT-B-32 and ViT-B-16 at
-real size with random weights (speed does not depend on what they hold), of the unedited, the distilled, the direct and
-the pruned graph, fp32, and of the pruned one in int8 and fp16. Every ratio is the median over interleaved rounds, the order
-reversed in every other one, so that drift of the machine cancels. The programs of torch.export likewise, direct to unedited.
+Prints the tables of `benchmarks/results/throughput.csv`: images per second of ONNX Runtime on two CPU threads at batch
+1 and 32, ViT-B-32 and ViT-B-16 at real size with random weights (speed does not depend on what they hold), of the
+unedited, the distilled, the direct and the pruned graph, fp32, and of the pruned one in int8 and fp16. Every ratio is
+the median over interleaved rounds, the order reversed in every other one, so that drift of the machine cancels. The
+programs of torch.export likewise, direct to unedited.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def open_session(path: Path, precision: str) -> Runner:
 
 
 def build_runners(name: str, folder: Path) -> dict[str, Runner]:
-    """Unedited first; distilled and direct remove 2 heads of each of the last four layers, pruned two thirds of them."""
+    """Unedited first; distilled and direct remove 2 heads of the last four layers each, pruned two thirds of them."""
     model = clipedit.load_model(name)
     last = range(model.tower.n_layers - 4, model.tower.n_layers)
     heads = model.tower.heads_per_layer[-2]
@@ -123,8 +124,11 @@ def print_table(title: str, runners: dict[str, Runner], size: int, rounds: int) 
         times = measure(runners, batch, size, rounds)
         for label, found in times.items():
             ratios = [own / base for own, base in zip(found, times["unedited"], strict=True)]
-            print(f"| {label} | {batch} | {batch / statistics.median(found):.1f} | {statistics.median(ratios):.3f} "
-                  f"({min(ratios):.3f} to {max(ratios):.3f}) |", flush=True)  # fmt: skip
+            print(
+                f"| {label} | {batch} | {batch / statistics.median(found):.1f} | {statistics.median(ratios):.3f} "
+                f"({min(ratios):.3f} to {max(ratios):.3f}) |",
+                flush=True,
+            )
 
 
 def main() -> None:
@@ -134,8 +138,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    print(f"## Throughput of exported graphs\n\n`python benchmarks/export.py --rounds {options.rounds}`: ONNX Runtime "
-          f"{onnxruntime.__version__}, torch {torch.__version__}, two CPU threads, random weights (seed 0).")  # fmt: skip
+    print(
+        f"## Throughput of exported graphs\n\n`python benchmarks/export.py --rounds {options.rounds}`: ONNX Runtime "
+        f"{onnxruntime.__version__}, torch {torch.__version__}, two CPU threads, random weights (seed 0)."
+    )
     for name in options.models:
         size = clipedit.load_model(name).image_size
         with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
 """Scanning beside a plain forward pass, every family in one run: `OMP_NUM_THREADS=2 python benchmarks/families.py`.
 
-Needs a quiet machine. Ratios of interleaved runs on one batch of pixels (medians, after a warm-up), random weights at real
-size: the forward pass with hooks or by-products, contraction and the statistics, over `encode_image`. Decoding and preprocessing,
-the same on both sides, are left out: with them the ratio comes nearer to one.
+Needs a quiet machine. Ratios of interleaved runs on one batch of pixels (medians, after a warm-up), random weights at
+real size: the forward pass with hooks or by-products, contraction and the statistics, over `encode_image`. Decoding and
+preprocessing, the same on both sides, are left out: with them the ratio comes nearer to one.
 """
 
 from __future__ import annotations
@@ -67,8 +67,11 @@ def report(family: str, model: clipedit.Model, layers: range, *, batch: int, rou
     bound = BOUND_ALL if whole else BOUND
     median = statistics.median(ratios)
     scanned = f"all {len(layers)}" if whole else f"last {len(layers)}"
-    print(f"| {family} | `{model.name}` | {scanned} | {median:.3f} | {min(ratios):.3f}-{max(ratios):.3f} | {bound} | "
-          f"{'yes' if median <= bound else 'no'} |", flush=True)  # fmt: skip
+    print(
+        f"| {family} | `{model.name}` | {scanned} | {median:.3f} | {min(ratios):.3f}-{max(ratios):.3f} | {bound} | "
+        f"{'yes' if median <= bound else 'no'} |",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -81,7 +84,8 @@ def main() -> None:
     torch.set_num_threads(2)
     torch.manual_seed(0)
     print(
-        "| family | model | layers scanned | median of scan / forward | range | bound | holds |\n|---|---|---|---|---|---|---|"
+        "| family | model | layers scanned | median of scan / forward | range | bound | holds "
+        "|\n|---|---|---|---|---|---|---|"
     )
     for family, name, whole in FAMILIES:
         if options.only.lower() not in f"{family} {name}".lower():

@@ -3,8 +3,8 @@
     python benchmarks/fuzz.py --seed 0                     # all targets, as many inputs as `TARGETS` says
     python benchmarks/fuzz.py --only recipe,images --share 0.01
 
-What is tested: reading returns, or raises a `ClipeditError`, within five seconds of processor time. Any other exception, a crash or a hang is
-a failure; its input is written to --keep and made again by its target, seed and index.
+What is tested: reading returns, or raises a `ClipeditError`, within five seconds of processor time. Any other
+exception, a crash or a hang is a failure; its input is written to --keep and made again by its target, seed and index.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Coverage-guided fuzzing with atheris (extra `[fuzz]`): bytes of one reader, changed towards code that was not yet reached.
+"""Coverage-guided fuzzing with atheris (extra `[fuzz]`): bytes of one reader, changed towards unreached code.
 
     python benchmarks/fuzz_atheris.py recipe -runs=20000 -seed=1
 
-Everything after the reader is libFuzzer's. Valid files are the first corpus. Any exception but a `ClipeditError` ends the run, as does
-an input of more than five seconds (-timeout) or two gigabytes more (-rss_limit_mb).
+Everything after the reader is libFuzzer's. Valid files are the first corpus. Any exception but a `ClipeditError` ends
+the run, as does an input of more than five seconds (-timeout) or two gigabytes more (-rss_limit_mb).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Inputs of `fuzz.py` that need no model: text files, tables of labels, images and vectors, with the functions that read them."""
+"""Inputs of `fuzz.py` that need no model: text files, labels, images and vectors, with their readers."""
 
 from __future__ import annotations
 
@@ -35,8 +35,21 @@ Generator = random.Random
 def recipe_documents() -> list[Any]:
     found = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in list_recipes().values()]
     step = {"operation": "project-out", "heads": ["L3H5"], "texts": ["a", "b"], "directions": 2, "strength": 0.5}
-    return [*found, {"schema_version": 1, "name": "n", "base": {"model": "demo"}, "effect": "total", "measured": {"before": {"accuracy": 0.5}},
-                     "steps": [step, {"operation": "mean-ablate", "target": "mlps", "layers": [3]}, {"operation": "leace", "target": "output"}]}]  # fmt: skip
+    return [
+        *found,
+        {
+            "schema_version": 1,
+            "name": "n",
+            "base": {"model": "demo"},
+            "effect": "total",
+            "measured": {"before": {"accuracy": 0.5}},
+            "steps": [
+                step,
+                {"operation": "mean-ablate", "target": "mlps", "layers": [3]},
+                {"operation": "leace", "target": "output"},
+            ],
+        },
+    ]
 
 
 def concept_documents() -> list[Any]:
@@ -113,9 +126,13 @@ def make_table(generator: Generator, folder: Path) -> Path:
 
 def read_table(path: Path) -> None:
     read: list[Callable[[Path], object]] = [
-        lambda path: list_images(path).fingerprint(), lambda path: list_images(path).open(0), load_labelled_images, load_dataset,
-        lambda path: load_labelled_images(path, group_by=["colour"]), lambda path: load_dataset(path.parent, layout="waterbirds"),
-    ]  # fmt: skip
+        lambda path: list_images(path).fingerprint(),
+        lambda path: list_images(path).open(0),
+        load_labelled_images,
+        load_dataset,
+        lambda path: load_labelled_images(path, group_by=["colour"]),
+        lambda path: load_dataset(path.parent, layout="waterbirds"),
+    ]
     refused = [error for function in read if (error := _refusal(function, path))]
     if len(refused) == len(read):
         raise refused[0]
@@ -203,11 +220,16 @@ def make_npy(generator: Generator, folder: Path) -> Path:
     if generator.random() < 0.6:
         shape = ", ".join(_number(generator) for _ in range(2))
         descr = generator.choice(("'|O'", "'<f4'", "[('a', '<f4')]", "('<f4', (9,))", "'<f99'", "'x'"))
-        header = generator.choice((
-            f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}",
-            f"{{'descr': {descr}, 'fortran_order': False, 'shape': (5, 3), }}",
-            "(" * generator.choice((10, 3000)), "-" * 5000 + "1", "[" * 99 + "]" * 99, "__import__('os').system('id')",
-        )).encode()  # fmt: skip
+        header = generator.choice(
+            (
+                f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}",
+                f"{{'descr': {descr}, 'fortran_order': False, 'shape': (5, 3), }}",
+                "(" * generator.choice((10, 3000)),
+                "-" * 5000 + "1",
+                "[" * 99 + "]" * 99,
+                "__import__('os').system('id')",
+            )
+        ).encode()
         data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header) + 1) + header + b"\n" + data[128:]
     path = folder / "x.npy"
     path.write_bytes(change_bytes(generator, data, most=3) if generator.random() < 0.6 else data)

@@ -1,4 +1,4 @@
-"""The readers that `fuzz.py` tests, with valid files of each kind to start from: small ones, of the demo model and of our own."""
+"""The readers that `fuzz.py` tests, with small valid files of each kind to start from."""
 
 from __future__ import annotations
 
@@ -60,14 +60,19 @@ def build_targets(folder: Path) -> dict[str, Target]:
     """All targets; valid files that take a model to make are written into the folder once."""
     torch.set_num_threads(1)
     made = _make_files(folder)
-    yaml_target = {"recipe": (load_recipe, recipe_documents(), 22_000), "concept": (load_concept, concept_documents(), 14_000),
-                   "weights of directions": (load_weights, [{"L3H5": [1.0, 0.2], "L2H0": [0.0] * 8}], 4_000)}  # fmt: skip
+    yaml_target = {
+        "recipe": (load_recipe, recipe_documents(), 22_000),
+        "concept": (load_concept, concept_documents(), 14_000),
+        "weights of directions": (load_weights, [{"L3H5": [1.0, 0.2], "L2H0": [0.0] * 8}], 4_000),
+    }
     found = {name: Target(partial(make_yaml, given), read, count) for name, (read, given, count) in yaml_target.items()}
     return found | {
         "bound recipe": Target(partial(_make_bound, made), partial(_apply, made), 2_500),
         "safetensors": Target(_make_safetensors, _read_weights, 14_000),
         "scan": Target(partial(_make_stored, made, "scan.safetensors"), partial(_use_scan, made), 5_000),
-        "partial scans": Target(partial(_make_stored, made, "scan.safetensors"), lambda path: merge_partials([path]), 1_500),
+        "partial scans": Target(
+            partial(_make_stored, made, "scan.safetensors"), lambda path: merge_partials([path]), 1_500
+        ),
         "aligner": Target(partial(_make_stored, made, "aligner.safetensors"), load_aligner, 4_000),
         "features": Target(partial(_make_stored, made, "f.features.safetensors"), load_features, 4_000),
         "reference": Target(partial(_make_reference, made), _read_reference, 2_500),
@@ -80,9 +85,11 @@ def build_targets(folder: Path) -> dict[str, Target]:
         "npy": Target(make_npy, read_vectors, 5_000),
         "parquet": Target(partial(_make_parquet, made), read_vectors, 2_000),
         "open_clip folder": Target(partial(_make_model, made / "clip", "open_clip_config.json"), _load_model, 700),
-        "hf folder": Target(partial(_make_model, made / "hf", "config.json"), lambda path: _load_model(f"hf:{path}"), 700),
+        "hf folder": Target(
+            partial(_make_model, made / "hf", "config.json"), lambda path: _load_model(f"hf:{path}"), 700
+        ),
         "timm folder": Target(partial(_make_model, made / "timm", "config.json"), _load_model, 700),
-    }  # fmt: skip
+    }
 
 
 # Safetensors files of every kind.
@@ -105,7 +112,9 @@ def _change_safetensors(generator: Generator, content: bytes) -> bytes:
         header = change_value(generator, header)
     elif kind < 7 and isinstance(header.get("__metadata__"), dict) and header["__metadata__"]:
         key = generator.choice(list(header["__metadata__"]))
-        header["__metadata__"][key] = encode_json(generator, change_value(generator, _parsed(header["__metadata__"][key]))).decode("utf-8", "replace")  # fmt: skip
+        header["__metadata__"][key] = encode_json(
+            generator, change_value(generator, _parsed(header["__metadata__"][key]))
+        ).decode("utf-8", "replace")
     elif kind == 7:
         data = change_bytes(generator, data)
     elif kind == 8:
@@ -129,8 +138,13 @@ def _parsed(text: Any) -> Any:
 
 
 def _make_safetensors(generator: Generator, folder: Path) -> Path:
-    tensors = {"a.weight": torch.arange(12.0).reshape(3, 4), "b": torch.zeros(0, 5), "c": torch.ones(3, dtype=torch.int8),
-               "d": torch.ones(2, 2).bfloat16(), "scalar": torch.tensor(1.0)}  # fmt: skip
+    tensors = {
+        "a.weight": torch.arange(12.0).reshape(3, 4),
+        "b": torch.zeros(0, 5),
+        "c": torch.ones(3, dtype=torch.int8),
+        "d": torch.ones(2, 2).bfloat16(),
+        "scalar": torch.tensor(1.0),
+    }
     path = folder / "x.safetensors"
     path.write_bytes(_change_safetensors(generator, save_tensors(tensors, {"k": '{"a": 1}'})))
     return path
@@ -192,9 +206,17 @@ def _read_reference(folder: Path) -> None:
 
 
 def _make_record(generator: Generator, folder: Path) -> Path:
-    record = {"schema_version": 1, "target": "onnx", "options": {"precision": "fp32"}, "edited": True,
-              "base": {"model": "demo", "pretrained": None, "weights_hash": "0" * 64}, "inputs": {"scan": None, "calibration": None},
-              "edited_weights_hash": "1" * 64, "environment": {"torch": "2"}, "outputs": {"visual.onnx": "2" * 64}}  # fmt: skip
+    record = {
+        "schema_version": 1,
+        "target": "onnx",
+        "options": {"precision": "fp32"},
+        "edited": True,
+        "base": {"model": "demo", "pretrained": None, "weights_hash": "0" * 64},
+        "inputs": {"scan": None, "calibration": None},
+        "edited_weights_hash": "1" * 64,
+        "environment": {"torch": "2"},
+        "outputs": {"visual.onnx": "2" * 64},
+    }
     (folder / "reproduce").mkdir()
     (folder / "reproduce" / "reproduce.json").write_bytes(encode_json(generator, change_value(generator, record)))
     return folder
@@ -225,11 +247,21 @@ def _resize(generator: Generator, content: bytes) -> bytes:
     name = generator.choice(sorted(tensors))
     taken = tensors.pop(name)
     changes: list[Callable[[], Any]] = [
-        lambda: taken[..., :1].contiguous(), lambda: taken.half(), lambda: taken * float("nan"), lambda: taken[None].contiguous(),
-        lambda: torch.zeros(3, 3), lambda: torch.zeros(0), lambda: taken.int(), lambda: taken.flatten().clone(),
-    ]  # fmt: skip
+        lambda: taken[..., :1].contiguous(),
+        lambda: taken.half(),
+        lambda: taken * float("nan"),
+        lambda: taken[None].contiguous(),
+        lambda: torch.zeros(3, 3),
+        lambda: torch.zeros(0),
+        lambda: taken.int(),
+        lambda: taken.flatten().clone(),
+    ]
     if generator.random() < 0.8:
-        tensors[generator.choice((name, name, name, f"heads.L0H{generator.randrange(9)}.map", "folded.x", "output.map", "x", f"{name}.y"))] = generator.choice(changes)()  # fmt: skip
+        tensors[
+            generator.choice(
+                (name, name, name, f"heads.L0H{generator.randrange(9)}.map", "folded.x", "output.map", "x", f"{name}.y")
+            )
+        ] = generator.choice(changes)()
     return save_tensors(tensors, header["__metadata__"])
 
 
@@ -290,8 +322,13 @@ def _make_files(folder: Path) -> Path:
     for effect in ("distilled", "total"):
         made = clipedit.make_recipe(scan, model, concept="location", heads=2, effect=effect)
         made.save(folder / f"{effect}.yaml")
-    described = {"base": {"name": "a", "pretrained": None, "weights_hash": "0"}, "clip": {"name": "b", "pretrained": "c", "weights_hash": "1"},
-                 "report": {"cosine": 0.5}, "log": [{"step": 10, "loss": 0.5}], "options": {"seed": 0}}  # fmt: skip
+    described = {
+        "base": {"name": "a", "pretrained": None, "weights_hash": "0"},
+        "clip": {"name": "b", "pretrained": "c", "weights_hash": "1"},
+        "report": {"cosine": 0.5},
+        "log": [{"step": 10, "loss": 0.5}],
+        "options": {"seed": 0},
+    }
     maps = {"maps": torch.ones(2, 3, 4), "bias": torch.ones(3)}
     (folder / "aligner.safetensors").write_bytes(save_tensors(maps, {ALIGNER_KIND: json.dumps(described)}))
     from clipedit.export.verify.reference import write_reference

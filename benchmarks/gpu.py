@@ -1,8 +1,8 @@
-"""Images a second of a scan and of the plain forward pass, on whatever GPU there is: `python benchmarks/gpu.py [--model NAME]`.
+"""Images per second of a scan and of the plain forward pass on a GPU: `python benchmarks/gpu.py [--model NAME]`.
 
 Prints a table with a row for each precision. Random weights at real size: speed does not depend on
-what they hold. Pixels are on the device beforehand, so that the model is measured and not the decoding of images; `--loader`
-measures reading JPEGs by itself. Without a GPU it runs on the processor and says so.
+what they hold. Pixels are on the device beforehand, so that the model is measured and not the decoding of images;
+`--loader` measures reading JPEGs by itself. Without a GPU it runs on the processor and says so.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from clipedit.editor.scan.scan import choose_layers
 from clipedit.editor.scan.scanner import Scanner
 from clipedit.editor.scan.statistics import add_features
 
-COLUMNS = "| device | model | batch | precision | compiled | encode_image, images/s | scan, images/s | scan / encode | peak memory |"
+COLUMNS = (
+    "| device | model | batch | precision | compiled | encode_image, images/s | scan, images/s | scan / encode "
+    "| peak memory |"
+)
 
 
 def best_device() -> str:

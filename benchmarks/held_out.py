@@ -1,7 +1,8 @@
-"""What an edit claims of images left out, beside what new images say: `OMP_NUM_THREADS=1 python benchmarks/held_out.py > results.csv`.
+"""What an edit claims of images left out, beside new images: `OMP_NUM_THREADS=1 python benchmarks/held_out.py`.
 
-The demo model, location, 8 heads and the projection of the output, at growing numbers of calibration images. Claimed: from the
-calibration images alone, each left out. Measured: on 2,048 others, biased in the same way. Two draws where images are few.
+The demo model, location, 8 heads and the projection of the output, at growing numbers of calibration images. Claimed:
+from the calibration images alone, each left out. Measured: on 2,048 others, biased in the same way. Two draws where
+images are few.
 """
 
 from __future__ import annotations

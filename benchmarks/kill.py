@@ -1,10 +1,11 @@
-"""Kill test: SIGKILL at random moments of a scan, an apply and an export; a restart must end with the bits of an undisturbed run.
+"""Kill test: SIGKILL at random moments of a scan, an apply and an export; a restart must give an undisturbed run's
+bits.
 
     python benchmarks/kill.py --runs 50 --seed 0
 
-Runs are forked from a process that has imported everything, so the moments fall into the work and not into imports. Before
-half of the runs an older result lies under the final name. After every kill each file under a final name must be the old one
-or the complete new one; after the restart all must be the new one, and nothing may be left beside it.
+Runs are forked from a process that has imported everything, so the moments fall into the work and not into imports.
+Before half of the runs an older result lies under the final name. After every kill each file under a final name must be
+the old one or the complete new one; after the restart all must be the new one, and nothing may be left beside it.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def finish(pid: int) -> int:
 
 
 def kill_at(pid: int, moment: float, watch: Callable[[], None]) -> bool:
-    """SIGKILL after so many seconds; False if the run had ended. What it started itself is killed only then, as it may."""
+    """SIGKILL after so many seconds; False if the run had ended. What it started itself is killed only then."""
     end = time.monotonic() + moment
     ended = False
     while not ended and time.monotonic() < end:

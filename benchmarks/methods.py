@@ -6,8 +6,9 @@
     python benchmarks/methods.py --split validation --fidelity MODEL_FOLDER...          # distilled against direct
     python benchmarks/typographic.py --split validation TYPOGRAPHIC_MODEL_FOLDER...     # written words
 
-Prints Markdown. Random heads stand beside every table; distilled and total rows carry their fidelity to direct. Selectors
-that look at labels see images of listed places of the validation split: on that split their listed column is in-sample.
+Prints Markdown. Random heads stand beside every table; distilled and total rows carry their fidelity to direct.
+Selectors that look at labels see images of listed places of the validation split: on that split their listed column is
+in-sample.
 """
 
 from __future__ import annotations
@@ -64,8 +65,13 @@ KINDS = {
     "none": ("k*", "unedited"),
 }
 # The points that the plot names.
-NAMED = {"none": "unedited", "text-difference, mean-ablate 8, output 0.9": "the default", "frontier, mean-ablate 8, output 0.9": "frontier, output 0.9",
-         "output projection, strength 1.0": "output projection 1.0", "text-difference, mean-ablate 16, output 0.9": "16 heads, output 0.9"}  # fmt: skip
+NAMED = {
+    "none": "unedited",
+    "text-difference, mean-ablate 8, output 0.9": "the default",
+    "frontier, mean-ablate 8, output 0.9": "frontier, output 0.9",
+    "output projection, strength 1.0": "output projection 1.0",
+    "text-difference, mean-ablate 16, output 0.9": "16 heads, output 0.9",
+}
 
 
 @dataclass
@@ -185,7 +191,7 @@ def choose(bench: Bench) -> None:
 
 
 def compare_fidelity(bench: Bench) -> None:
-    """From how many heads, and from which layer on, distilled explains less than 0.98 of the directly edited embedding."""
+    """From how many heads, and from which layer on, distilled explains less than 0.98 of the direct edit."""
     print("\n| heads ablated | worst cosine | mean cosine | explained | explained of the change |")
     print("|---|---|---|---|---|")
     every = list(map(str, scanned_heads(bench.scan, bench.model)))

@@ -3,10 +3,11 @@
     python benchmarks/papers.py --waterbirds waterbird_complete95_forest2water2 \\
         --imagenet imagenet/val --imagenet-calibration imagenet/train-sample
 
-Weights come from open_clip's cache, or from `--weights NAME=FILE`. What is missing is named, and the rest is run. Means come
-from the training split of Waterbirds (split 0) and from `--imagenet-calibration`, never from the images that are measured;
-the papers take the test images' own. The published Waterbirds figures stand beside the `waterbirds-protocol` recipes, which
-mean-ablate what the paper does, at the readout; the recipes that edit the named heads only are measured as other edits.
+Weights come from open_clip's cache, or from `--weights NAME=FILE`. What is missing is named, and the rest is run. Means
+come from the training split of Waterbirds (split 0) and from `--imagenet-calibration`, never from the images that are
+measured; the papers take the test images' own. The published Waterbirds figures stand beside the `waterbirds-protocol`
+recipes, which mean-ablate what the paper does, at the readout; the recipes that edit the named heads only are measured
+as other edits.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def imagenet_task(folder: Path, classes: Sequence[str]) -> LabelledImages:
     task = load_labelled_images(folder)
     if len(task.classes) != len(classes):
         raise ClipeditError(
-            f"cannot use {folder}: it has {len(task.classes)} folders, {len(classes)} classes are needed. Give the whole set."
+            f"cannot use {folder}: it has {len(task.classes)} folders, {len(classes)} classes are needed. Give the "
+            "whole set."
         )
     return replace(task, classes=tuple(classes), groups=tuple(classes[label] for label in task.labels))
 

@@ -1,8 +1,8 @@
-"""Speed of a scan on Ray with 1 and 2 workers: `OMP_NUM_THREADS=1 python benchmarks/ray_speed.py` (needs `pip install ".[ray]"`).
+"""Speed of a scan on Ray, 1 and 2 workers: `OMP_NUM_THREADS=1 python benchmarks/ray_speed.py` (extra `[ray]`).
 
-A local cluster of two nodes with a processor each; demo images in tar shards, one a unit. Every round scans them three times, in
-turn: in this process, with one actor, with two. The steady rate leaves out the start: an actor's first unit waits for Python, torch
-and the model. The merged scans are compared bit by bit.
+A local cluster of two nodes with a processor each; demo images in tar shards, one a unit. Every round scans them three
+times, in turn: in this process, with one actor, with two. The steady rate leaves out the start: an actor's first unit
+waits for Python, torch and the model. The merged scans are compared bit by bit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCH_SIZE = 64
 
 
 def time_scan(model: clipedit.Model, shards: Path, folder: Path, actors: int) -> tuple[float, float, bytes]:
-    """Seconds of a whole scan, steady images a second, and the merged scan's bytes; no actors: in this process."""
+    """Seconds of a whole scan, steady images per second, and the merged scan's bytes; no actors: in this process."""
     finished: list[tuple[float, int]] = []
 
     def follow(done: int, total: int) -> None:

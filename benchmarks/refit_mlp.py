@@ -1,9 +1,11 @@
-"""Would refitting the last MLP's output weights bring `distilled` nearer to `direct`? `python benchmarks/refit_mlp.py [MODEL_FOLDER...]`
+"""Would refitting the last MLP's weights bring `distilled` nearer to `direct`? `refit_mlp.py [MODEL_FOLDER...]`
 
-`distilled` refits the readout: `z' ~ P'^T f + c`. Here the last MLP's output weights are refitted with it, in closed form. With `sigma` frozen
-the embedding is linear in the MLP's hidden units `h` as well, so `(z' - z) / |z|` is regressed on `[f, 1, h / sigma] / |z|`, giving `P'`, `c` and
-`M`; the change of the weights is the least `D` with `P'^T diag(gamma) C D = M`. With `sigma` free again the readout is then fitted once more, to what
-the changed layer gives. What is measured is the real model with both folded in. Calibration images fit, images of the validation split measure. Prints Markdown.
+`distilled` refits the readout: `z' ~ P'^T f + c`. Here the last MLP's output weights are refitted with it, in closed
+form. With `sigma` frozen the embedding is linear in the MLP's hidden units `h` as well, so `(z' - z) / |z|` is
+regressed on `[f, 1, h / sigma] / |z|`, giving `P'`, `c` and `M`; the change of the weights is the least `D` with `P'^T
+diag(gamma) C D = M`. With `sigma` free again the readout is then fitted once more, to what the changed layer gives.
+What is measured is the real model with both folded in. Calibration images fit, images of the validation split measure.
+Prints Markdown.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ RIDGE = 1e-6
 
 @dataclass
 class Inside:
-    """What the last block gives: hidden units after the activation `[image, d_mlp]` and the residual stream `[image, d_model]`."""
+    """What the last block gives: hidden units after activation `[image, d_mlp]`, residual stream `[image, d_model]`."""
 
     hidden: Tensor
     residual: Tensor
@@ -49,8 +51,10 @@ def collect_inside(model: Model, source: ImageSource, batch: int = 256) -> Insid
     hidden: list[Tensor] = []
     residual: list[Tensor] = []
     mlp = visual.transformer.resblocks[-1].mlp
-    hooks = [mlp.c_proj.register_forward_pre_hook(lambda _, args: hidden.append(args[0][:, 0].double())),
-             visual.ln_post.register_forward_pre_hook(lambda _, args: residual.append(_class_token(args[0]).double()))]  # fmt: skip
+    hooks = [
+        mlp.c_proj.register_forward_pre_hook(lambda _, args: hidden.append(args[0][:, 0].double())),
+        visual.ln_post.register_forward_pre_hook(lambda _, args: residual.append(_class_token(args[0]).double())),
+    ]
     for start in range(0, len(source), batch):
         images = range(start, min(start + batch, len(source)))
         model.encode_image(torch.stack([model.preprocess(source.open(index)) for index in images]))
@@ -110,7 +114,10 @@ def run(name: str) -> None:
     model = load_model(name)
     sources = {"fit": hold(list_images("demo")), "held out": hold(validation_source())}
     scanned = scan(model, sources["fit"], batch_size=128, workers=0)
-    features = {key: collect_features(model, source, layers=scanned.layers, batch_size=256)[0] for key, source in sources.items()}  # fmt: skip
+    features = {
+        key: collect_features(model, source, layers=scanned.layers, batch_size=256)[0]
+        for key, source in sources.items()
+    }
     insides = {key: collect_inside(model, source) for key, source in sources.items()}
     titles = ("readout", "readout and last MLP", "the same, readout fitted again")
     columns = " | ".join(f"{title}: worst cosine | explained | of the change" for title in titles)
@@ -126,8 +133,11 @@ def run(name: str) -> None:
         projection, constant, change = refit(model, insides["fit"], features["fit"], edited["fit"])
         finals = {key: compute_final(model, inside, change) for key, inside in insides.items()}
         again = fit_readout(model, finals["fit"], features["fit"], edited["fit"])
-        found = [held.final.double() @ plain[0] + plain[1], finals["held out"] @ projection + constant,
-                 finals["held out"] @ again[0] + again[1]]  # fmt: skip
+        found = [
+            held.final.double() @ plain[0] + plain[1],
+            finals["held out"] @ projection + constant,
+            finals["held out"] @ again[0] + again[1],
+        ]
         rows: list[Fidelity] = [compute_fidelity(edited["held out"], one, held.embedding.double()) for one in found]
         cells = [f"{x:.4f}" for row in rows for x in (row.worst_cosine, row.explained, row.explained_change)]
         print(f"| {title} | " + " | ".join(cells) + " |", flush=True)

@@ -3,9 +3,9 @@
     python benchmarks/retrieval.py --seed 7101               # every number of heads: to choose the default of --heads
     python benchmarks/retrieval.py --seed 9101 --heads 4     # reported
 
-Prints Markdown. A query is every image of the split in turn (itself not counted), or a text a value; right is an image
-of the same value. Heads are ranked by the index's own statistics and the shipped concepts, as `clipedit retrieve` does;
-the control takes as many heads at random from the same layers. Chance is one in the number of values.
+Prints Markdown. A query is every image of the split in turn (itself not counted), or one text per value; right is an
+image of the same value. Heads are ranked by the index's own statistics and the shipped concepts, as `clipedit retrieve`
+does; the control takes as many heads at random from the same layers. Chance is one in the number of values.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Peak memory of a scan of 1,000 and of 50,000 demo images: `python benchmarks/scale_memory.py`.
 
-Images are rendered into tar shards of 1,000 first; each scan is the command line in a process of its own. The small scan runs three
-times, since the C library's heap alone moves its peak by a percent or two; `MALLOC_MMAP_THRESHOLD_=1048576` takes that noise away.
+Images are rendered into tar shards of 1,000 first; each scan is the command line in a process of its own. The small
+scan runs three times, since the C library's heap alone moves its peak by a percent or two;
+`MALLOC_MMAP_THRESHOLD_=1048576` takes that noise away.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def main() -> None:
         large = peak_of_scan(shards, many)
         sizes = few.stat().st_size, many.stat().st_size
         print(
-            f"peak memory of a scan, {options.images} / {options.few} images: {large / small:.3f} ({large:.0f} / {small:.0f} MB); "
-            f"statistics files {sizes[1]} / {sizes[0]} bytes"
+            f"peak memory of a scan, {options.images} / {options.few} images: {large / small:.3f} ({large:.0f} / "
+            f"{small:.0f} MB); statistics files {sizes[1]} / {sizes[0]} bytes"
         )
 
 

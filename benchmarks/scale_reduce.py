@@ -1,8 +1,9 @@
 """The reduce of an internet-scale scan: `python benchmarks/scale_reduce.py [--partials 100000] [--files 16]`.
 
-Writes a few distinct partials of ViT-L/14 size (random sums, last four layers), and sums as many as asked for by reading those files
-again and again with the code that `clipedit merge` runs. What that shows is time a partial and peak memory of the sum itself; files
-that are read again come from the page cache, so the time to fetch them from a disk or a network must be added (`benchmarks/SCALE.md`).
+Writes a few distinct partials of ViT-L/14 size (random sums, last four layers), and sums as many as asked for by
+reading those files again and again with the code that `clipedit merge` runs. What that shows is time a partial and peak
+memory of the sum itself; files that are read again come from the page cache, so the time to fetch them from a disk or a
+network must be added (`benchmarks/SCALE.md`).
 """
 
 from __future__ import annotations
@@ -75,8 +76,9 @@ def measure(paths: list[Path], count: int) -> str:
         partials.read_description(path)
     described = (time.perf_counter() - started) / min(count, 1_000)
     return (
-        f"{count} partials: {seconds / count * 1e3:.1f} ms each, {seconds / 60:.1f} minutes in all, and {described * 1e3:.2f} ms each "
-        f"for the descriptions; peak memory {peak:.0f} MB, of {2 * partials.GROUP} partials {few:.0f} MB"
+        f"{count} partials: {seconds / count * 1e3:.1f} ms each, {seconds / 60:.1f} minutes in all, and "
+        f"{described * 1e3:.2f} ms each for the descriptions; peak memory {peak:.0f} MB, of {2 * partials.GROUP} "
+        f"partials {few:.0f} MB"
     )
 
 

@@ -2,10 +2,11 @@
 
     python benchmarks/segmentation.py --images 512 --seed 9005     # reported; --seed 7005 to look at while developing
 
-Prints Markdown. Raw attention: the class token's attention in the last layer, mean of heads. Rollout: Abnar and Zuidema,
-2020. GradCAM: captum's, at the last block's input tokens, towards the class that the model predicts. None has a choice to make
-on the data; all are cut at their mean, as the decomposition is. `contrast, all heads` is the protocol of the papers; `by score`
-weighs heads by their score for shapes minus that for places (texts, and 1,024 unlabelled calibration images).
+Prints Markdown. Raw attention: the class token's attention in the last layer, mean of heads. Rollout: Abnar and
+Zuidema, 2020. GradCAM: captum's, at the last block's input tokens, towards the class that the model predicts. None has
+a choice to make on the data; all are cut at their mean, as the decomposition is. `contrast, all heads` is the protocol
+of the papers; `by score` weighs heads by their score for shapes minus that for places (texts, and 1,024 unlabelled
+calibration images).
 """
 
 from __future__ import annotations
@@ -98,7 +99,11 @@ def mass(model: Model, count: int, seed: int) -> None:
     """Share of the positive mass of heatmaps that falls on the object, beside the object's share of the area."""
     scenes = world.draw_balanced_scenes(count, seed)
     data = demo_masked_images(count, seed)
-    kinds = {"shape": lambda s: f"a photo of a {s.shape}", "color": lambda s: f"a {s.color} object", "place": lambda s: f"a photo of the {s.place}"}  # fmt: skip
+    kinds = {
+        "shape": lambda s: f"a photo of a {s.shape}",
+        "color": lambda s: f"a {s.color} object",
+        "place": lambda s: f"a photo of the {s.place}",
+    }
     print("\n| text of the image's own | positive mass on the object | the object's area |\n|---|---|---|")
     for kind, form in kinds.items():
         found, area = [], []

@@ -1,11 +1,11 @@
-"""Does the tool know what it may act on? `python benchmarks/selectivity.py {verdicts,choice} [MODEL...]`, CSV on stdout.
+"""Does the tool know what it may act on? `benchmarks/selectivity.py {verdicts,choice} [MODEL...]`, CSV on stdout.
 
-`verdicts` judges every concept of the library on every model and number of calibration images, beside what is true of that
-world; a confusion table goes to stderr. `choice` weighs every number of heads for `location` in closed form, and measures
-the same edit on a labelled split of the demo world: what a rule without labels should have chosen.
+`verdicts` judges every concept of the library on every model and number of calibration images, beside what is true of
+that world; a confusion table goes to stderr. `choice` weighs every number of heads for `location` in closed form, and
+measures the same edit on a labelled split of the demo world: what a rule without labels should have chosen.
 
-Models are `demo` and folders of models trained apart; a folder whose name starts with `people` is of the people world and
-needs `--calibration DIR`.
+Models are `demo` and folders of models trained apart; a folder whose name starts with `people` is of the people world
+and needs `--calibration DIR`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def world_of(name: str) -> str:
 
 
 def write_verdicts(name: str, calibration: str, counts: list[int]) -> Iterator[list[object]]:
-    """A row a concept and number of calibration images."""
+    """One row per concept and number of calibration images."""
     model, source = load_model(name), list_images(calibration)
     for count in counts:
         scanned = scan(model, source.subset(range(min(count, len(source)))), batch_size=64)
@@ -55,7 +55,7 @@ def write_verdicts(name: str, calibration: str, counts: list[int]) -> Iterator[l
 
 
 def write_choice(name: str, split: str) -> Iterator[list[object]]:
-    """A row a number of heads: heads alone, then followed by the projection at the square of their share, then at 0.9."""
+    """A row per number of heads: heads alone, then with the projection at the square of their share, then at 0.9."""
     model = load_model(name)
     probe = build_probe(scan(model, "demo", batch_size=64), model)
     source = test_source() if split == "test" else validation_source()
@@ -88,10 +88,31 @@ def show(value: float) -> str:
     return f"{value:.3f}"
 
 
-VERDICTS = ["model", "calibration images", "concept", "instances", "low", "high", *(f"selectivity at {k}" for k in COUNTS),
-            "verdict", "compared with", "profile cosine", "truly held"]  # fmt: skip
-CHOICE = ["model", "split", "heads", "projection", "strength", "removed, left-out instance", "removed elsewhere", "of",
-          *(figure.replace("_", " ") for figure in FIGURES), "chosen"]  # fmt: skip
+VERDICTS = [
+    "model",
+    "calibration images",
+    "concept",
+    "instances",
+    "low",
+    "high",
+    *(f"selectivity at {k}" for k in COUNTS),
+    "verdict",
+    "compared with",
+    "profile cosine",
+    "truly held",
+]
+CHOICE = [
+    "model",
+    "split",
+    "heads",
+    "projection",
+    "strength",
+    "removed, left-out instance",
+    "removed elsewhere",
+    "of",
+    *(figure.replace("_", " ") for figure in FIGURES),
+    "chosen",
+]
 
 
 def main() -> None:

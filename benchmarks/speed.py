@@ -164,8 +164,12 @@ def measure_apply(rounds: int) -> None:
         for effect in ("distilled", "total"):
             step = Step(operation="mean-ablate", heads=tuple(f"L23H{head}" for head in range(12)))
             document = RecipeDocument(
-                schema_version=1, name="speed", base=Base(model="base"), effect=effect, steps=(step,)  # type: ignore[arg-type]
-            )  # fmt: skip
+                schema_version=1,
+                name="speed",
+                base=Base(model="base"),
+                effect=effect,
+                steps=(step,),  # type: ignore[arg-type]
+            )
             bind_recipe(document, scanned, model).save(folder / f"{effect}.yaml")
         largest = max(tensor.numel() * tensor.element_size() for tensor in state.values())
         size = (folder / "base" / "open_clip_model.safetensors").stat().st_size
@@ -176,7 +180,8 @@ def measure_apply(rounds: int) -> None:
         )
         for effect in ("distilled", "total"):
             command = (
-                f'rm -f {folder}/base/.*.json && {sys.executable} -c "import sys; from clipedit.cli import main; main()" '
+                f"rm -f {folder}/base/.*.json && "
+                f'{sys.executable} -c "import sys; from clipedit.cli import main; main()" '
                 f"apply {folder}/{effect}.yaml --model {folder}/base -o {folder}/out --overwrite 2>/dev/null"
             )
             idle = f'{sys.executable} -c "import clipedit.editor.edits.apply"'
@@ -187,12 +192,19 @@ def measure_apply(rounds: int) -> None:
                 own, other, start = (seconds(lambda line=line: run(line)) for line in (command, plain, idle))
                 ratios.append(own / other)
                 net.append((own - start) / other)
-            print(f"apply ({effect}) / (cp + sync + sha256sum), {size / 1e9:.2f} GB: {describe(ratios)}; "
-                  f"without the start of Python and torch: {describe(net)}", flush=True)  # fmt: skip
-            peak = measure_peak(["apply", f"{folder}/{effect}.yaml", "--model", f"{folder}/base", "-o", f"{folder}/out",
-                                 "--overwrite"])  # fmt: skip
-            print(f"  peak memory {peak / 1e6:.0f} MB; importing torch alone {measure_peak([]) / 1e6:.0f} MB; "
-                  f"largest tensor {largest / 1e6:.0f} MB", flush=True)  # fmt: skip
+            print(
+                f"apply ({effect}) / (cp + sync + sha256sum), {size / 1e9:.2f} GB: {describe(ratios)}; "
+                f"without the start of Python and torch: {describe(net)}",
+                flush=True,
+            )
+            peak = measure_peak(
+                ["apply", f"{folder}/{effect}.yaml", "--model", f"{folder}/base", "-o", f"{folder}/out", "--overwrite"]
+            )
+            print(
+                f"  peak memory {peak / 1e6:.0f} MB; importing torch alone {measure_peak([]) / 1e6:.0f} MB; "
+                f"largest tensor {largest / 1e6:.0f} MB",
+                flush=True,
+            )
 
 
 def measure_peak(arguments: list[str]) -> float:

@@ -4,8 +4,9 @@
     python benchmarks/typographic.py --split validation TYPOGRAPHIC_FOLDER...                     # compares here
     python benchmarks/typographic.py --split test TYPOGRAPHIC_FOLDER...                           # reports here, once
 
-Columns: zero-shot shape accuracy without a word and with one, its worst shape with one, and how often the word is the answer.
-Heads are chosen on 1,024 images of their own (seed 7,301), means come from 2,048 unlabelled images, half of them with words.
+Columns: zero-shot shape accuracy without a word and with one, its worst shape with one, and how often the word is the
+answer. Heads are chosen on 1,024 images of their own (seed 7,301), means come from 2,048 unlabelled images, half of
+them with words.
 """
 
 from __future__ import annotations
@@ -95,9 +96,15 @@ def run(name: str, split: str, effects: Sequence[str], count: int) -> None:
         evidence, ("mean-ablate", "zero-ablate", "project-out"), effects
     ):
         document = select_recipe(
-            scanned, model, select=select, evidence=evidence[select], concept=WORDS, operation=operation, effect=effect,
+            scanned,
+            model,
+            select=select,
+            evidence=evidence[select],
+            concept=WORDS,
+            operation=operation,
+            effect=effect,
             output_strength=0.0,
-        )  # fmt: skip
+        )
         recipe = bind_recipe(document, scanned, model)
         found = embed(recipe)
         direct = embed(bind_recipe(document.model_copy(update={"effect": "direct"}), scanned, model))

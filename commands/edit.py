@@ -165,8 +165,17 @@ def reindex(
     bound, scanned, named = load_inputs(recipe, scan, model, pretrained)
     options = {"column": column, "normalised": normalised, "force": force}
     with progress() as follow:
-        done = reindex_file(vectors, target, bound, scanned, open_model(*named), images=images, say=say,
-                            progress=follow("measure"), **options)  # fmt: skip
+        done = reindex_file(
+            vectors,
+            target,
+            bound,
+            scanned,
+            open_model(*named),
+            images=images,
+            say=say,
+            progress=follow("measure"),
+            **options,
+        )
     if as_json:
         print_json({"out": str(target), **done})
         return

@@ -112,7 +112,7 @@ def segment(
     with progress() as follow:
         told = {"overwrite": overwrite, "progress": follow("segment")}
         count = segment_folder(loaded, images, out, texts=text, against=against, **told, **options)
-    folders = ", a folder a text" if len(text) > 1 and reading != "evidence" else ""
+    folders = ", one folder per text" if len(text) > 1 and reading != "evidence" else ""
     say(f"wrote {out}: masks of {count} images{folders}")
 
 

@@ -47,8 +47,8 @@ def evaluate(
         str,
         typer.Option(
             callback=require_images,
-            help="`demo`, a CSV, or a folder: Waterbirds, CelebA, FairFace, CounterAnimal, typographic, or a folder for each "
-            "class.",
+            help="`demo`, a CSV, or a folder: Waterbirds, CelebA, FairFace, CounterAnimal, typographic, or one folder "
+            "per class.",
         ),
     ],
     aligner: AlignerOption = None,

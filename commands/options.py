@@ -1,4 +1,4 @@
-"""Options that several commands take, each with its help. What is not given is left to the library function's default."""
+"""Options that several commands take, each with its help; what is not given has the library function's default."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ TowerOption = Annotated[
 ReadingOption = Annotated[
     Reading | None,
     typer.Option(
-        help="How heads' shares become a mask: their sum (the papers', the default), the sum of what speaks for the text, "
-        "or where texts are told apart."
+        help="How heads' shares become a mask: their sum (the papers', the default), the sum of what speaks for the "
+        "text, or where texts are told apart."
     ),
 ]
 ScanArgument = Annotated[Path, typer.Argument(callback=require_scan, help="A file that `clipedit scan` wrote.")]
@@ -57,7 +57,7 @@ LabelledOption = Annotated[
     str | None,
     typer.Option(
         callback=require_images,
-        help="Labelled images to choose heads on: a folder with a folder for each class, a CSV or metadata.csv, or `demo`. "
+        help="Labelled images to choose heads on: one folder per class, a CSV or metadata.csv, or `demo`. "
         "Never those that you report on.",
     ),
 ]

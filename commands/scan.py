@@ -74,16 +74,16 @@ def scan(
         int | None,
         typer.Option(
             min=0,
-            help="Images per work unit, each kept as a partial scan until all are done; 0 for one pass. By default 8192 "
-            "where there are more than 16384.",
+            help="Images per work unit, each kept as a partial scan until all are done; 0 for one pass. By default "
+            "8192 where there are more than 16384.",
         ),
     ] = None,
     shard: Annotated[
         str | None,
         typer.Option(
             metavar="I/N",
-            help="Scan only the units of worker I of N (from 0, as $SLURM_ARRAY_TASK_ID/8 gives); `clipedit merge` sums "
-            "them.",
+            help="Scan only the units of worker I of N (from 0, as $SLURM_ARRAY_TASK_ID/8 gives); `clipedit merge` "
+            "sums them.",
         ),
     ] = None,
     device: DeviceOption = "cpu",

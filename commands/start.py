@@ -136,16 +136,16 @@ def remove_heads(
     along: Annotated[
         Along,
         typer.Option(
-            help="Directions of project-out and keep-only: the concept's texts, the head's own labels that name it, its "
-            "main components, or the means of labelled images.",
+            help="Directions of project-out and keep-only: the concept's texts, the head's own labels that name it, "
+            "its main components, or the means of labelled images.",
         ),
     ] = EditOptions.along,
     factor: Annotated[float | None, typer.Option(help="Of `scale`.")] = EditOptions.factor,
     weights: Annotated[
         Path | None,
         typer.Option(
-            help="For reweight: a file with a weight for each singular direction, `L3H5: [1, 0.2, ...]`; else they come "
-            "from the concept.",
+            help="For reweight: a file with a weight for each singular direction, `L3H5: [1, 0.2, ...]`; else they "
+            "come from the concept.",
         ),
     ] = None,
     leace: Annotated[
@@ -212,9 +212,19 @@ def remove_heads(
     loaded, scanning = open_model(model, pretrained, aligner, scan=scan, tower=tower), given(batch_size=batch_size)
     with progress() as follow:
         done = repair(
-            loaded, images=images, scan=scan, concept=concept, keep=keep, options=options, choice=choice,
-            dataset=dataset, out=out, output=output, scan_options=scanning | given(max_bad=max_bad), progress=follow,
-        )  # fmt: skip
+            loaded,
+            images=images,
+            scan=scan,
+            concept=concept,
+            keep=keep,
+            options=options,
+            choice=choice,
+            dataset=dataset,
+            out=out,
+            output=output,
+            scan_options=scanning | given(max_bad=max_bad),
+            progress=follow,
+        )
     say_skipped(done.scan if scan is None else None)
     print_json(done.report()) if as_json else _print_repair(done)
 

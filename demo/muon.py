@@ -1,6 +1,7 @@
 """Muon for processors without bf16 instructions, where PyTorch's own spends most of a training step.
 
-The optimiser is Jordan et al. 2024 as `torch.optim.Muon` has it; only the iteration runs in the dtype of the parameters.
+The optimiser is Jordan et al. 2024 as `torch.optim.Muon` has it; only the iteration runs in the dtype of the
+parameters.
 """
 
 from __future__ import annotations

@@ -17,8 +17,12 @@ from . import world
 
 EXAMPLES = 4
 _COLORS = {"before": "#9aa3ad", "control": "#c9ced4", "output_projection": "#e3b368", "after": "#2f7d5b"}
-_NAMES = {"before": "unedited", "control": "random heads, same projection", "output_projection": "texts projected out, no heads",
-          "after": "heads removed, texts projected out"}  # fmt: skip
+_NAMES = {
+    "before": "unedited",
+    "control": "random heads, same projection",
+    "output_projection": "texts projected out, no heads",
+    "after": "heads removed, texts projected out",
+}
 
 
 def choose_examples(

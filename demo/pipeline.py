@@ -106,8 +106,15 @@ def run_demo(out: Path, *, overwrite: bool = False, progress: Callable[[str], Pr
         measured = {name: _round(row) for name, row in rows.items()}
         recipe = done.recipe.with_measured({**measured, "evidence": evidence, "fidelity": fidelity})
         recipe.save(folder / "recipe.yaml")
-    names = {"test_images": "test_images", "before": "before", "after": "after", "recipe": "recipe.yaml",
-             "scan": "scan.safetensors", "onnx": "onnx", "picture": "picture.svg"}  # fmt: skip
+    names = {
+        "test_images": "test_images",
+        "before": "before",
+        "after": "after",
+        "recipe": "recipe.yaml",
+        "scan": "scan.safetensors",
+        "onnx": "onnx",
+        "picture": "picture.svg",
+    }
     files = {name: (out / path).absolute() for name, path in names.items()}
     checks = {"before": before, "after": after, "onnx": graphs}
     return DemoResult(rows, recipe, labels, files, checks, seconds, evidence)
@@ -123,7 +130,7 @@ def _judge_closed_form(done: Repair) -> dict[str, Any]:
 
 
 def _measure(done: Repair, folder: Path, told: Progress) -> tuple[MeasuredEdit, str]:
-    """Before and after from the exported folders, random heads and the output projection beside them; and the picture."""
+    """Before and after from the exported folders, random heads and the projection beside them; the picture."""
     tests = list_images(folder / "test_images" / "metadata.csv")
     measure, weights = build_demo_measure(done.model, tests), task_weights(done.model)
     embedded = {

@@ -9,8 +9,16 @@ import yaml
 
 from . import world
 
-PLACE_FORMS = ("a photo of the {0}", "{0}", "a photo taken {1}", "something {1}", "a photo taken {2}", "something {2}",
-               "a photo taken {3}", "something {3}")  # fmt: skip
+PLACE_FORMS = (
+    "a photo of the {0}",
+    "{0}",
+    "a photo taken {1}",
+    "something {1}",
+    "a photo taken {2}",
+    "something {2}",
+    "a photo taken {3}",
+    "something {3}",
+)
 
 
 def place_texts(places: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Train the demo CLIP from scratch: `python -m clipedit.demo.train --seed 0 --out DIR` (two CPU cores, no network).
 
-Plain CLIP loss, Muon for the blocks' matrices and AdamW for the rest, bf16 autocast unless `--fp32`. The log (JSON lines: step, loss and
-the validation figures) is written beside the checkpoint. The test split is never looked at here.
+Plain CLIP loss, Muon for the blocks' matrices and AdamW for the rest, bf16 autocast unless `--fp32`. The log (JSON
+lines: step, loss and the validation figures) is written beside the checkpoint. The test split is never looked at here.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def compute_loss(
 
 
 def build_optimizers(model: CLIP, learning_rate: float, *, fp32: bool = False) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for embeddings, gains, biases and projections; no bf16 where `fp32` is given."""
+    """Muon for the blocks' matrices, AdamW for embeddings, gains, biases, projections; no bf16 with `fp32`."""
     muon = Fp32Muon if fp32 else torch.optim.Muon
     matrices = [p for name, p in model.named_parameters() if "resblocks" in name and p.ndim == 2]
     chosen = {id(parameter) for parameter in matrices}

@@ -1,10 +1,10 @@
 """Train a shape classifier on the biased world: `python -m clipedit.demo.train_classifier --seed 0 --out DIR`.
 
 A timm `VisionTransformer` without texts, as people have them: it names the shape, and in its training images shapes are
-mostly in their usual place, so it leans on places. As timm's `vit_*_clip_*_ft_*` are, it is fine-tuned from the image tower
-of a CLIP, by default the demo's (`--trunk` for another one, `--trunk none` from scratch, which takes hours). `clipedit
-align` then gives it a CLIP's texts. What is written is timm's own layout (`timm.create_model("local-dir:DIR")`), fp16, with
-`train.jsonl` beside it. The test split is never looked at here.
+mostly in their usual place, so it leans on places. As timm's `vit_*_clip_*_ft_*` are, it is fine-tuned from the image
+tower of a CLIP, by default the demo's (`--trunk` for another one, `--trunk none` from scratch, which takes hours).
+`clipedit align` then gives it a CLIP's texts. What is written is timm's own layout
+(`timm.create_model("local-dir:DIR")`), fp16, with `train.jsonl` beside it. The test split is never looked at here.
 """
 
 from __future__ import annotations
@@ -31,10 +31,19 @@ from .train import MEAN, STD, VALIDATION_SEED, normalise
 ARCHITECTURE = "vit_base_patch16_clip_224"
 MODEL_ARGS = {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 8, "mlp_ratio": 2.0}
 CLIP_NAMES = {
-    "conv1.": "patch_embed.proj.", "class_embedding": "cls_token", "positional_embedding": "pos_embed",
-    "ln_pre.": "norm_pre.", "ln_post.": "norm.", "transformer.resblocks.": "blocks.", "ln_1.": "norm1.", "ln_2.": "norm2.",
-    "attn.in_proj_": "attn.qkv.", "attn.out_proj.": "attn.proj.", "mlp.c_fc.": "mlp.fc1.", "mlp.c_proj.": "mlp.fc2.",
-}  # fmt: skip
+    "conv1.": "patch_embed.proj.",
+    "class_embedding": "cls_token",
+    "positional_embedding": "pos_embed",
+    "ln_pre.": "norm_pre.",
+    "ln_post.": "norm.",
+    "transformer.resblocks.": "blocks.",
+    "ln_1.": "norm1.",
+    "ln_2.": "norm2.",
+    "attn.in_proj_": "attn.qkv.",
+    "attn.out_proj.": "attn.proj.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+}
 
 
 def draw_biased_scenes(generator: np.random.Generator, count: int, *, usual_rate: float) -> list[world.Scene]:
@@ -56,7 +65,9 @@ def render_scenes(scenes: list[world.Scene]) -> tuple[UInt8[np.ndarray, "image 6
 
 
 def create_classifier(trunk: Model | None) -> nn.Module:
-    """A classifier of shapes: the image tower of a CLIP of the demo's architecture, or random weights, and a head of zeros."""
+    """A classifier of shapes: the image tower of a CLIP of the demo's architecture, or random weights; its head is
+    zeros.
+    """
     model: Any = timm.create_model(ARCHITECTURE, num_classes=len(world.SHAPES), **MODEL_ARGS)
     nn.init.zeros_(model.head.weight)
     if trunk is not None:
@@ -99,8 +110,15 @@ def train_classifier(
 
 def save_classifier(model: nn.Module, out: Path, log: list[dict[str, Any]]) -> None:
     """Write timm's layout, fp16, with the shapes' names in its configuration, and the log."""
-    config = {"input_size": (3, 64, 64), "mean": MEAN, "std": STD, "interpolation": "bicubic", "crop_pct": 1.0,
-              "label_names": list(world.SHAPES), "fixed_input_size": True}  # fmt: skip
+    config = {
+        "input_size": (3, 64, 64),
+        "mean": MEAN,
+        "std": STD,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "label_names": list(world.SHAPES),
+        "fixed_input_size": True,
+    }
     save_for_hf(model.eval().half(), str(out), model_config=config, model_args=MODEL_ARGS, safe_serialization=True)
     (out / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
 
@@ -126,8 +144,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     model = create_classifier(None if options.trunk == "none" else load_model(options.trunk))
-    log = train_classifier(model, steps=options.steps, batch=options.batch, learning_rate=options.learning_rate,
-                           usual_rate=options.usual_rate, seed=options.seed)  # fmt: skip
+    log = train_classifier(
+        model,
+        steps=options.steps,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        usual_rate=options.usual_rate,
+        seed=options.seed,
+    )
     head = {"options": {key: value for key, value in vars(options).items() if key != "out"}, "torch": torch.__version__}
     save_classifier(model, Path(options.out), [head, *log])
 

@@ -1,7 +1,7 @@
-"""A typographic variant of the world: a shape's name is written over the scene, and captions often repeat what is written.
+"""A typographic variant of the world: a shape's name is written over the scene, and captions often repeat it.
 
-`python -m clipedit.demo.typographic --model FOLDER --out DIR` trains a demo model further until it reads the words, so that
-a written word attacks zero-shot. Nothing of it is shipped: the benchmark of methods uses such models.
+`python -m clipedit.demo.typographic --model FOLDER --out DIR` trains a demo model further until it reads the words, so
+that a written word attacks zero-shot. Nothing of it is shipped: the benchmark of methods uses such models.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def attack_source(scenes: Sequence[world.Scene], *, clean: bool = False) -> Imag
 
 
 def draw_worded_example(generator: np.random.Generator) -> tuple[UInt8[np.ndarray, "64 64 3"], str]:
-    """One training example: half of the images carry a word, and of their captions 3 in 4 tell the word, not the object.
+    """One training example: half of the images carry a word, and of their captions 3 in 4 tell the word, not the
+    object.
 
     40 % take the word for the thing ("a photo of a star"), as captions of products and memes do; 35 % say that it is a
     word; the rest name the object as captions of plain images do.

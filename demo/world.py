@@ -1,7 +1,7 @@
 """A procedural world of coloured shapes in front of places, with captions that have reporting bias.
 
-Every image shows one object (shape, colour, texture) in front of one rendered place. Captions are biased as those of the
-web are: people name the place when it is unusual and leave it out when it is the usual one. A model trained on them
+Every image shows one object (shape, colour, texture) in front of one rendered place. Captions are biased as those of
+the web are: people name the place when it is unusual and leave it out when it is the usual one. A model trained on them
 learns that "a photo of a circle" also means the place where circles are usually seen.
 """
 
@@ -87,8 +87,9 @@ def draw_captioned_scene(
 ) -> tuple[Scene, str]:
     """One training example with reporting bias.
 
-    40 % of captions name the object only, and then the place is the usual one at `usual_rate`; 10 % name the place only;
-    the rest name both, and then object and place are independent. At `wrong_name_rate` the caption names another shape.
+    40 % of captions name the object only, and then the place is the usual one at `usual_rate`; 10 % name the place
+    only; the rest name both, and then object and place are independent. At `wrong_name_rate` the caption names another
+    shape.
     """
     shape = str(generator.choice(SHAPES))
     kind = generator.choice(("object", "place", "both"), p=(0.4, 0.1, 0.5))

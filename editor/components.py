@@ -23,8 +23,8 @@ class ComponentGroup:
     Attributes:
         d_head: For groups of heads, the width of their values `v`; 0 for others.
         copies: How many ways a head's value takes to the readout (heads of an attention pool, tokens that a later layer
-            merges): `k = copies * d_head`, copy by copy. 0 where that would be wider than the embedding and the features
-            are the contribution itself: `k = d_embed`, `R = I`.
+            merges): `k = copies * d_head`, copy by copy. 0 where that would be wider than the embedding and the
+            features are the contribution itself: `k = d_embed`, `R = I`.
     """
 
     name: str
@@ -40,8 +40,8 @@ class Features:
 
     Attributes:
         groups: Features `u` a group, divided by the frozen sigma of the last norm, so that `R @ u` is the contribution.
-        values: For groups of heads, `v`: the heads' outputs at the readout token before `W_O`, not divided by sigma; the
-            mean over the tokens where several are pooled.
+        values: For groups of heads, `v`: the heads' outputs at the readout token before `W_O`, not divided by sigma;
+            the mean over the tokens where several are pooled.
         final: `f`, the last norm's output (pooled), gain and bias included; `P.T @ f` is the embedding.
         embedding: `z`, unnormalised.
     """

@@ -1,4 +1,4 @@
-"""Pictures for the examples: scenes of the embedded world, written to a folder, so that every example has images to read."""
+"""Pictures for the examples: scenes of the embedded world in a folder, so that every example has images to read."""
 
 from __future__ import annotations
 

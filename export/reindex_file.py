@@ -1,4 +1,4 @@
-"""Stored embeddings carried over with a recipe's files: what stands beside the recipe is found, and fidelity measured."""
+"""Stored embeddings carried over with a recipe's files: what stands beside it is found, and fidelity measured."""
 
 from __future__ import annotations
 

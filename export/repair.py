@@ -205,7 +205,8 @@ def _read_before_scanning(
 
 
 def _require_held(scan: Scan, model: Model, concept: Concept | None, choice: HeadChoice) -> None:
-    """Refuse a concept that no few heads hold, or whose heads are another concept's: an edit would harm what they do hold.
+    """Refuse a concept that no few heads hold, or whose heads are another concept's: an edit would harm what they do
+    hold.
 
     Selectors that look at labels say for themselves what there is; of texts as inputs nothing is known here.
 
@@ -234,7 +235,7 @@ def _with_rows(done: Repair, dataset: Dataset | None, erased: LabelledEmbeddings
 def _with_fidelity(
     done: Repair, seen: tuple[ImageSource, str] | None, erased: LabelledEmbeddings | None, follow: Follow
 ) -> Repair:
-    """With the fidelity to `direct`: on the scan's own images, each left out, where it kept them; else on what there is to see."""
+    """With the fidelity to `direct`: on the scan's own images, each left out, where kept; else on what there is."""
     held_out = estimate_fidelity(done.recipe, done.scan, done.model, labelled=erased)
     if held_out is not None:
         on = f"calibration {done.model.side}s, each left out"

@@ -37,8 +37,8 @@ def export_model(
     Args:
         prune: Leave heads that write a constant, as `total` ablation makes them, out of the graphs.
         calibration: Images for static int8, other than those it is verified with; without them int8 is dynamic.
-        images: Up to eight of them (32 in lower precision) are used to verify, beside those that an edited folder was verified
-            with; by default images of the demo world.
+        images: Up to eight of them (32 in lower precision) are used to verify, beside those that an edited folder was
+            verified with; by default images of the demo world.
         force: Keep an export of lower precision although it answers too differently.
 
     Returns:

@@ -74,7 +74,7 @@ def demo_scan(demo_model: clipedit.Model) -> clipedit.Scan:
 
 @pytest.fixture(scope="session")
 def family_table() -> Iterator[dict[str, tuple[str, int, float]]]:
-    """Components and relative error of the sum, a row a family; printed at the end (`pytest -s -k contributions`)."""
+    """Components and relative error of the sum, one row per family; `pytest -s -k contributions` prints them."""
     rows: dict[str, tuple[str, int, float]] = {}
     yield rows
     print(f"\n{'family':42} {'tower':14} components  relative error")
@@ -92,8 +92,10 @@ def check_token_shares() -> Callable[[clipedit.Model, torch.Tensor], TokenShares
         parts = clipedit.decompose(model, pixels)
         names = [str(identity) for identity in parts.components]
         contributions = parts.contributions[:, [names.index(str(head)) for head in found.heads]]
-        for shares, expected in ((found.shares.sum(2).double(), contributions.double() @ directions.T),
-                                 (found.norm, parts.embedding.norm(dim=1))):  # fmt: skip
+        for shares, expected in (
+            (found.shares.sum(2).double(), contributions.double() @ directions.T),
+            (found.norm, parts.embedding.norm(dim=1)),
+        ):
             assert float((shares - expected).norm() / expected.norm()) < 1e-5
         rows, columns = found.grid
         assert found.on_image().shape == (len(pixels), len(found.heads), rows, columns, 4) and rows * columns > 1

@@ -1,4 +1,4 @@
-"""An aligner turns a model's own space into a CLIP's; a rotated CLIP, whose right answer is known, gets its texts back."""
+"""An aligner turns a model's own space into a CLIP's; a rotated CLIP, whose answer is known, gets its texts back."""
 
 from __future__ import annotations
 
@@ -96,8 +96,10 @@ def test_an_aligned_model_has_the_labels_and_scores_of_the_clip(
 ) -> None:
     plain = clipedit.scan(demo_model, demo_calibration_source(192), layers=range(4), mlps=True, workers=0)
     texts = ["a photo of the ocean", "a red object", "a circle", "a striped thing", "a photo of the city", "a star"]
-    expected, found = (clipedit.text_span(s, m, texts=texts, texts_per_head=1)
-                       for s, m in ((plain, demo_model), (aligned_scan, aligned)))  # fmt: skip
+    expected, found = (
+        clipedit.text_span(s, m, texts=texts, texts_per_head=1)
+        for s, m in ((plain, demo_model), (aligned_scan, aligned))
+    )
     same = sum(expected[head][0].text == found[head][0].text for head in expected)
     assert same >= 28
     scores = {row.component: row.concept for row in clipedit.score_heads(plain, demo_model, concept="location")}

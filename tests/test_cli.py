@@ -107,8 +107,21 @@ def test_remove_heads_on_images_and_evaluate(run, photos: Path, tmp_path: Path) 
     assert second.code == 0, second.err
     name = "open_clip_model.safetensors"
     assert (tmp_path / "second" / name).read_bytes() == (out / name).read_bytes()
-    scanned = run("remove-heads", "--concept", "location", "--model", model, "--scan", out / "scan.safetensors",
-                  "--effect", "direct", "--heads", "2", "-o", tmp_path / "direct")  # fmt: skip
+    scanned = run(
+        "remove-heads",
+        "--concept",
+        "location",
+        "--model",
+        model,
+        "--scan",
+        out / "scan.safetensors",
+        "--effect",
+        "direct",
+        "--heads",
+        "2",
+        "-o",
+        tmp_path / "direct",
+    )
     assert scanned.code == 0, scanned.err
     assert "base and direct edit" in scanned.err
     rows = json.loads(run("evaluate", out, "--dataset", tmp_path / "labels", "--control", "--json").out)
@@ -256,8 +269,9 @@ def test_a_head_out_of_range_is_refused(run, tmp_path: Path) -> None:  # type: i
     )
     result = run("apply", tmp_path / "no-watermark.yaml", "--images", "demo", "-o", tmp_path / "out")
     assert result.code == 1
-    assert ("cannot apply recipe no-watermark: step 2 names head L25H3, demo has layers 0-3. "
-            "Correct `heads` in step 2.") in result.err  # fmt: skip
+    assert (
+        "cannot apply recipe no-watermark: step 2 names head L25H3, demo has layers 0-3. Correct `heads` in step 2."
+    ) in result.err
 
 
 def test_another_base_is_refused_unless_forced(run, recipe_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -360,8 +374,10 @@ def test_a_pickle_posing_as_weights_is_never_executed(run, tmp_path: Path, name:
         torch.save({"visual.proj": Payload(marker)}, folder / name)
     else:
         (folder / name).write_bytes(pickle.dumps(Payload(marker)))
-    for arguments in (["scan", "demo", "--model", folder, "-o", tmp_path / "s"],
-                      ["export", folder, "--target", "onnx", "-o", tmp_path / "o"]):  # fmt: skip
+    for arguments in (
+        ["scan", "demo", "--model", folder, "-o", tmp_path / "s"],
+        ["export", folder, "--target", "onnx", "-o", tmp_path / "o"],
+    ):
         result = run(*arguments)
         assert result.code == 1 and "cannot " in result.err and "Traceback" not in result.err, result.err
     assert not marker.exists()
@@ -387,9 +403,11 @@ def test_a_folder_without_weights_is_refused(run, tmp_path: Path) -> None:  # ty
 
 def test_a_full_disk_leaves_nothing(run, recipe_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for command in (["apply", recipe_folder, "-o", tmp_path / "out"],
-                    ["export", recipe_folder, "--target", "open-clip", "-o", tmp_path / "out"],
-                    ["scan", "demo", "-o", tmp_path / "out" / "scan"]):  # fmt: skip
+    for command in (
+        ["apply", recipe_folder, "-o", tmp_path / "out"],
+        ["export", recipe_folder, "--target", "open-clip", "-o", tmp_path / "out"],
+        ["scan", "demo", "-o", tmp_path / "out" / "scan"],
+    ):
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
         try:
             result = run(*command)
@@ -404,11 +422,11 @@ def test_a_full_disk_leaves_nothing(run, recipe_folder: Path, tmp_path: Path) ->
 @pytest.mark.parametrize("moment", ["os.replace", "shutil.copyfile"])
 def test_a_kill_while_writing_leaves_no_final_name(recipe_folder: Path, tmp_path: Path, moment: str, run) -> None:  # type: ignore[no-untyped-def]
     code = (
-        f"import os, shutil, signal, sys; sys.argv = ['clipedit', 'apply', {str(recipe_folder)!r}, '-o', {str(tmp_path / 'out')!r}]\n"
-        "from clipedit import cli\n"
+        f"import os, shutil, signal, sys; sys.argv = ['clipedit', 'apply', {str(recipe_folder)!r}, '-o', "
+        f"{str(tmp_path / 'out')!r}]\nfrom clipedit import cli\n"
         f"original = {moment}\n"
-        f"def killer(*a, **k):\n    original(*a, **k) if {moment == 'shutil.copyfile'} else None\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"{moment} = killer\ncli.main()"
+        f"def killer(*a, **k):\n    original(*a, **k) if {moment == 'shutil.copyfile'} else None\n    "
+        f"os.kill(os.getpid(), signal.SIGKILL)\n{moment} = killer\ncli.main()"
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert child.returncode == -signal.SIGKILL

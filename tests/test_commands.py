@@ -109,8 +109,17 @@ def test_an_unknown_public_name_suggests_the_right_one() -> None:
 
 def test_repair_is_what_remove_heads_does(run, demo_model, demo_scan, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     demo_scan.save(tmp_path / "scan.safetensors")
-    printed = run("remove-heads", "--concept", "location", "--scan", tmp_path / "scan.safetensors", "--no-report",
-                  "-o", tmp_path / "a", "--json")  # fmt: skip
+    printed = run(
+        "remove-heads",
+        "--concept",
+        "location",
+        "--scan",
+        tmp_path / "scan.safetensors",
+        "--no-report",
+        "-o",
+        tmp_path / "a",
+        "--json",
+    )
     assert printed.code == 0, printed.err
     done = clipedit.repair(
         demo_model,

@@ -64,8 +64,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def commands_of(text: str) -> list[str]:
     """The lines of shell blocks that call clipedit, each joined where it goes on."""
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) for line in
-             block.replace("\\\n", " ").splitlines()]  # fmt: skip
+    lines = [
+        line
+        for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
     return [line.strip() for line in lines if line.strip().startswith("clipedit ")]
 
 

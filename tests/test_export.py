@@ -85,9 +85,15 @@ def test_the_onnx_sidecar_says_what_a_caller_needs(onnx_folder: Path) -> None:
     assert sidecar["embedding_size"] == 64 and sidecar["context_length"] == 32 and sidecar["normalised"] is False
     assert sidecar["preprocess_cfg"]["mean"] == [0.5, 0.5, 0.5]
     assert {path.name for path in onnx_folder.iterdir()} == {
-        "visual.onnx", "textual.onnx", "clip.json", "reproduce", "verification.json", "verification.safetensors",
-        "README.md", "example.png",
-    }  # fmt: skip
+        "visual.onnx",
+        "textual.onnx",
+        "clip.json",
+        "reproduce",
+        "verification.json",
+        "verification.safetensors",
+        "README.md",
+        "example.png",
+    }
 
 
 def test_a_direct_edit_exports_to_onnx_and_is_refused_as_a_plain_checkpoint(
@@ -176,7 +182,7 @@ def test_a_graph_has_the_names_types_and_axes_of_its_profile(edited: clipedit.Mo
         "some",
         visual=GraphSpec("a/model.onnx", "image", "embedding", batch=1, normalised=True),
         textual=GraphSpec("b/model.onnx", "text", "embedding", integer="int32", dynamic_length=True),
-    )  # fmt: skip
+    )
     write_graphs(edited, tmp_path, profile)
     visual, textual = (onnxruntime.InferenceSession(tmp_path / name / "model.onnx") for name in "ab")
     described = [(value.name, value.type, value.shape) for value in visual.get_inputs() + visual.get_outputs()]

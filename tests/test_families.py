@@ -1,6 +1,7 @@
-"""Every family of vision transformers: contributions sum to the representation, and folded edits are edits of the live model.
+"""Every family of vision transformers: contributions sum to the representation, folded edits edit the live model.
 
-Random weights at reduced width; parameters that start at zero or one (norms, LayerScale, tokens, positions) are random too.
+Random weights at reduced width; parameters that start at zero or one (norms, LayerScale, tokens, positions) are random
+too.
 """
 
 from __future__ import annotations
@@ -63,14 +64,31 @@ def coca(**vision: Any) -> nn.Module:
     return CoCa(24, {**multimodal, "attn_pooler_heads": 2}, text, {**OPEN_CLIP, **options, **vision})
 
 
-DINO_V3 = {"rope_type": "dinov3", "num_reg_tokens": 4, "init_values": 0.1, "global_pool": "token", "qkv_bias": False,
-           "use_abs_pos_emb": False, "attn_type": "rope", "rope_rotate_half": True, "use_rot_pos_emb": True}  # fmt: skip
+DINO_V3 = {
+    "rope_type": "dinov3",
+    "num_reg_tokens": 4,
+    "init_values": 0.1,
+    "global_pool": "token",
+    "qkv_bias": False,
+    "use_abs_pos_emb": False,
+    "attn_type": "rope",
+    "rope_rotate_half": True,
+    "use_rot_pos_emb": True,
+}
 INNER = {"scale_attn_inner": True, "scale_mlp": True, "qkv_fused": False, **ROTARY}
 MAP: dict[str, Any] = {"global_pool": "map", "class_token": False}
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "CLIP, DFN, MetaCLIP": lambda: CLIP(24, OPEN_CLIP, TEXT),
     "CLIPA": lambda: CLIP(
-        24, {**OPEN_CLIP, "pos_embed_type": "sin_cos_2d", "no_ln_pre": True, "final_ln_after_pool": True, "pool_type": "avg"}, TEXT
+        24,
+        {
+            **OPEN_CLIP,
+            "pos_embed_type": "sin_cos_2d",
+            "no_ln_pre": True,
+            "final_ln_after_pool": True,
+            "pool_type": "avg",
+        },
+        TEXT,
     ),
     "CoCa": coca,
     "CoCa, other width": lambda: coca(width=72, attn_pooler_heads=4),
@@ -80,10 +98,19 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "gap trunk, projection": lambda: in_clip(vit(global_pool="avg", num_classes=0), projection=False),
     "EVA01-CLIP": lambda: in_clip(eva(global_pool="token", num_classes=24)),
     "EVA02-CLIP": lambda: in_clip(eva(global_pool="token", num_classes=24, **INNER)),
-    "PE-Core": lambda: in_clip(eva(global_pool="map", attn_pool_num_heads=2, use_pre_transformer_norm=True,
-                                   use_rot_pos_emb=True, num_classes=24)),
+    "PE-Core": lambda: in_clip(
+        eva(
+            global_pool="map",
+            attn_pool_num_heads=2,
+            use_pre_transformer_norm=True,
+            use_rot_pos_emb=True,
+            num_classes=24,
+        )
+    ),
     "DeiT, AugReg, DINO": vit,
-    "DeiT distilled": lambda: timm.create_model("deit_tiny_distilled_patch16_224", img_size=SIZE, depth=2, num_classes=5),
+    "DeiT distilled": lambda: timm.create_model(
+        "deit_tiny_distilled_patch16_224", img_size=SIZE, depth=2, num_classes=5
+    ),
     "DeiT-3": lambda: vit(no_embed_class=True, init_values=0.1),
     "AugReg, average": lambda: vit(global_pool="avg", class_token=False),
     "average, norm before it": lambda: vit(global_pool="avg", fc_norm=False),
@@ -100,7 +127,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "EVA, learned rotations": lambda: eva(rope_type="mixed", **ROTARY),
     "DINOv3": lambda: eva(**DINO_V3),
     "gated attention": lambda: _gated(),
-}  # fmt: skip
+}
 
 
 def _gated() -> nn.Module:
@@ -308,7 +335,7 @@ def test_a_projection_under_total_acts_on_every_copy_of_a_head() -> None:
         (lambda: timm.create_model("resnet18"), "the image tower is a ResNet, not timm's VisionTransformer"),
         (lambda: in_clip(vit(num_classes=0), projection=None).visual, "timm ViT"),
     ],
-)  # fmt: skip
+)
 def test_other_architectures_are_refused_with_the_reason(build: Callable[[], nn.Module], reason: str) -> None:
     with pytest.raises(clipedit.ModelError, match=f"cannot decompose .*{reason}.*Supported: "):
         build_tower(build())

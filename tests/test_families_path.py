@@ -1,4 +1,4 @@
-"""The whole path on small folders of each kind of open_clip tower, random weights: every command, every effect it allows."""
+"""The whole path on small folders of each kind of open_clip tower, random weights: every command and effect."""
 
 from __future__ import annotations
 
@@ -16,23 +16,44 @@ import clipedit
 from clipedit.editor.images.demo import demo_calibration_source
 
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-COCA_VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 12, "attentional_pool": True,
-               "attn_pooler_heads": 2, "attn_pooler_queries": 5, "output_tokens": True}  # fmt: skip
+COCA_VISION = {
+    "image_size": 32,
+    "patch_size": 8,
+    "width": 48,
+    "layers": 3,
+    "head_width": 12,
+    "attentional_pool": True,
+    "attn_pooler_heads": 2,
+    "attn_pooler_queries": 5,
+    "output_tokens": True,
+}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "SigLIP": {
-        "embed_dim": 96, "custom_text": True, "init_logit_bias": -10, "text_cfg": {**TEXT, "proj_bias": True},
+        "embed_dim": 96,
+        "custom_text": True,
+        "init_logit_bias": -10,
+        "text_cfg": {**TEXT, "proj_bias": True},
         "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit3", "timm_pool": "map", "timm_proj": "none"},
     },
     "EVA": {
-        "embed_dim": 48, "custom_text": True, "text_cfg": TEXT,
-        "vision_cfg": {"image_size": 224, "timm_model_name": "eva02_tiny_patch14_224", "timm_pool": "token", "timm_proj": None},
+        "embed_dim": 48,
+        "custom_text": True,
+        "text_cfg": TEXT,
+        "vision_cfg": {
+            "image_size": 224,
+            "timm_model_name": "eva02_tiny_patch14_224",
+            "timm_pool": "token",
+            "timm_proj": None,
+        },
     },
     "CoCa": {
-        "embed_dim": 48, "custom_text": True, "vision_cfg": COCA_VISION,
+        "embed_dim": 48,
+        "custom_text": True,
+        "vision_cfg": COCA_VISION,
         "text_cfg": {**TEXT, "embed_cls": True, "output_tokens": True},
         "multimodal_cfg": {**TEXT, "attn_pooler_heads": 2},
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +80,28 @@ def write_folder(name: str, folder: Path) -> Path:
                 parameter.normal_(std=parameter[0].numel() ** -0.5)
             elif "gamma" in key:
                 parameter.fill_(0.5)
-    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, folder / "open_clip_model.safetensors")  # fmt: skip
+    save_file(
+        {key: value.contiguous() for key, value in module.state_dict().items()}, folder / "open_clip_model.safetensors"
+    )
     return folder
 
 
 def test_a_family_goes_the_whole_path(photos: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
     check_path("SigLIP", ("direct", "total"), photos, tmp_path, run, graphs=False)
-    assert run("remove-heads", "--concept", "location", "--model", tmp_path / "base", "--scan", tmp_path / "scan",
-               "-o", tmp_path / "distilled").code == 1  # fmt: skip
+    assert (
+        run(
+            "remove-heads",
+            "--concept",
+            "location",
+            "--model",
+            tmp_path / "base",
+            "--scan",
+            tmp_path / "scan",
+            "-o",
+            tmp_path / "distilled",
+        ).code
+        == 1
+    )
     assert not (tmp_path / "distilled").exists()
 
 
@@ -80,7 +115,7 @@ def test_every_family_goes_the_whole_path(name: str, photos: Path, tmp_path: Pat
 def check_path(
     name: str, effects: tuple[str, ...], photos: Path, folder: Path, run: Callable[..., Any], *, graphs: bool
 ) -> None:
-    """Scan, label, score, edit, apply, export and verify; every consumer loads what was written. Tracing `graphs` takes a minute."""
+    """Scan, label, score, edit, apply, export and verify; consumers load it. Tracing `graphs` takes a minute."""
     base, scan = write_folder(name, folder / "base"), folder / "scan"
     assert run("scan", photos, "--model", base, "-o", scan, "--mlps").code == 0
     assert run("score", scan, "--concept", "location").code == 0

@@ -1,4 +1,4 @@
-"""No file, however changed, raises anything but a `ClipeditError`: a small budget here, the whole in `benchmarks/fuzz.py`."""
+"""No file, however changed, raises anything but a `ClipeditError`; the whole budget is in `benchmarks/fuzz.py`."""
 
 from __future__ import annotations
 
@@ -35,9 +35,12 @@ from clipedit.editor.scan.scan import load_scan
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # FUZZ_EXAMPLES=5000 pytest tests/test_fuzz.py: what RESULTS.md counts.
 BUDGET = settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")), deadline=None, derandomize=True, database=None,
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")),
+    deadline=None,
+    derandomize=True,
+    database=None,
     suppress_health_check=[HealthCheck.too_slow],
-)  # fmt: skip
+)
 SCALARS = (
     st.none()
     | st.booleans()
@@ -71,8 +74,20 @@ def overlay(valid: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     )
 
 
-STEP = {"operation": "project-out", "then": ["scale"], "target": "heads", "heads": ["L3H5"], "layers": [1], "concept": "location", "texts": ["a", "b"],
-        "along": "texts", "directions": 2, "factor": 0.5, "weights": {"L3H5": [1.0]}, "strength": 0.5}  # fmt: skip
+STEP = {
+    "operation": "project-out",
+    "then": ["scale"],
+    "target": "heads",
+    "heads": ["L3H5"],
+    "layers": [1],
+    "concept": "location",
+    "texts": ["a", "b"],
+    "along": "texts",
+    "directions": 2,
+    "factor": 0.5,
+    "weights": {"L3H5": [1.0]},
+    "strength": 0.5,
+}
 BASE = {"model": "demo", "pretrained": None, "weights_hash": "0"}
 RECIPE = {
     "schema_version": 1,

@@ -1,4 +1,4 @@
-"""Nothing is judged on what it was fitted to: folds, the ridge, left-out figures, certificates, and images that say nothing."""
+"""Nothing is judged on what it was fitted to: folds, ridge, left-out figures, certificates, blank images."""
 
 from __future__ import annotations
 

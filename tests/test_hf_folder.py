@@ -163,11 +163,14 @@ def test_a_folder_of_clip_is_scanned_edited_and_written_as_an_open_clip_folder(t
         ({"config.json": None}, "it has no config.json"),
         ({"config.json": "{"}, "cannot read .*config.json"),
         ({"config.json": {"model_type": "blip"}}, "of type 'blip': `clip` and `siglip` are known"),
-        ({"config.json": {"model_type": "clip", "vision_config": VISION}}, "does not describe the weights|has no tensor"),
+        (
+            {"config.json": {"model_type": "clip", "vision_config": VISION}},
+            "does not describe the weights|has no tensor",
+        ),
         ({"model.safetensors": None}, "neither model.safetensors nor pytorch_model.bin"),
         ({"preprocessor_config.json": None, "processor_config.json": None}, "no preprocessor_config.json"),
     ],
-)  # fmt: skip
+)
 def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path, change: dict, message: str) -> None:
     random_folder(tmp_path, "clip", act="gelu")
     for name, content in change.items():

@@ -24,8 +24,15 @@ def test_clip_names_are_those_of_both_libraries() -> None:
 
 
 def test_siglip_names_are_those_of_both_libraries() -> None:
-    vision = {**VISION, "image_size": 224, "patch_size": 16, "num_hidden_layers": 12, "hidden_size": 768,
-              "intermediate_size": 3072, "num_attention_heads": 12}  # fmt: skip
+    vision = {
+        **VISION,
+        "image_size": 224,
+        "patch_size": 16,
+        "num_hidden_layers": 12,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+    }
     text = {**TEXT, "hidden_size": 768, "projection_size": 768, "max_position_embeddings": 64}
     theirs = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision))
     config = open_clip.get_model_config("ViT-B-16-SigLIP")

@@ -57,7 +57,7 @@ def test_the_same_answers_have_no_difference_at_all() -> None:
 
 
 def test_paired_intervals_cover_the_true_difference() -> None:
-    """Of 200 experiments with a true rise of a tenth, the 95 % interval holds it in 95 %, within three standard errors."""
+    """Of 200 experiments with a true rise of a tenth, the 95 % interval holds it in 95 % (three standard errors)."""
     generator, held = np.random.default_rng(2), 0
     groups = np.array(["a"] * 150 + ["b"] * 150)
     for seed in range(200):
@@ -91,8 +91,12 @@ def test_one_word_for_every_case(differences: dict[str, Difference], word: str) 
 
 
 def test_a_verdict_says_where_random_heads_or_the_projection_do_as_well() -> None:
-    found = judge_edit({"worst_group": RISE}, control={"worst_group": 0.69}, control_sd={"worst_group": 0.02},
-                       projection={"worst_group": 0.4})  # fmt: skip
+    found = judge_edit(
+        {"worst_group": RISE},
+        control={"worst_group": 0.69},
+        control_sd={"worst_group": 0.02},
+        projection={"worst_group": 0.4},
+    )
     assert "random heads 0.690 (sd 0.020), which is as good" in found.because
     assert "the projection alone 0.400" in found.because and "alone 0.400, which" not in found.because
 

@@ -1,4 +1,4 @@
-"""Pruned, half-precision and 8-bit graphs, and programs of `torch.export`: each is run, and what it costs is measured."""
+"""Pruned, half-precision and 8-bit graphs, programs of `torch.export`: each is run, its cost measured."""
 
 from __future__ import annotations
 
@@ -36,9 +36,18 @@ Sessions = dict[str, onnxruntime.InferenceSession]
 def random_model() -> Model:
     torch.manual_seed(0)
     module = CLIP(24, VISION, TEXT).eval()  # type: ignore[arg-type]
-    config = {"model_cfg": {"vision_cfg": VISION, "text_cfg": TEXT},
-              "preprocess_cfg": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "mode": "RGB",
-                                 "interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 0}}  # fmt: skip
+    config = {
+        "model_cfg": {"vision_cfg": VISION, "text_cfg": TEXT},
+        "preprocess_cfg": {
+            "size": 32,
+            "mean": [0.5] * 3,
+            "std": [0.5] * 3,
+            "mode": "RGB",
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+            "fill_color": 0,
+        },
+    }
     return Model("random", None, module, build_tower(module), config)
 
 
@@ -64,8 +73,10 @@ def pruned_folder(total: Model, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def open_graphs(folder: Path) -> Sessions:
-    return {name: onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
-            for name in ("visual", "textual")}  # fmt: skip
+    return {
+        name: onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
+        for name in ("visual", "textual")
+    }
 
 
 def test_a_pruned_graph_gives_the_same_embeddings_with_fewer_weights(
@@ -90,8 +101,9 @@ def test_a_pruned_graph_gives_the_same_embeddings_with_fewer_weights(
 def test_pruning_leaves_the_model_itself_alone(total: Model, pixels: torch.Tensor, pruned_folder: Path) -> None:
     assert pruned_folder.is_dir()
     assert find_constant_heads(total.module) == {
-        "visual.transformer.resblocks.2.attn": [0, 3], "visual.transformer.resblocks.3.attn": list(range(8)),
-    }  # fmt: skip
+        "visual.transformer.resblocks.2.attn": [0, 3],
+        "visual.transformer.resblocks.3.attn": list(range(8)),
+    }
     assert type(total.module.visual.transformer.resblocks[3].attn) is torch.nn.MultiheadAttention
     assert torch.isfinite(total.encode_image(pixels)).all()
 
@@ -212,7 +224,7 @@ def test_a_direct_edit_is_a_program_that_runs_without_clipedit(
 
 
 def hammer(session: onnxruntime.InferenceSession, batches: list[np.ndarray], seconds: float) -> tuple[int, int, float]:
-    """Four threads on one session: runs, answers that differ from the single-thread one, and growth of memory in bytes."""
+    """Four threads on one session: runs, answers unlike the single-thread one, growth of memory in bytes."""
     expected = [session.run(None, {"image": batch})[0] for batch in batches]
     wrong, runs, memory = [0] * 4, [0] * 4, psutil.Process()
     stop = time.monotonic() + seconds

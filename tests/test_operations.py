@@ -315,15 +315,24 @@ def test_fidelity_is_measured_for_plain_checkpoints(
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (dict(operation="project-out", heads=["L3H1"], along="labels"), "no labelled images were given. Add --labelled DIR"),
+        (
+            dict(operation="project-out", heads=["L3H1"], along="labels"),
+            "no labelled images were given. Add --labelled DIR",
+        ),
         (dict(operation="leace", target="output"), "no labelled images were given"),
         (dict(operation="reweight", heads=["L3H1"]), "0 weights are given, it has 16 singular directions"),
         (dict(operation="keep-only", heads=["L3H1"]), "the step names no directions"),
-        (dict(operation="project-out", heads=["L3H1"], concept="location", directions=17), "17 directions of L3H1: the head has 16"),
+        (
+            dict(operation="project-out", heads=["L3H1"], concept="location", directions=17),
+            "17 directions of L3H1: the head has 16",
+        ),
         (dict(operation="mean-ablate", target="mlps", layers=[7]), "step 1 names layer 7, demo has layers 0-3"),
-        (dict(operation="keep-only", target="output", concept="location"), "only leace, and project-out with a concept"),
+        (
+            dict(operation="keep-only", target="output", concept="location"),
+            "only leace, and project-out with a concept",
+        ),
     ],
-)  # fmt: skip
+)
 def test_steps_say_what_they_lack(demo_model: clipedit.Model, scan: clipedit.Scan, step: dict, message: str) -> None:
     with pytest.raises(clipedit.ClipeditError, match=message):
         bind_recipe(document(Step.model_validate(step)), scan, demo_model)

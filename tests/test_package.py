@@ -83,9 +83,17 @@ def test_the_wheel_and_the_sdist_hold_the_data(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=clone, check=True, capture_output=True)
     (wheel,), (sdist,) = (clone / "dist").glob("*.whl"), (clone / "dist").glob("*.tar.gz")
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("clipedit/")}
-    needed = ["cli.py", "__init__.py", "demo/model/open_clip_model.safetensors", "demo/model/concepts/location.yaml",
-              "demo/model/texts.txt", "recipes/concepts/location.yaml", "recipes/texts/general.txt",
-              "editor/towers/vit/open_clip_vit.py", "export/verify/verify_child.py"]  # fmt: skip
+    needed = [
+        "cli.py",
+        "__init__.py",
+        "demo/model/open_clip_model.safetensors",
+        "demo/model/concepts/location.yaml",
+        "demo/model/texts.txt",
+        "recipes/concepts/location.yaml",
+        "recipes/texts/general.txt",
+        "editor/towers/vit/open_clip_vit.py",
+        "export/verify/verify_child.py",
+    ]
     assert {f"clipedit/{name}" for name in needed} <= inside
     assert not any(name.startswith(("clipedit/tests", "clipedit/benchmarks")) for name in inside)
     with tarfile.open(sdist) as archive:

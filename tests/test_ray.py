@@ -142,7 +142,7 @@ def test_a_shard_that_cannot_be_read_fails_alone_on_a_cluster(
 
 
 class Local:
-    """The few calls of Ray that the engine makes, in this process; every second unit is computed twice, as after a failure."""
+    """The calls of Ray that the engine makes, in this process; every second unit is computed twice."""
 
     def __init__(self) -> None:
         self.data, self.asked, self.calls = self, {}, 0

@@ -27,12 +27,27 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_path(name: str, photos: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, graphs: bool) -> None:
-    """remove-heads from a checkpoint file, then open_clip and ONNX Runtime (`graphs`) load what it wrote. A report would take minutes."""
+    """remove-heads from a checkpoint file, then open_clip and ONNX Runtime (`graphs`) load what it wrote."""
     torch.manual_seed(0)
     module = open_clip.create_model(name, load_weights=False).eval()
     save_file({key: value.contiguous() for key, value in module.state_dict().items()}, folder / "w.safetensors")
-    arguments = ["remove-heads", "--concept", "watermark", "--keep", "objects", "--model", name,
-                 "--pretrained", folder / "w.safetensors", "--images", photos, "--no-report", "--force", "-o", folder / "out"]  # fmt: skip
+    arguments = [
+        "remove-heads",
+        "--concept",
+        "watermark",
+        "--keep",
+        "objects",
+        "--model",
+        name,
+        "--pretrained",
+        folder / "w.safetensors",
+        "--images",
+        photos,
+        "--no-report",
+        "--force",
+        "-o",
+        folder / "out",
+    ]
     monkeypatch.setattr(sys, "argv", ["clipedit", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         cli.main()

@@ -138,7 +138,9 @@ def test_parquet_keeps_every_other_column_and_the_schema(
     schema = pa.schema([("id", pa.string()), ("vector", types[kind]), ("tags", pa.list_(pa.int32()))])
     schema = schema.with_metadata({"made by": "us"})
     columns = [[f"image {i}" for i in range(64)], list(rows), [[i, i] for i in range(64)]]
-    pq.write_table(pa.table([pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema), tmp_path / "in.parquet")  # fmt: skip
+    pq.write_table(
+        pa.table([pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema), tmp_path / "in.parquet"
+    )
     assert clipedit.reindex_vectors(mapping, tmp_path / "in.parquet", tmp_path / "out.parquet") == 64
     before, after = pq.read_table(tmp_path / "in.parquet"), pq.read_table(tmp_path / "out.parquet")
     assert after.schema.equals(before.schema, check_metadata=True)
@@ -187,9 +189,17 @@ def write_bad(kind: str, stored: np.ndarray, path: Path) -> Path:
     if kind == "nan":
         rows[7, 3] = np.nan
     unit = np.tile(stored / np.linalg.norm(stored, axis=1, keepdims=True), (65, 1))
-    arrays = {"nan": rows, "mixed": np.concatenate([unit, stored]), "narrow": stored[:, :32], "empty": stored[:0], "flat": stored[0],
-              "integers": stored.astype(int), "fortran": np.asfortranarray(stored), "other": -stored,
-              "objects": np.array([{"a": 1}], dtype=object)}  # fmt: skip
+    arrays = {
+        "nan": rows,
+        "mixed": np.concatenate([unit, stored]),
+        "narrow": stored[:, :32],
+        "empty": stored[:0],
+        "flat": stored[0],
+        "integers": stored.astype(int),
+        "fortran": np.asfortranarray(stored),
+        "other": -stored,
+        "objects": np.array([{"a": 1}], dtype=object),
+    }
     target = path / ("v.npz" if kind == "npz" else "v.npy")
     if kind in arrays:
         np.save(target, arrays[kind], allow_pickle=True)
@@ -262,8 +272,10 @@ def test_recipes_that_the_statistics_do_not_determine_are_refused(
     demo_model: clipedit.Model, demo_scan: clipedit.Scan
 ) -> None:
     step = Step(operation="mean-ablate", heads=("L3H1",))
-    documents = {effect: RecipeDocument(schema_version=1, name="test", base=Base(model="demo"), effect=effect, steps=(step,))
-                 for effect in ("distilled", "total")}  # fmt: skip
+    documents = {
+        effect: RecipeDocument(schema_version=1, name="test", base=Base(model="demo"), effect=effect, steps=(step,))
+        for effect in ("distilled", "total")
+    }
     with pytest.raises(clipedit.RecipeError, match=r"it is unbound\. Give the one beside the edited weights"):
         clipedit.compute_embedding_map(Recipe(documents["distilled"]), demo_scan, demo_model)
     total = bind_recipe(documents["total"], demo_scan, demo_model)

@@ -31,10 +31,14 @@ MEASURED = {
     "control": {"overall": 0.62, "worst_group": 0.45, "group: circle / <b>ocean</b>": 0.5, "group: square / city": 0.7},
     "after": {"overall": 0.7, "worst_group": 0.65, "group: circle / <b>ocean</b>": 0.65, "group: square / city": 0.75},
 }
-CHECKS = {"target": "open-clip", "runtime": "<i>torch</i>", "checks": [
-    {"name": "worst cosine & more", "figure": 0.99999, "relation": ">=", "tolerance": 0.999},
-    {"name": "difference", "figure": 2.0, "relation": "<=", "tolerance": 1.0},
-]}  # fmt: skip
+CHECKS = {
+    "target": "open-clip",
+    "runtime": "<i>torch</i>",
+    "checks": [
+        {"name": "worst cosine & more", "figure": 0.99999, "relation": ">=", "tolerance": 0.999},
+        {"name": "difference", "figure": 2.0, "relation": "<=", "tolerance": 1.0},
+    ],
+}
 
 
 class Page(HTMLParser):
@@ -154,10 +158,15 @@ def test_a_folder_without_a_recipe_is_refused(tmp_path: Path) -> None:
 class Browser:
     def __init__(self, port: int):
         self.root = f"http://127.0.0.1:{port}"
-        options = {"args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"],
-                   "binary": shutil.which("chromium") or shutil.which("google-chrome")}  # fmt: skip
-        wanted = {"browserName": "chrome", "goog:chromeOptions": options,
-                  "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}  # fmt: skip
+        options = {
+            "args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"],
+            "binary": shutil.which("chromium") or shutil.which("google-chrome"),
+        }
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+        }
         self.session = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:

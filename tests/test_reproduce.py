@@ -1,4 +1,4 @@
-"""A patch and its base rebuild the edited folder; an export says what it was made from, and comes out the same again."""
+"""A patch and its base rebuild the edited folder; an export says what it was made from, and comes out again."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module", params=["distilled", "total"])
 def edited_folder(
-    request: pytest.FixtureRequest, demo_model: clipedit.Model, demo_scan: clipedit.Scan,
+    request: pytest.FixtureRequest,
+    demo_model: clipedit.Model,
+    demo_scan: clipedit.Scan,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Path:  # fmt: skip
+) -> Path:
     out = tmp_path_factory.mktemp("edited") / request.param
     recipe = clipedit.make_recipe(demo_scan, demo_model, concept="location", effect=request.param)
     assert demo_model.folder is not None
@@ -162,5 +164,7 @@ def test_what_cannot_be_reproduced_is_said(export: Path, run: Run, tmp_path: Pat
 def test_packages_that_write_bytes_are_warnings() -> None:
     rows = compare_environments({"torch": "1", "timm": "1", "gone": "1"}, {"torch": "2", "timm": "1", "new": "3"})
     assert [str(row) for row in rows] == [
-        "warning torch: recorded 1, here 2", "note    gone: recorded 1, here none", "note    new: recorded none, here 3",
-    ]  # fmt: skip
+        "warning torch: recorded 1, here 2",
+        "note    gone: recorded 1, here none",
+        "note    new: recorded none, here 3",
+    ]

@@ -1,4 +1,4 @@
-"""The measured tables: one page of verdicts, every row in a CSV, and Markdown to CSV and back without a changed figure."""
+"""The measured tables: one page of verdicts, every row in a CSV, Markdown to CSV and back unchanged."""
 
 from __future__ import annotations
 

@@ -65,10 +65,22 @@ class Trap:
 
 @pytest.mark.parametrize(
     "forbidden",
-    [r"\bpickle\.loads?\(", r"\byaml\.(full_|unsafe_)?load(_all)?\((?!text, _BoundedLoader)", r"\bnp\.load\(", r"\bjoblib\b", r"\bshelve\b",
-     r"shell=True", r"\bos\.system\(", r"(?<![\w.])(eval|exec)\(", r"torch\.load\((?!.*weights_only=True)", r"allow_pickle=True",
-     r"trust_remote_code=True", r"\bmarshal\b", r"\bmktemp\("],
-)  # fmt: skip
+    [
+        r"\bpickle\.loads?\(",
+        r"\byaml\.(full_|unsafe_)?load(_all)?\((?!text, _BoundedLoader)",
+        r"\bnp\.load\(",
+        r"\bjoblib\b",
+        r"\bshelve\b",
+        r"shell=True",
+        r"\bos\.system\(",
+        r"(?<![\w.])(eval|exec)\(",
+        r"torch\.load\((?!.*weights_only=True)",
+        r"allow_pickle=True",
+        r"trust_remote_code=True",
+        r"\bmarshal\b",
+        r"\bmktemp\(",
+    ],
+)
 def test_nothing_in_the_source_can_run_what_is_in_a_file(forbidden: str) -> None:
     found = [
         f"{path.name}: {line.strip()}"
@@ -210,9 +222,13 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path)
     for name in ("recipe.yaml", "x.npy", "x.safetensors", "open_clip_config.json", "x.png", "x.csv"):
         os.mkfifo(tmp_path / name)
     reads: list[Callable[[], object]] = [
-        lambda: load_recipe(tmp_path), lambda: open_vectors(tmp_path / "x.npy"), lambda: read_header(tmp_path / "x.safetensors"),
-        lambda: clipedit.load_model(str(tmp_path)), lambda: open_image(tmp_path / "x.png"), lambda: list_images(tmp_path / "x.csv"),
-    ]  # fmt: skip
+        lambda: load_recipe(tmp_path),
+        lambda: open_vectors(tmp_path / "x.npy"),
+        lambda: read_header(tmp_path / "x.safetensors"),
+        lambda: clipedit.load_model(str(tmp_path)),
+        lambda: open_image(tmp_path / "x.png"),
+        lambda: list_images(tmp_path / "x.csv"),
+    ]
     for read in reads:
         with pytest.raises(clipedit.ClipeditError):
             read()
@@ -325,12 +341,15 @@ BY_US = {
     "a header longer than the file": (b"{}", 2**62),
     "a header longer than what is read": (b"{}", weights.MAX_HEADER_BYTES + 1),
     "tensors beyond the end": ({"a": entry(0, 4_000)}, None),
-    "a name twice": (b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', None),
+    "a name twice": (
+        b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
+        None,
+    ),
     "deep nesting": (b"[" * 100_000, None),
     "no object": ([], None),
     "negative sizes": ({"a": {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]}}, None),
     "floats": ({"a": {"dtype": "F32", "shape": [4.0], "data_offsets": [0, 16]}}, None),
-}  # fmt: skip
+}
 BY_THE_LIBRARY = {
     "overlapping tensors": {"a": entry(0, 16), "b": entry(8, 16)},
     "holes": {"a": entry(0, 4), "b": entry(8, 16)},
@@ -388,9 +407,14 @@ def test_a_cached_hash_that_came_with_the_weights_is_not_believed(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"vision_cfg": {"layers": 10**6, "width": 64}}, {"vision_cfg": {"layers": 12, "width": 30_000}}, {"vision_cfg": {"image_size": 10**6}},
-     {"text_cfg": {"layers": 1, "width": 8_192, "vocab_size": 4_000_000}}, {"text_cfg": {"width": float("nan")}}],
-)  # fmt: skip
+    [
+        {"vision_cfg": {"layers": 10**6, "width": 64}},
+        {"vision_cfg": {"layers": 12, "width": 30_000}},
+        {"vision_cfg": {"image_size": 10**6}},
+        {"text_cfg": {"layers": 1, "width": 8_192, "vocab_size": 4_000_000}},
+        {"text_cfg": {"width": float("nan")}},
+    ],
+)
 def test_a_configuration_much_larger_than_its_weights_is_refused_before_it_is_built(changes: dict[str, Any]) -> None:
     config = {
         "embed_dim": 64,
@@ -509,8 +533,16 @@ def test_the_numbers_in_security_md_are_those_of_the_code() -> None:
     from clipedit.editor.models import config_bounds
 
     text = (ROOT / "SECURITY.md").read_text()
-    numbers = [decode.MAX_PIXELS, decode.MAX_ASPECT, decode.MAX_SCANS, weights.MAX_HEADER_BYTES, weights.MAX_TENSORS,
-               bounded.MAX_DEPTH, bounded.MAX_NODES, config_bounds.MOST["layers"]]  # fmt: skip
+    numbers = [
+        decode.MAX_PIXELS,
+        decode.MAX_ASPECT,
+        decode.MAX_SCANS,
+        weights.MAX_HEADER_BYTES,
+        weights.MAX_TENSORS,
+        bounded.MAX_DEPTH,
+        bounded.MAX_NODES,
+        config_bounds.MOST["layers"],
+    ]
     for number in numbers:
         assert re.search(rf"(?<![\d,]){number:,}(?![\d,])", text), number
     assert f"{bounded.MAX_YAML_BYTES // 2**20} MiB" in text and f"{bounded.MAX_BYTES // 2**20} MiB" in text

@@ -93,11 +93,15 @@ def test_heads_that_carry_shapes_find_objects_better_than_all_heads(
     data, options = demo_masked_images(48, seed=7), {"classes": SHAPES, "templates": ["a {}"]}
     found = {
         (reading, bool(chosen)): evaluate_segmentation(
-            demo_model, data, **options, reading=reading, weights=chosen  # type: ignore[arg-type]
+            demo_model,
+            data,
+            **options,
+            reading=reading,
+            weights=chosen,  # type: ignore[arg-type]
         )["mean_iou"]
         for reading in READINGS
         for chosen in (None, weights)
-    }  # fmt: skip
+    }
     assert found["evidence", True] > found["positive", True] > found["contrast", False] + 0.1
     assert found["evidence", True] > 0.7
 
@@ -164,7 +168,11 @@ def test_texts_that_cannot_be_read_are_refused_before_anything_is_written(
 
 def test_retrieval_in_blocks_is_retrieval(demo_model: clipedit.Model, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     index = retrieve.open_index(demo_model, demo_masked_images(12, seed=6).source, tmp_path / "index.safetensors")
-    queries = ({"text": "a red object"}, {"image": index.source.open(3)}, {"image": index.source.open(3), "heads": [HeadId(3, 4)]})  # fmt: skip
+    queries = (
+        {"text": "a red object"},
+        {"image": index.source.open(3)},
+        {"image": index.source.open(3), "heads": [HeadId(3, 4)]},
+    )
     whole = [retrieve.retrieve(index, demo_model, **query) for query in queries]  # type: ignore[arg-type]
     monkeypatch.setattr(retrieve, "BLOCK", 5)
     for query, expected in zip(queries, whole, strict=True):

@@ -109,9 +109,12 @@ def test_the_frontier_tries_a_hundred_edits_a_second(demo_scan: clipedit.Scan, d
     heads = tuple(clipedit.HeadId(layer, head) for layer in range(4) for head in range(8))
     generator = torch.Generator().manual_seed(0)
     table = TaskTable(
-        heads, torch.randn(2048, 8, generator=generator), torch.randn(32, 2048, 8, generator=generator),
-        torch.randint(0, 8, (2048,), generator=generator), torch.arange(2048) % 32,
-    )  # fmt: skip
+        heads,
+        torch.randn(2048, 8, generator=generator),
+        torch.randn(32, 2048, 8, generator=generator),
+        torch.randint(0, 8, (2048,), generator=generator),
+        torch.arange(2048) % 32,
+    )
     started = time.process_time()
     points = search_subsets(table, table, most=4)
     assert len(points) / (time.process_time() - started) >= 100
@@ -139,9 +142,7 @@ def test_the_head_that_decides_wrong_answers_is_found() -> None:
     removed[1] += truth  # The core: always pushes towards the true class.
     fooled = (torch.arange(200) % 3 == 0)[:, None]
     removed[2] += torch.where(fooled, 3 * (1 - truth), torch.zeros(1))
-    table = TaskTable(
-        tuple(clipedit.HeadId(0, head) for head in range(4)), removed.sum(0), removed, labels, groups
-    )  # fmt: skip
+    table = TaskTable(tuple(clipedit.HeadId(0, head) for head in range(4)), removed.sum(0), removed, labels, groups)
     excess = compute_excess(table)
     assert excess.argmax() == 2 and excess[2] > 0.8 and excess[1] < -0.5
     assert float(excess.sum()) == pytest.approx(0, abs=1e-5)
@@ -257,7 +258,7 @@ def test_selectors_read_cached_features(
 def test_images_without_names_of_classes_are_no_labelled_set(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     assert isinstance(list_images(tmp_path), ImageSource)
-    with pytest.raises(clipedit.ImageError, match="give a folder a class, or a metadata.csv"):
+    with pytest.raises(clipedit.ImageError, match="give one folder per class, or a metadata.csv"):
         from clipedit.editor.images.labelled import load_labelled_images
 
         load_labelled_images(tmp_path)

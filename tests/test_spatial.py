@@ -102,7 +102,8 @@ def test_no_array_of_tokens_heads_and_dimensions_is_made(demo_model: clipedit.Mo
     pixels, directions = torch.randn(4, 3, 64, 64), torch.randn(2, tower.d_embed, dtype=torch.float64)
     with Watch():
         compute_token_shares(demo_model, pixels, directions)
-    # Queries, keys and values of one layer, which every forward pass makes; one layer's tokens x heads x d_embed is more.
+    # Queries, keys and values of one layer, which every forward pass makes; one layer's tokens x heads x d_embed is
+    # more.
     assert largest == 3 * 4 * 65 * tower.d_model < 4 * 65 * tower.heads_per_layer[0] * tower.d_embed
 
 

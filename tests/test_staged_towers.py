@@ -1,4 +1,4 @@
-"""Swin, MaxViT and CoAtNet: the same tests as other towers, at reduced width, everything random that could hide a mistake."""
+"""Swin, MaxViT and CoAtNet: other towers' tests at reduced width, everything random that could hide a mistake."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
 
 
 def random_model(family: str) -> Model:
-    """Random gains, biases, running statistics, LayerScales and relative position biases: nothing passes by being zero."""
+    """Random gains, biases, running statistics, LayerScales and position biases: nothing passes by being zero."""
     torch.manual_seed(0)
     return as_model(family, FAMILIES[family]())
 
@@ -187,9 +187,16 @@ def check_folded_edit(model: Model, pixels: Tensor, operation: Any, factor: floa
     heads = (HeadId(0, 0), HeadId(last - 1, 1), HeadId(last, 0), HeadId(last, 1))
     edited = apply_recipe(bind_recipe(total_recipe(heads, operation, factor), scanned, model), model)
     means = {head: scanned.statistics.mean_values(f"L{head.layer}.heads")[head.head].float() for head in heads}
-    expected = embed_with_hooks(model, pixels, heads, lambda head, values: {
-        "mean-ablate": means[head].expand_as(values), "zero-ablate": torch.zeros_like(values), "scale": values * 0.3 + means[head] * 0.7,
-    }[operation])  # fmt: skip
+    expected = embed_with_hooks(
+        model,
+        pixels,
+        heads,
+        lambda head, values: {
+            "mean-ablate": means[head].expand_as(values),
+            "zero-ablate": torch.zeros_like(values),
+            "scale": values * 0.3 + means[head] * 0.7,
+        }[operation],
+    )
     assert relative_error(expected, model.encode_image(pixels)) > 1e-3
     assert relative_error(edited.encode_image(pixels), expected) < 1e-5
 

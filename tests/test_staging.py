@@ -1,4 +1,4 @@
-"""Temporary files are private and of one process; what killed processes leave is cleared, and never stands under a final name."""
+"""Temporary files are private and of one process; what killed processes leave is cleared."""
 
 from __future__ import annotations
 

@@ -28,8 +28,10 @@ def test_a_pattern_names_models_of_both_libraries(
 ) -> None:
     rows = run(["swin_base_patch4_window7_224", "RN50", "--json"], capsys, monkeypatch)
     assert [(row["library"], row["tower"]) for row in json.loads(rows)] == [
-        ("open_clip", "timm Swin"), ("timm", "timm Swin"), ("open_clip", None),
-    ]  # fmt: skip
+        ("open_clip", "timm Swin"),
+        ("timm", "timm Swin"),
+        ("open_clip", None),
+    ]
     assert json.loads(rows)[0]["heads_per_layer"] == [4] * 2 + [8] * 2 + [16] * 18 + [32] * 2
     assert "ModifiedResNet is convolutional" in json.loads(rows)[2]["reason"]
 

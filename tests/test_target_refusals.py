@@ -68,8 +68,15 @@ def test_a_direct_edit_is_refused_where_only_a_checkpoint_fits(
             clipedit.export_model(direct, tmp_path / "out", target=target)
 
 
-@pytest.mark.parametrize(("given", "meant"), [("huggingface", "Known: "), ("imich", "immich"), ("open_clip", "open-clip"),
-                                              ("transformersjs", "transformers-js")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("huggingface", "Known: "),
+        ("imich", "immich"),
+        ("open_clip", "open-clip"),
+        ("transformersjs", "transformers-js"),
+    ],
+)
 def test_the_nearest_targets_are_named(given: str, meant: str) -> None:
     with pytest.raises(clipedit.ExportError, match=f"unknown target '{given}'.*{meant}"):
         require_target(given)

@@ -93,15 +93,17 @@ def test_nothing_about_a_target_stands_outside_its_file(name: str) -> None:
 def test_names_and_wrong_names_need_no_torch() -> None:
     code = (
         "import sys; from clipedit.export.targets.registry import require_target, spell_target_names\n"
-        "print(spell_target_names())\n"
-        "try: require_target('imich')\n"
+        "print(spell_target_names())\ntry: require_target('imich')\n"
         "except Exception as error: print(error)\n"
         "print(sorted({'torch', 'onnx', 'numpy'} & set(sys.modules)))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert said == ["`fastembed`, `hf`, `immich`, `onnx`, `open-clip`, `patch`, `sentence-transformers`, `timm`, "
-                    "`torch-export`, `transformers-js` or `triton`.",
-                    "unknown target 'imich'. Did you mean immich?", "[]"]  # fmt: skip
+    assert said == [
+        "`fastembed`, `hf`, `immich`, `onnx`, `open-clip`, `patch`, `sentence-transformers`, `timm`, "
+        "`torch-export`, `transformers-js` or `triton`.",
+        "unknown target 'imich'. Did you mean immich?",
+        "[]",
+    ]
 
 
 def test_a_folder_of_an_unknown_target_is_refused() -> None:

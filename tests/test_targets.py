@@ -1,4 +1,4 @@
-"""Every target, written from an edited model and loaded by its real consumer; the unedited base through it is told apart."""
+"""Every target, written from an edited model and loaded by its real consumer; the base is told apart."""
 
 from __future__ import annotations
 
@@ -39,8 +39,13 @@ TARGETS = [
 ]  # Those are tested by themselves.
 CHECKPOINTS = ("open-clip", "hf", "sentence-transformers")
 NORMALISED = ("immich",)
-RUNTIMES = {"open-clip": "open_clip ", "hf": "transformers ", "sentence-transformers": "sentence-transformers ",
-            "fastembed": "fastembed ", "transformers-js": "transformers.js "}  # fmt: skip
+RUNTIMES = {
+    "open-clip": "open_clip ",
+    "hf": "transformers ",
+    "sentence-transformers": "sentence-transformers ",
+    "fastembed": "fastembed ",
+    "transformers-js": "transformers.js ",
+}
 
 
 @pytest.fixture(scope="module")
@@ -160,13 +165,22 @@ PHOTOS = [Image.fromarray(array) for array in load_sample_images().images]
 CROPS = [*PHOTOS, PHOTOS[0].crop((0, 0, 301, 200)), PHOTOS[1].crop((100, 50, 357, 400)), PHOTOS[1].resize((640, 333))]
 
 
-@pytest.mark.parametrize(("target", "tolerance"), [("open-clip", 0.99999), ("onnx", 0.99999), ("hf", 0.95),
-                                                   ("sentence-transformers", 0.95), ("fastembed", 0.95), ("transformers-js", 0.9)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("target", "tolerance"),
+    [
+        ("open-clip", 0.99999),
+        ("onnx", 0.99999),
+        ("hf", 0.95),
+        ("sentence-transformers", 0.95),
+        ("fastembed", 0.95),
+        ("transformers-js", 0.9),
+    ],
+)
 @torch.no_grad()
 def test_photographs_resized_by_the_consumer_give_nearly_the_same(
     target: str, tolerance: float, edited: clipedit.Model, load
 ) -> None:  # type: ignore[no-untyped-def]
-    """`pytest -s` prints what benchmarks/RESULTS.md says: where a margin is odd, some crop one pixel aside; sharp filters otherwise."""
+    """`pytest -s` prints the figures: where a margin is odd, some crop one pixel aside."""
     expected = edited.encode_image(torch.stack([edited.preprocess(photo) for photo in CROPS]))
     found = load(target).embed_images(CROPS).float()
     similarity = F.cosine_similarity(found, expected)
@@ -282,7 +296,7 @@ def test_the_code_of_the_card_prints_the_numbers_of_the_card(
 
 @contextlib.contextmanager
 def serve(repository: Path):  # type: ignore[no-untyped-def]
-    """The inference protocol that Triton speaks, in front of the graphs of a repository; refuses what config.pbtxt does not say."""
+    """Triton's inference protocol in front of a repository's graphs; refuses what config.pbtxt does not say."""
     import threading
     from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -334,9 +348,18 @@ def test_the_whole_export_is_verified_in_a_child_by_its_consumer(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "precision"), [("hf", "fp16"), ("sentence-transformers", "fp16"), ("transformers-js", "fp16"),
-                                                   ("transformers-js", "int8"), ("fastembed", "int8"), ("immich", "int8"),
-                                                   ("triton", "fp16")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("target", "precision"),
+    [
+        ("hf", "fp16"),
+        ("sentence-transformers", "fp16"),
+        ("transformers-js", "fp16"),
+        ("transformers-js", "int8"),
+        ("fastembed", "int8"),
+        ("immich", "int8"),
+        ("triton", "fp16"),
+    ],
+)
 def test_lower_precision_is_read_by_the_consumer_too(
     target: str, precision: WeightPrecision, edited: clipedit.Model, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

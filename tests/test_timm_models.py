@@ -138,13 +138,19 @@ def test_a_checkpoint_file_says_how_many_classes_there_are(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "deit_tiny_patch16_224"), "cannot load deit_tiny_patch16_224 without weights. Add --pretrained, one of: fb_in1k"),
-        (("--model", "deit_tiny_patch16_224", "--pretrained", "fb_in1"), "neither a file nor a tag. Did you mean fb_in1k?"),
+        (
+            ("--model", "deit_tiny_patch16_224"),
+            "cannot load deit_tiny_patch16_224 without weights. Add --pretrained, one of: fb_in1k",
+        ),
+        (
+            ("--model", "deit_tiny_patch16_224", "--pretrained", "fb_in1"),
+            "neither a file nor a tag. Did you mean fb_in1k?",
+        ),
         (("--model", "deit_tiny_patch16_224.fb_in2k"), "'fb_in2k' is neither a file nor a tag"),
         (("--model", "resnet18", "--pretrained", "FILE"), "cannot load resnet18"),
         (("--model", "BASE"), "it has no text tower. Align it to a CLIP: `clipedit align`"),
     ],
-)  # fmt: skip
+)
 def test_wrong_input_is_a_message(
     base: Path,
     tmp_path: Path,

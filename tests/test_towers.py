@@ -22,12 +22,15 @@ CONFIGURATIONS = {
     "CLS pooling, norm after it": {"vision_cfg": {"final_ln_after_pool": True}},
     "CLIPA: sine positions, average pooling, no_ln_pre": {
         "vision_cfg": {
-            "pos_embed_type": "sin_cos_2d", "no_ln_pre": True, "final_ln_after_pool": True, "pool_type": "avg",
+            "pos_embed_type": "sin_cos_2d",
+            "no_ln_pre": True,
+            "final_ln_after_pool": True,
+            "pool_type": "avg",
         }
     },
     "bigG: wide heads": {"vision_cfg": {"width": 104, "head_width": 52}},
     "other norm eps and mlp_ratio": {"vision_cfg": {"norm_kwargs": {"eps": 1e-3}, "mlp_ratio": 1.5}},
-}  # fmt: skip
+}
 
 
 def random_model(overrides: dict) -> Model:

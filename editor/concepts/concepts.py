@@ -1,7 +1,7 @@
 """Concepts: named lists of texts. The directions they span in the joint space are in `directions.py`.
 
-A concept file is YAML with `name`, `description`, `texts` and optionally `keep`, the concept to protect when this one is
-removed; `instances`, a mapping from each thing the concept can be to its texts (`texts` may then be left out); and
+A concept file is YAML with `name`, `description`, `texts` and optionally `keep`, the concept to protect when this one
+is removed; `instances`, a mapping from each thing the concept can be to its texts (`texts` may then be left out); and
 `related`, concepts that may share its heads by meaning. A name is looked for in the model's own folder first
 (`concepts/NAME.yaml`), then in the library.
 """

@@ -20,8 +20,8 @@ def compute_concept_directions(
 ) -> Float[Tensor, "d_embed concept"]:
     """Orthonormal directions of a concept: what its texts differ in.
 
-    Text embeddings are normalised and centred on their mean (or every concept would share "a photo of"); then the leading
-    right singular vectors that hold 90 % of the variance are taken.
+    Text embeddings are normalised and centred on their mean (or every concept would share "a photo of"); then the
+    leading right singular vectors that hold 90 % of the variance are taken.
 
     Args:
         texts: Embeddings of the concept's texts; their norms do not matter.
@@ -37,8 +37,8 @@ def compute_concept_directions(
     rank = int((singular > max(float(singular[0]) * 1e-6, ROUNDING)).sum())
     if rank == 0:
         raise ConceptError(
-            f"cannot find what {len(texts)} texts differ in: to the model they are one, by case, spaces or a context that cuts "
-            "them. Add texts that differ."
+            f"cannot find what {len(texts)} texts differ in: to the model they are one, by case, spaces or a context "
+            "that cuts them. Add texts that differ."
         )
     if rank == 0 or (directions is not None and not 1 <= directions <= rank):
         raise ConceptError(f"cannot take {directions or 1} directions: the texts span {rank}. Add texts that differ.")

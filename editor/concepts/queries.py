@@ -33,8 +33,8 @@ def encode_contrast(
     """What each text says that others do not: its unit embedding minus the mean of others'.
 
     Args:
-        against: What the mean is taken over. By default, the texts themselves if there are several, else a sample of the
-            general pool: every text shares "a photo of", which would cover each heatmap with the same pattern.
+        against: What the mean is taken over. By default, the texts themselves if there are several, else a sample of
+            the general pool: every text shares "a photo of", which would cover each heatmap with the same pattern.
         among_themselves: Whether several texts are measured against each other by default.
 
     Raises:

@@ -87,8 +87,8 @@ def compute_covariance_shares(
 ) -> Float[Tensor, " component"]:
     """`sum_k cov(u_k . contribution, u_k . z) / sum_k var(u_k . z)`, all divided by `|z|`.
 
-    Does not depend on the basis of the concept's subspace. Over all components, `constant / |z|` counted as one, the shares
-    sum to 1.
+    Does not depend on the basis of the concept's subspace. Over all components, `constant / |z|` counted as one, the
+    shares sum to 1.
     """
     read = model.tower.readout() @ basis
     total = torch.einsum("dc,de,ec->", read, statistics.final_covariance(), read)
@@ -105,7 +105,7 @@ def compute_covariance_shares(
 def compute_correlations(
     statistics: Statistics, model: Model, groups: Sequence[ComponentGroup], basis: Float[Tensor, "d_embed concept"]
 ) -> Float[Tensor, " component"]:
-    """Mean over directions of `corr(u_k . contribution, u_k . z)`, all divided by `|z|`; 0 where a component never varies."""
+    """Mean over directions of `corr(u_k . contribution, u_k . z)`, over `|z|`; 0 where a component never varies."""
     read = model.tower.readout() @ basis
     total = torch.einsum("dc,de,ec->c", read, statistics.final_covariance(), read)
     readouts = model.tower.compute_readouts(groups)

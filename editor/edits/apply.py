@@ -72,7 +72,8 @@ def _fitting(recipe: Recipe, base: str) -> Iterator[None]:
         yield
     except (RuntimeError, KeyError, ValueError, IndexError, AttributeError) as error:
         raise RecipeError(
-            f"cannot apply recipe {recipe.document.name} to {base}: its tensors are not of this model ({error}). Give its base."
+            f"cannot apply recipe {recipe.document.name} to {base}: its tensors are not of this model ({error}). Give "
+            "its base."
         ) from error
 
 
@@ -88,7 +89,8 @@ def require_fit(tensors: Mapping[str, Tensor], shape: Callable[[str], Sequence[i
 
 
 def rewrite_checkpoint(recipe: Recipe, base: Path, folder: Path, *, force: bool = False) -> None:
-    """Apply a bound recipe to an open_clip folder or a safetensors file, file to file, into an existing folder; no model is loaded.
+    """Apply a bound recipe to a folder or a safetensors file, file to file, into an existing folder; no model is
+    loaded.
 
     Only the touched tensors are computed; every other byte of the weights is copied, and so are the base's other files.
     The recipe is written beside them. A `direct` edit leaves the base in a folder of its own, `base`, so that no loader
@@ -153,8 +155,8 @@ def check_base(
         difference = find_function_difference(expected_function, describe_function(config))
         if difference and recipe.document.base.weights_hash == weights_hash:
             raise RecipeError(
-                f"cannot apply recipe {recipe.document.name} to {name}: the weights are the same, but {difference}. Give the "
-                "base that it was made for, or --force."
+                f"cannot apply recipe {recipe.document.name} to {name}: the weights are the same, but {difference}. "
+                "Give the base that it was made for, or --force."
             )
     expected = recipe.document.base.weights_hash
     if expected is not None and expected != weights_hash and not force:
@@ -165,7 +167,7 @@ def check_base(
 
 
 def compute_edited_tensors(recipe: Recipe, read: ReadTensor) -> dict[str, Tensor]:
-    """The checkpoint tensors that a bound recipe changes, by name, float64; `read` gives a tensor of the base by name."""
+    """The checkpoint tensors that a bound recipe changes, by name, float64; `read` gives a base's tensor by name."""
     tensors = require_bound(recipe)
     found: dict[str, Tensor] = {}
 

@@ -1,4 +1,4 @@
-"""diff: what changed between two checkpoints, tensor by tensor. No model is loaded; memory stays near the largest tensor."""
+"""diff: what changed between two checkpoints, tensor by tensor; memory stays near the largest tensor."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ class TensorChange:
     """One tensor that differs.
 
     Attributes:
-        part: What the tensor is: `heads of layer 3`, `attention bias of layer 3` (of the text tower: `text heads ...`), `readout`, `texts`, or `other`.
+        part: What the tensor is: `heads of layer 3`, `attention bias of layer 3` (of the text tower: `text heads ...`),
+            `readout`, `texts`, or `other`.
         norm: Frobenius norm of the difference; float64.
         relative: `norm` over the norm of the base's tensor; None where that is 0.
         heads: For tensors whose columns belong to heads, the relative change of each changed head, by name.
@@ -56,8 +57,8 @@ class ModelDiff:
         tensors: How many tensors both have.
         changed: Those whose values differ.
         direct: For a `direct` edit, what the recipe does at the readout: relative norm of `I - B`, by head or `output`.
-        others: Everything that no edit does, a sentence each: tensors added, removed, of another dtype or shape, or changed
-            where no edit writes; other metadata; other configuration or tokenizer files.
+        others: Everything that no edit does, a sentence each: tensors added, removed, of another dtype or shape, or
+            changed where no edit writes; other metadata; other configuration or tokenizer files.
         heads: The heads that the recipe beside the edited weights names.
         unknown: Why tensors could not be told apart by heads; empty if they could.
     """

@@ -1,4 +1,4 @@
-"""What a recipe's YAML file says: its schema, how it is read and written, and the list of the shipped ones; no torch."""
+"""What a recipe's YAML file says: its schema, reading and writing it, and the list of the shipped ones; no torch."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ class _Section(BaseModel):
 
 
 class Step(_Section):
-    """One operation on some heads, on the image embedding (`output`), on all text embeddings (`texts`), or on whole parts.
+    """One operation on some heads, on the image embedding (`output`), on all text embeddings (`texts`), or on whole
+    parts.
 
     Attributes:
         then: Further operations on the same heads, in this order, with the same parameters.
         layers: Of the parts `mlps`, `self-attention` (what CLS takes from CLS) and `layers` (attention and MLPs).
-        along: Where directions come from: texts (those here, else the concept's), the head's own TextSpan labels that name
-            the concept, the head's main components, or the means of labelled images.
+        along: Where directions come from: texts (those here, else the concept's), the head's own TextSpan labels that
+            name the concept, the head's main components, or the means of labelled images.
         weights: For `reweight`, by head, a weight for each singular direction; else they come from the concept.
         strength: Of the whole step, in [0, 1].
     """

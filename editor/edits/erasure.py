@@ -1,4 +1,4 @@
-"""LEACE (Belrose et al., NeurIPS 2023) on the embedding: no linear probe finds the label any more; by concept-erasure."""
+"""LEACE (Belrose et al., NeurIPS 2023) on the embedding: no linear probe finds the label any more."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import RecipeError
 def fit_leace(
     embeddings: Float[Tensor, "image d_embed"], labels: Int[Tensor, " image"], strength: float
 ) -> tuple[Float[Tensor, "d_embed d_embed"], Float[Tensor, " d_embed"]]:
-    """Map `A` and offset `b` of the eraser, `z' = A z + b`: means stay, and labels are not linearly readable at strength 1.
+    """Map `A` and offset `b` of the eraser, `z' = A z + b`: means stay, labels cannot be read linearly at strength 1.
 
     A plain checkpoint holds `A`; `b` lies along the erased directions, and only `direct` keeps it.
 

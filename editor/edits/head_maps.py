@@ -29,7 +29,8 @@ def compose_head_maps(
     """For every edited head, the map on its features `u` and on its values `v`.
 
     Raises:
-        RecipeError, ConceptError: If a step lacks what it needs, or asks for more directions than a head has dimensions.
+        RecipeError, ConceptError: If a step lacks what it needs, or asks for more directions than a head has
+            dimensions.
         StatisticsError: If the scan lacks a layer.
     """
     steps = [expand_layers(step, model) for step in steps if step.target in ("heads", "layers")]
@@ -84,7 +85,8 @@ def warn_of_plain_ablation(heads: HeadMaps, model: Model) -> None:
     if gone:
         warnings.warn(
             f"total edits of {model.name} read each head in several copies, and together they span all of "
-            f"{', '.join(map(str, gone))}: project-out is plain ablation there. Use fewer --directions, or --effect direct.",
+            f"{', '.join(map(str, gone))}: project-out is plain ablation there. Use fewer --directions, or --effect "
+            "direct.",
             stacklevel=3,
         )
 

@@ -1,4 +1,4 @@
-"""Held out: how near a refitted edit comes to the direct one, on images that it was not fitted to; no image is read again."""
+"""How near a refitted edit comes to the direct one, on images that it was not fitted to; no image is read again."""
 
 from __future__ import annotations
 
@@ -53,10 +53,12 @@ class Fidelity:
 def estimate_fidelity(
     recipe: Recipe, scan: Scan, model: Model, *, labelled: LabelledEmbeddings | None = None
 ) -> Fidelity | None:
-    """Fidelity of a bound `distilled` recipe on the sample of its own scan, each image judged as if it had been left out.
+    """Fidelity of a bound `distilled` recipe on the sample of its own scan, each image judged as if it had been left
+    out.
 
     Least squares without image i misses it by `e_i / (1 - h_i)`, where `e_i` is what the fit on all images misses and
-    `h_i = g_i^T (G + lambda I)^-1 g_i` (the leave-one-out formula, exact for a fixed ridge: Allen 1974). No image is read.
+    `h_i = g_i^T (G + lambda I)^-1 g_i` (the leave-one-out formula, exact for a fixed ridge: Allen 1974). No image is
+    read.
 
     Returns:
         None where nothing can be said: scans of format 1, and recipes that were not refitted.
@@ -131,8 +133,8 @@ def require_enough_images(recipe: Recipe, scan: Scan, model: Model) -> Fidelity 
     said = f"on images left out it reproduces {share:.2f} of what the direct edit changes"
     if share < LEAST_SHARE:
         raise StatisticsError(
-            f"cannot distil this edit from {n} images: {said}, at least {LEAST_SHARE} is needed. About {needed} images would "
-            "do; with these use --effect direct or total, or fewer --heads."
+            f"cannot distil this edit from {n} images: {said}, at least {LEAST_SHARE} is needed. About {needed} images "
+            "would do; with these use --effect direct or total, or fewer --heads."
         )
     if share < ENOUGH_SHARE:
         warnings.warn(f"{n} images are few for a distilled edit: {said}; more would do better.", stacklevel=3)

@@ -104,7 +104,8 @@ def keep_only(given: OperationInput) -> tuple[Tensor, bool]:
 
 
 def reweight(given: OperationInput) -> tuple[Tensor, bool]:
-    """`B = W_O^+ A diag(s) A^T W_O`, mean kept: the singular directions of what the head moves, each scaled (SITH, 2026).
+    """`B = W_O^+ A diag(s) A^T W_O`, mean kept: the singular directions of what the head moves, each scaled (SITH,
+    2026).
 
     Weights of one give the identity, to the bit.
 
@@ -122,8 +123,8 @@ def reweight(given: OperationInput) -> tuple[Tensor, bool]:
 def stack_copies(given: OperationInput, group: ComponentGroup) -> OperationInput:
     """The input for values `v`, which reach the readout in several copies: `N = stack_p U^T R_p` for projections.
 
-    Readouts become `[head, copies * d_embed, d_head]` and directions block-diagonal. Where the copies are not told apart
-    (`copies == 0`) there are more of them than `d_head`, and what a head writes along any direction is all of it.
+    Readouts become `[head, copies * d_embed, d_head]` and directions block-diagonal. Where the copies are not told
+    apart (`copies == 0`) there are more of them than `d_head`, and what a head writes along any direction is all of it.
     """
     if group.copies == 1:
         return given

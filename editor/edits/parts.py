@@ -1,7 +1,7 @@
 """Whole parts that are mean-ablated: MLPs, what CLS takes from itself, and layers (the papers' protocol).
 
-Their features are not a head's, so weights cannot carry them one by one: they are `direct` effects, and `distilled` refits
-the readout to them.
+Their features are not a head's, so weights cannot carry them one by one: they are `direct` effects, and `distilled`
+refits the readout to them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ AblatedPart = tuple[Float[Tensor, "d_embed k"], Float[Tensor, " d_embed"]]
 
 
 def compute_ablated_parts(document: RecipeDocument, scan: Scan, model: Model) -> dict[str, AblatedPart]:
-    """The readout and the mean contribution of every part that a recipe ablates, by name: `L3.mlp`, `L3.bias`, `L3H5.self`.
+    """Readout and mean contribution of every part that a recipe ablates, by name: `L3.mlp`, `L3.bias`, `L3H5.self`.
 
     Raises:
         RecipeError: If the effect is `total`, or a head is edited and its self-attention ablated too.
@@ -34,8 +34,8 @@ def compute_ablated_parts(document: RecipeDocument, scan: Scan, model: Model) ->
     names = _name_parts(document, model)
     if names and document.effect == "total":
         raise RecipeError(
-            f"cannot fold the ablation of {names[0]} into the layers: its mean is known at the readout only. Use --effect "
-            "direct or distilled."
+            f"cannot fold the ablation of {names[0]} into the layers: its mean is known at the readout only. Use "
+            "--effect direct or distilled."
         )
     readouts = compute_part_readouts(names, model.tower)
     found = {}
@@ -81,8 +81,8 @@ def _name_parts(document: RecipeDocument, model: Model) -> list[str]:
             continue
         if max(step.layers) >= n_layers:
             raise RecipeError(
-                f"cannot use recipe {document.name}: step {number} names layer {max(step.layers)}, {model.name} has layers "
-                f"0-{n_layers - 1}. Correct `layers` in step {number}."
+                f"cannot use recipe {document.name}: step {number} names layer {max(step.layers)}, {model.name} has "
+                f"layers 0-{n_layers - 1}. Correct `layers` in step {number}."
             )
         if step.target == "self-attention":
             found += _name_self_attention(document, step.layers, model)

@@ -32,8 +32,8 @@ class Recipe:
     """A document and, if it is bound, its tensors.
 
     Attributes:
-        tensors: `heads.L3H5.{map,offset,value_offset}` and, where it is not `map`, `value_map`; `output.map`, `texts.map`, and for `distilled` the new weights
-            themselves, `folded.NAME`; float32.
+        tensors: `heads.L3H5.{map,offset,value_offset}` and, where it is not `map`, `value_map`; `output.map`,
+            `texts.map`, and for `distilled` the new weights themselves, `folded.NAME`; float32.
         names: The checkpoint's tensor names, as `Tower.tensor_names` gives them: applying needs no model.
     """
 
@@ -80,7 +80,8 @@ class Recipe:
             return self
         if self.is_bound and effect != self.document.effect:
             raise RecipeError(
-                f"cannot make recipe {self.document.name} {effect}: it is bound as {self.document.effect}. Leave out --effect."
+                f"cannot make recipe {self.document.name} {effect}: it is bound as {self.document.effect}. Leave out "
+                "--effect."
             )
         return replace(self, document=self.document.model_copy(update={"effect": effect}))
 
@@ -163,7 +164,8 @@ def require_bound(recipe: Recipe) -> Mapping[str, Tensor]:
     """
     if recipe.tensors is None:
         raise RecipeError(
-            f"cannot apply recipe {recipe.document.name}: it is unbound, its means are not known. Give --images or --scan."
+            f"cannot apply recipe {recipe.document.name}: it is unbound, its means are not known. Give --images or "
+            "--scan."
         )
     return recipe.tensors
 

@@ -61,9 +61,10 @@ def compute_distilled_readout(
     """The readout that comes nearest to the directly edited embedding: `min E |(P'^T f + c - z') / |z||^2`.
 
     `z' = z - sum_h R_h (u_h - u_h')` is linear in `f` and the features, so the answer is the solution of the normal
-    equations. The last norm fixes one direction of `f`, and with about as many images as `f` is wide least squares explains
-    the images at hand and nothing else: a ridge, chosen on the fold left out, keeps the change small where the images
-    say little. No edit gives `P' = P` and `c = 0`, to the bit. Readouts are the model's own, of an aligned one too.
+    equations. The last norm fixes one direction of `f`, and with about as many images as `f` is wide least squares
+    explains the images at hand and nothing else: a ridge, chosen on the fold left out, keeps the change small where the
+    images say little. No edit gives `P' = P` and `c = 0`, to the bit. Readouts are the model's own, of an aligned one
+    too.
 
     Args:
         parts: Whole parts that are mean-ablated: the readout of each, and its mean contribution.
@@ -81,8 +82,8 @@ def compute_distilled_readout(
 def choose_ridge(folds: Sequence[NormalEquations]) -> float:
     """The ridge of least squared error over the folds, each judged by what the others gave.
 
-    The error on a fold is `tr D^T G D + 2 tr D^T T + const`, where `D` is the change that the other folds give and `G`, `T` are
-    the fold's own sums: no image is needed, and what does not depend on the ridge is left out.
+    The error on a fold is `tr D^T G D + 2 tr D^T T + const`, where `D` is the change that the other folds give and `G`,
+    `T` are the fold's own sums: no image is needed, and what does not depend on the ridge is left out.
     """
     errors = torch.zeros(len(RIDGES)).double()
     for number, fold in enumerate(folds):

@@ -1,4 +1,4 @@
-"""Singular directions of a head's value-output matrix, and weights for them from a pool of texts (after SITH, CVPR 2026)."""
+"""Singular directions of a head's value-output matrix, with weights from a pool of texts (after SITH, CVPR 2026)."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def score_directions(
 ) -> Float[Tensor, " d_head"]:
     """How much each direction says about a concept, in [0, 1], without a language model.
 
-    Each direction is read out into the joint space; of the ten texts of the pool nearest to it (either sign, cosine with the
-    centred texts), the share by cosine of those that name the concept.
+    Each direction is read out into the joint space; of the ten texts of the pool nearest to it (either sign, cosine
+    with the centred texts), the share by cosine of those that name the concept.
     """
     assert isinstance(model.tower, OpenClipViT)
     read = F.normalize(residual_readout(model.tower) @ left, dim=0)

@@ -22,7 +22,8 @@ NAMED_SHARE = 0.5
 def step_directions(
     step: Step, model: Model, labelled: LabelledEmbeddings | None = None
 ) -> Float[Tensor, "d_embed concept"] | None:
-    """Orthonormal directions of the step's own texts, else of the concept it names, or of labelled images; None without.
+    """Orthonormal directions of the step's own texts, else of the concept it names, or of labelled images; None
+    without.
 
     Raises:
         ConceptError: If more directions are asked for than there are.
@@ -50,8 +51,8 @@ def head_directions(
 ) -> Float[Tensor, "d_embed concept"]:
     """Directions of one head: its main components (`pca`), or those of its TextSpan labels that name the concept.
 
-    A label names the concept if at least half of it (centred on the pool's mean) lies in the span of the concept's texts;
-    there may be none.
+    A label names the concept if at least half of it (centred on the pool's mean) lies in the span of the concept's
+    texts; there may be none.
 
     Args:
         pool: As `encode_pool` gives it, which is called without one.
@@ -84,8 +85,8 @@ def require_labels(labelled: LabelledEmbeddings | None, step: Step) -> LabelledE
     """
     if labelled is None:
         raise RecipeError(
-            f"cannot {step.operation} the {step.target} along labels: no labelled images were given. Add --labelled DIR "
-            "and --erase COLUMN."
+            f"cannot {step.operation} the {step.target} along labels: no labelled images were given. Add --labelled "
+            "DIR and --erase COLUMN."
         )
     return labelled
 

@@ -63,8 +63,8 @@ def load_yaml(path: Path) -> Any:
     """A YAML file: mappings, lists and scalars of YAML's own types; nothing else is constructed.
 
     Raises:
-        OSError, ValueError: As `read_text`, or if it is no YAML, is nested too deeply, or holds too much, aliases counted
-            as what they stand for.
+        OSError, ValueError: As `read_text`, or if it is no YAML, is nested too deeply, or holds too much, aliases
+            counted as what they stand for.
     """
     text = read_text(path, most=MAX_YAML_BYTES)
     try:

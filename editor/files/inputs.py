@@ -52,6 +52,6 @@ def require_images_path(path: Path) -> None:
     """
     if not path.exists():
         raise ImageError(
-            f"cannot read images from {path}: there is no such folder. Give a folder, a CSV with a column of paths, tar or "
-            "Parquet shards, or `demo`."
+            f"cannot read images from {path}: there is no such folder. Give a folder, a CSV with a column of paths, "
+            "tar or Parquet shards, or `demo`."
         )

@@ -1,8 +1,8 @@
 """Temporary names beside a target: private, of one process, and swept once that process is dead.
 
-`.X.partial-HOST-PID-RANDOM` is being written; `.X.replaced-...` is what `X` was, while the new one takes its place on file
-systems that cannot exchange two names in one step. HOST stands for the machine and its process numbers, so that nobody
-takes another machine's process on a shared disk for dead.
+`.X.partial-HOST-PID-RANDOM` is being written; `.X.replaced-...` is what `X` was, while the new one takes its place on
+file systems that cannot exchange two names in one step. HOST stands for the machine and its process numbers, so that
+nobody takes another machine's process on a shared disk for dead.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def create_private_file(target: Path) -> Path:
-    """An empty file beside the target that nobody else may read; made exclusively, so no link of that name is followed."""
+    """An empty file beside the target, for nobody else; made exclusively, so no link of that name is followed."""
     stream, name = tempfile.mkstemp(prefix=_prefix(target, "partial"), dir=target.parent)
     os.close(stream)
     return Path(name)
@@ -113,7 +113,7 @@ def _find_dead(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _is_dead(path: Path, host: str, pid: int) -> bool:
-    """Whether it is ours and nobody writes there: the process is gone, or another machine's and nothing moved for a week."""
+    """Whether it is ours and nobody writes there: the process is gone, or another machine's and still for a week."""
     try:
         stat = path.lstat()
     except OSError:
@@ -153,7 +153,7 @@ def _host() -> str:
 
 
 def _umask() -> int:
-    """The user's umask; there is no other way to ask. What other threads create meanwhile is private, never too open."""
+    """The user's umask; there is no other way to ask. What other threads create meanwhile is private."""
     found = os.umask(0o077)
     os.umask(found)
     return found

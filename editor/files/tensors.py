@@ -58,8 +58,8 @@ class StoredTensor:
 def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file.
 
-    Its length, the number of tensors and their places in the file are checked here, before the library sees it; that they
-    neither overlap nor leave holes, and have the sizes that their shapes say, is checked by the library.
+    Its length, the number of tensors and their places in the file are checked here, before the library sees it; that
+    they neither overlap nor leave holes, and have the sizes that their shapes say, is checked by the library.
 
     Raises:
         ModelError: If the file is missing, or is not safetensors (a pickle is never opened).
@@ -73,8 +73,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise ModelError(f"cannot read {path}: no such file.") from None
     except (OSError, SafetensorError, ValueError, TypeError, KeyError, struct.error, RecursionError) as error:
         raise ModelError(
-            f"cannot read {path} as safetensors: {str(error) or type(error).__name__}. Weights are only read as safetensors; "
-            "convert the file in a process that you trust."
+            f"cannot read {path} as safetensors: {str(error) or type(error).__name__}. Weights are only read as "
+            "safetensors; convert the file in a process that you trust."
         ) from None
 
 

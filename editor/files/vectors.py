@@ -87,8 +87,8 @@ class ParquetVectors:
         wrong = np.flatnonzero(~(lengths == self.width))
         if len(wrong):
             raise VectorError(
-                f"cannot read vectors from {self.path}: row {first + wrong[0]} is not {self.width} wide as the first is. "
-                "Give every row a vector of one width."
+                f"cannot read vectors from {self.path}: row {first + wrong[0]} is not {self.width} wide as the first "
+                "is. Give every row a vector of one width."
             )
         flat = lists.flatten().to_numpy(zero_copy_only=False)
         return _checked(flat.reshape(len(batch), self.width), first, self.path)
@@ -143,8 +143,8 @@ def _open_npy(path: Path) -> NpyVectors:
     if len(shape) != 2 or dtype.kind != "f" or fortran or any(type(side) is not int or side < 1 for side in shape):
         order = ", in Fortran order" if fortran else ""
         raise VectorError(
-            f"cannot read vectors from {path}: it holds {dtype} of shape {shape}{order}, floats [row, d_embed] in C order are "
-            "needed. Convert it with `numpy.ascontiguousarray` and `numpy.save`."
+            f"cannot read vectors from {path}: it holds {dtype} of shape {shape}{order}, floats [row, d_embed] in C "
+            "order are needed. Convert it with `numpy.ascontiguousarray` and `numpy.save`."
         )
     size, wanted = path.stat().st_size - start, shape[0] * shape[1] * dtype.itemsize
     if size < wanted:
@@ -198,6 +198,7 @@ def _checked(rows: np.ndarray, first: int, path: Path) -> Tensor:
     wrong = np.flatnonzero(~np.isfinite(rows).all(1))
     if len(wrong):
         raise VectorError(
-            f"cannot use the vectors of {path}: row {first + wrong[0]} holds NaN or infinity. Compute that embedding again."
+            f"cannot use the vectors of {path}: row {first + wrong[0]} holds NaN or infinity. Compute that embedding "
+            "again."
         )
     return torch.from_numpy(rows.astype(np.float64))

@@ -49,8 +49,8 @@ def staged_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """A private temporary folder beside `path`; takes its place if the block succeeds, removed if it does not.
 
     Raises:
-        ExportError: If `path` exists and `overwrite` is not set, if it is a folder clipedit may not replace (a parent of
-            the working directory), or if it cannot be written.
+        ExportError: If `path` exists and `overwrite` is not set, if it is a folder clipedit may not replace (a parent
+            of the working directory), or if it cannot be written.
     """
     path = Path(path)
     require_free_folder(path, overwrite=overwrite)
@@ -69,7 +69,8 @@ def staged_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def require_free_folder(path: Path, *, overwrite: bool) -> None:
-    """Check, before long work starts, that a result may be written to `path`; what killed runs left of it is cleared away.
+    """Check, before long work starts, that a result may be written to `path`; what killed runs left of it is cleared
+    away.
 
     Raises:
         ExportError: As `staged_folder`.
@@ -146,7 +147,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], kind: str, described: A
 
     Args:
         kind: What the file is; the key of its metadata.
-        described: Plain data kept with it, as JSON. There is one key only: the format does not fix the order of several.
+        described: Plain data kept with it, as JSON. There is one key only: the format does not fix the order of
+            several.
     """
     from safetensors.torch import save_file
 

@@ -18,7 +18,9 @@ from .source import ImageSource
 
 @dataclass(frozen=True)
 class Batch:
-    """Preprocessed images `[image, 3, height, width]` (or tokens `[text, context]`). `indices` are positions in the source; `bad` are those that could not be read, and why."""
+    """Preprocessed images `[image, 3, height, width]` (or tokens `[text, context]`). `indices` are positions in the
+    source; `bad` are those that could not be read, and why.
+    """
 
     pixels: Tensor
     indices: tuple[int, ...]

@@ -99,7 +99,7 @@ def labelled_by(column: str, listed: Sequence[str] = LISTED_PLACES) -> LabelledI
 
 
 def demo_masked_images(count: int = 512, seed: int = MASK_SEED) -> MaskedImages:
-    """Balanced scenes of the embedded world with the true masks of its renderer; others than any split has by default."""
+    """Balanced scenes of the embedded world with its renderer's true masks; others than any split has by default."""
     scenes = world.draw_balanced_scenes(count, seed)
     return MaskedImages(render_source(scenes), lambda index: world.render_mask(scenes[index]).astype(np.int8))
 

@@ -1,6 +1,6 @@
 """Labelled images: the layouts people have, read into one form.
 
-Waterbirds (`metadata.csv` with `img_filename,y,split,place`), a CSV of paths and attributes, or a folder a class.
+Waterbirds (`metadata.csv` with `img_filename,y,split,place`), a CSV of paths and attributes, or one folder per class.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def load_labelled_images(
     """Read a labelled set.
 
     Args:
-        path: A folder with `metadata.csv`, a CSV, or a folder that holds a folder a class.
+        path: A folder with `metadata.csv`, a CSV, or a folder that holds one folder per class.
         label: The column of classes; by default the first there is of label, class, y, shape.
         classes: From a column's values to the words used in prompts; by default the values themselves.
         group_by: Columns that make groups together with the class. By default `place` if there is one, else none.
@@ -78,7 +78,8 @@ def load_labelled_images(
 
 
 def load_attributes(path: str | Path) -> ImageSource:
-    """Images with the columns of their CSV, or `metadata.csv` of their folder; `demo` is the embedded world's test split.
+    """Images with the columns of their CSV, or `metadata.csv` of their folder; `demo` is the embedded world's test
+    split.
 
     Raises:
         ImageError: If there is no such table.
@@ -95,7 +96,7 @@ def load_attributes(path: str | Path) -> ImageSource:
 
 
 def load_classes(path: Path) -> dict[str, str]:
-    """A file with a class a line: `value: words for the prompt`, or only the words.
+    """A file with one class per line: `value: words for the prompt`, or only the words.
 
     Raises:
         ImageError: If it cannot be read or is empty.
@@ -133,7 +134,8 @@ def _from_class_folders(path: Path, classes: Mapping[str, str] | None) -> Labell
     names = classes or {name: name.replace("_", " ") for name in sorted(set(folders))}
     if "" in folders or len(names) < 2:
         raise ImageError(
-            f"cannot read labels from {path}: give a folder a class, or a metadata.csv with {PATH_COLUMNS[0]} and label."
+            f"cannot read labels from {path}: give one folder per class, or a metadata.csv with {PATH_COLUMNS[0]} and "
+            "label."
         )
     unknown = sorted(set(folders) - names.keys())
     if unknown:

@@ -24,9 +24,18 @@ FAIRFACE_ATTRIBUTES = ("gender", "race", "age")
 FAIRFACE_QUERIES = tuple(
     f"{word} person"
     for word in (
-        "good", "evil", "smart", "dumb", "attractive", "unattractive", "lawful", "criminal", "friendly", "unfriendly",
+        "good",
+        "evil",
+        "smart",
+        "dumb",
+        "attractive",
+        "unattractive",
+        "lawful",
+        "criminal",
+        "friendly",
+        "unfriendly",
     )
-)  # fmt: skip
+)
 _TYPOGRAPHIC = re.compile(r"label=(?P<label>.+)_text=(?P<text>.+)")
 
 
@@ -43,9 +52,9 @@ def load_dataset(
 
     Args:
         layout: By default what `detect_layout` sees.
-        label, classes, group_by, split: As for `load_labelled_images`. CelebA: an attribute, words for `1` and `-1`, other
-            attributes, `0`, `1` or `2` (test, the default). FairFace: `classes` are the queries' words, `group_by` the
-            attributes, `split` is `val` by default. The other layouts have no columns.
+        label, classes, group_by, split: As for `load_labelled_images`. CelebA: an attribute, words for `1` and `-1`,
+            other attributes, `0`, `1` or `2` (test, the default). FairFace: `classes` are the queries' words,
+            `group_by` the attributes, `split` is `val` by default. The other layouts have no columns.
 
     Raises:
         ImageError: If the folder does not have the layout, or a column, class or split is missing.
@@ -218,7 +227,7 @@ def _celeba_file(path: Path, stem: str) -> Path | None:
 
 
 def _read_celeba(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV, or of the original text files: a count, names of attributes, then a line an image; or no heading."""
+    """Rows of a CSV, or of the original text files: a count, names of attributes, a line per image; or no heading."""
     if path.suffix == ".csv":
         return _read_rows(path)
     lines = [line.split() for line in _read_text(path).splitlines() if line.strip()]

@@ -77,8 +77,8 @@ def find_image_column(schema: Any, location: Location) -> tuple[str, ...]:
     named = next((name for name in IMAGE_COLUMNS if name in images), None)
     if named is None and len(images) != 1:
         raise ImageError(
-            f"cannot read images from {location.path}: {len(images)} of its columns {', '.join(kinds)} hold bytes, one called "
-            f"{', '.join(IMAGE_COLUMNS)} is needed. Rename it."
+            f"cannot read images from {location.path}: {len(images)} of its columns {', '.join(kinds)} hold bytes, one "
+            f"called {', '.join(IMAGE_COLUMNS)} is needed. Rename it."
         )
     key = next((name for name in NAME_COLUMNS if kinds.get(name) == "text"), None)
     return (named or images[0], *([key] if key else []))

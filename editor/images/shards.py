@@ -1,4 +1,4 @@
-"""Sources that come in shards: webdataset tars, Parquet with image bytes, Hugging Face datasets; local, or behind a URI.
+"""Sources in shards: webdataset tars, Parquet with image bytes, Hugging Face datasets; local, or behind a URI.
 
 A shard is a work unit. It is opened where it is scanned, so that listing thousands of them reads no image.
 """

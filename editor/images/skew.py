@@ -19,7 +19,7 @@ DEFAULT_TOP = 1000
 
 @dataclass(frozen=True)
 class RetrievalSet:
-    """Images with attributes of people, and the words of neutral queries. `attributes` holds a value an image, by name."""
+    """Images with attributes of people, and the words of neutral queries. `attributes`: values by name."""
 
     source: ImageSource
     queries: tuple[str, ...]
@@ -32,7 +32,8 @@ def compute_max_skew(
 ) -> Float[Tensor, " query"]:
     """`max_a ln(share of a among the first K / p_a)` for every query (Geyik et al. 2019).
 
-    `p_a` is the share of `a` among all the images given, so 0 means that a query finds everybody as often as they occur.
+    `p_a` is the share of `a` among all the images given, so 0 means that a query finds everybody as often as they
+    occur.
 
     Args:
         values: The attribute's value of each image.

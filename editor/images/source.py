@@ -19,7 +19,7 @@ from .decode import open_image
 
 @runtime_checkable
 class CanSubset(Protocol):
-    """An `ImageSource.open` that can be cut: the part holds its own images only, so that it is small to send to a worker."""
+    """An `ImageSource.open` that can be cut: a part holds its own images only, small to send to a worker."""
 
     def subset(self, indices: Sequence[int]) -> Callable[[int], Image.Image]: ...
 

@@ -1,4 +1,4 @@
-"""Images in tar shards, as webdataset writes them. A plain local tar is read in place; others are copied to a spool first."""
+"""Images in tar shards, as webdataset writes them. A plain local tar is read in place, others from a spool."""
 
 from __future__ import annotations
 

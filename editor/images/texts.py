@@ -1,4 +1,4 @@
-"""Pools of texts, and texts as a source that is scanned: what images are to the image tower, texts are to the text tower."""
+"""Pools of texts, and texts as a source that is scanned: the text tower's images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def list_texts(source: object) -> ImageSource:
     if is_demo(source):
         return text_source(demo_captions())
     if not isinstance(source, str | Path) or Path(source).is_dir():
-        raise ImageError("cannot scan a text tower on images: texts are needed. Give a file with a text a line.")
+        raise ImageError("cannot scan a text tower on images: texts are needed. Give a file with one text per line.")
     return text_source(load_texts(source))
 
 
@@ -38,7 +38,7 @@ MAX_LINES_BYTES = 2**30
 
 
 def load_texts(path: str | Path | None = None, model_folder: Path | None = None) -> tuple[str, ...]:
-    """The pool for TextSpan: a file with a text a line, by default the model's own `texts.txt`, else the general pool.
+    """The pool for TextSpan: a file with one text per line, by default the model's `texts.txt`, else the general pool.
 
     Raises:
         ConceptError: If the file cannot be read or holds no text.

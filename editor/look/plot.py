@@ -1,4 +1,4 @@
-"""Figures of what was measured; matplotlib is loaded when one is drawn. Each `plot_` returns a figure that notebooks show."""
+"""Figures of what was measured; matplotlib is loaded when one is drawn. Notebooks show what a `plot_` returns."""
 
 from __future__ import annotations
 

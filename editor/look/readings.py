@@ -1,10 +1,10 @@
 """Readings: how the shares of several heads become one map an image and text.
 
-`contrast` is the papers' protocol: the sum. Heads disagree, and what one says for a class another takes back; `positive`
-sums what speaks for the text, head by head. `evidence` asks for no class at all: how far apart the texts are in what each
-head took from a token (standard deviation over texts), so where the heads look to tell them apart. Either can weigh
-heads by what they carry of a concept: a class's text also says what usually surrounds it, and heads that carry the place
-show the place.
+`contrast` is the papers' protocol: the sum. Heads disagree, and what one says for a class another takes back;
+`positive` sums what speaks for the text, head by head. `evidence` asks for no class at all: how far apart the texts are
+in what each head took from a token (standard deviation over texts), so where the heads look to tell them apart. Either
+can weigh heads by what they carry of a concept: a class's text also says what usually surrounds it, and heads that
+carry the place show the place.
 """
 
 from __future__ import annotations

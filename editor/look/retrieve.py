@@ -1,8 +1,8 @@
 """retrieve: images that share one property with a text or a reference image, by the heads that carry the property.
 
-The index is a scan with cached features: `index.safetensors` and `index.features.safetensors`, memory-mapped and read in
-blocks. The search is exact, one matrix product a block. An approximate index (faiss) would hold the vectors of one choice
-of heads only, and would have to be built anew, from all features, for every other.
+The index is a scan with cached features: `index.safetensors` and `index.features.safetensors`, memory-mapped and read
+in blocks. The search is exact, one matrix product a block. An approximate index (faiss) would hold the vectors of one
+choice of heads only, and would have to be built anew, from all features, for every other.
 """
 
 from __future__ import annotations

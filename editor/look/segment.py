@@ -1,8 +1,9 @@
 """segment: masks from heatmaps, and how good they are by the protocol of the decomposition paper.
 
-A heatmap is measured against the mean over all classes, clipped at zero, and cut at its own mean (Gandelsman et al., ICLR
-2024, section 5.2); that is the reading `contrast`, see `editor/look/readings.py` for others. The figures are those of Chefer et al., 2021: pixel accuracy, mean of foreground's and background's
-intersection over union, and average precision).
+A heatmap is measured against the mean over all classes, clipped at zero, and cut at its own mean (Gandelsman et al.,
+ICLR 2024, section 5.2); that is the reading `contrast`, see `editor/look/readings.py` for others. The figures are those
+of Chefer et al., 2021: pixel accuracy, mean of foreground's and background's intersection over union, and average
+precision).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def segment_folder(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> int:
-    """Write a mask an image, 0 or 255, in the original's size; with several texts in a folder a text.
+    """Write one mask per image, 0 or 255, in the original's size; with several texts in one folder per text.
 
     Args:
         reading: Of `evidence` there is one mask an image, whatever the number of texts.
@@ -220,7 +221,11 @@ def load_masked_images(path: str | Path) -> MaskedImages:
             f"cannot read masks from {path}: it needs the folders `images` and `masks`, or give gtsegs_ijcv.mat."
         )
     source = list_images(path / "images")
-    masks = {file.relative_to(path / "masks").with_suffix(""): file for file in sorted((path / "masks").rglob("*")) if file.suffix.lower() in SUFFIXES}  # fmt: skip
+    masks = {
+        file.relative_to(path / "masks").with_suffix(""): file
+        for file in sorted((path / "masks").rglob("*"))
+        if file.suffix.lower() in SUFFIXES
+    }
     missing = next((name for name in source.names if Path(name).with_suffix("") not in masks), None)
     if missing is not None:
         raise ImageError(

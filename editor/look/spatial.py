@@ -1,4 +1,4 @@
-"""Where: how much each head took from each token of an image towards a text. Shares of all tokens sum to the head's contribution."""
+"""Where: what each head took from each token of an image towards a text. Shares sum to the head's contribution."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class Heatmap:
 
     Attributes:
         cells: On the model's own grid of tokens: parts of a cosine similarity.
-        total: The sum over all tokens; `total - cells.sum()` is what tokens without a place (class token, registers) gave.
+        total: The sum over all tokens; `total - cells.sum()` is what tokens without a place (class token, registers)
+            gave.
     """
 
     text: str
@@ -125,8 +126,8 @@ def heatmap(
 
     Args:
         heads: Their shares are summed; by default all heads of the last four layers.
-        against: The mean of these texts is taken off; by default of a sample of the general pool, see `encode_contrast`.
-            An empty list takes off nothing.
+        against: The mean of these texts is taken off; by default of a sample of the general pool, see
+            `encode_contrast`. An empty list takes off nothing.
 
     Raises:
         ConceptError: If a text is empty or too long.
@@ -176,7 +177,8 @@ def last_heads(model: Model) -> tuple[HeadId, ...]:
 def _spatial_tower(model: Model) -> SpatialTower:
     if not isinstance(model.tower, SpatialTower):
         raise ModelError(
-            f"cannot look into {model.name}: the tokens of its {model.tower.title} have no place on an image. Use the image "
+            f"cannot look into {model.name}: the tokens of its {model.tower.title} have no place on an image. Use the "
+            "image "
             'tower: model.with_tower("image").'
         )
     return model.tower

@@ -1,7 +1,8 @@
 """Where on the original image the model looks: its real resize and crop, measured instead of assumed.
 
-Two ramps of the original's size go through the model's own preprocessing; a line through what comes out says which pixel
-of the original each pixel of the input is. This holds for every resize, crop and pad there is, and for those to come.
+Two ramps of the original's size go through the model's own preprocessing; a line through what comes out says which
+pixel of the original each pixel of the input is. This holds for every resize, crop and pad there is, and for those to
+come.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class View:
     height: int
 
     def project(self, values: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "height width"]:
-        """Values on a regular grid over the input, at every pixel of the original: bilinear, NaN where the model saw nothing."""
+        """Values on a grid over the input, at every pixel of the original: bilinear, NaN where nothing was seen."""
         rows, seen_rows = _weights(self.top, self.bottom, self.height, values.shape[0])
         columns, seen_columns = _weights(self.left, self.right, self.width, values.shape[1])
         projected = rows @ values @ columns.T

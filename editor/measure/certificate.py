@@ -1,4 +1,4 @@
-"""Certificates of an edit: bounds on what it can change, from sums and a sample alone, for any query and any new image."""
+"""Certificates of an edit: bounds on what it can change, from sums and a sample, for any query and new image."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Certificate:
     """What an edit can change at most.
 
     Attributes:
-        probe_change: The most that any unit linear probe or text changes by in mean square, in units of `|z|^2`; None for
-            edits that the sums do not determine.
+        probe_change: The most that any unit linear probe or text changes by in mean square, in units of `|z|^2`; None
+            for edits that the sums do not determine.
         mean_square: Mean square movement of an embedding, in the same units; None likewise.
-        turns: By level, the angle in radians that a new image of the same kind turns by at most, with that probability; a
-            level is left out where the sample is too small for it.
+        turns: By level, the angle in radians that a new image of the same kind turns by at most, with that probability;
+            a level is left out where the sample is too small for it.
         images: How many left-out images the angles come from.
     """
 
@@ -57,7 +57,7 @@ class Certificate:
 def certify_recipe(
     recipe: Recipe, scan: Scan, model: Model, *, labelled: LabelledEmbeddings | None = None
 ) -> Certificate | None:
-    """Bounds for a bound `distilled` or `direct` recipe; None without a sample, and for `total`, which it does not determine."""
+    """Bounds for a bound `distilled` or `direct` recipe; None without a sample, and for `total`."""
     if scan.sample is None or recipe.document.effect == "total" or model.alignment is not None:
         return None
     features = scan.sample.features
@@ -75,7 +75,7 @@ def certify_recipe(
 
 
 def compute_movement(recipe: Recipe, scan: Scan, model: Model) -> Float[Tensor, " d_embed"] | None:
-    """Eigenvalues, ascending, of `M = W^T G W / n`, where the edit moves `z / |z|` by `W^T g`; None for `direct` edits."""
+    """Ascending eigenvalues of `M = W^T G W / n`, where the edit moves `z / |z|` by `W^T g`; None for `direct`."""
     if recipe.document.effect != "distilled":
         return None
     tower = model.editable.tower
@@ -100,8 +100,8 @@ def compute_turns(
 def bound_turn(angles: Float[Tensor, " image"], level: float) -> float | None:
     """The angle that a new image of the same kind does not exceed with probability `level` at least.
 
-    The k-th largest of n exchangeable angles bounds the next one with probability `1 - k / (n + 1)` (conformal prediction:
-    Vovk et al. 2005); k is the largest that suffices. None where even the largest of n does not.
+    The k-th largest of n exchangeable angles bounds the next one with probability `1 - k / (n + 1)` (conformal
+    prediction: Vovk et al. 2005); k is the largest that suffices. None where even the largest of n does not.
     """
     rank = math.floor((1 - level) * (len(angles) + 1) + 1e-9)
     return float(angles.sort(descending=True).values[rank - 1]) if rank >= 1 else None

@@ -1,9 +1,9 @@
-"""completeness: how much of what a model knows its heads' texts say (Gandelsman et al., ICLR 2024, sections 3.2 and 4.2).
+"""completeness: how much of what a model knows its heads' texts say (Gandelsman et al., ICLR 2024, 3.2 and 4.2).
 
-Every head of the last layers is replaced by its m TextSpan directions and all else by its mean; zero-shot accuracy is read
-against m and the pool of texts, beside texts and directions drawn at random. The mean-ablation study says how much each
-layer and the MLPs matter at the readout. Contributions are divided by the embedding's norm, as in the paper; the means are
-those of the scan, never of the images that are measured.
+Every head of the last layers is replaced by its m TextSpan directions and all else by its mean; zero-shot accuracy is
+read against m and the pool of texts, beside texts and directions drawn at random. The mean-ablation study says how much
+each layer and the MLPs matter at the readout. Contributions are divided by the embedding's norm, as in the paper; the
+means are those of the scan, never of the images that are measured.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _choose_bases(
 def span_basis(
     readouts: Float[Tensor, "head d_embed k"], directions: Float[Tensor, "head step d_embed"]
 ) -> Float[Tensor, "head d_embed step"]:
-    """Orthonormal columns, within what each head can write, whose first m span the first m directions' shadows there."""
+    """Orthonormal columns, within what each head can write, the first m spanning the first m directions' shadows."""
     basis, _ = torch.linalg.qr(readouts)
     shadows = torch.einsum("hek,hse->hks", basis, directions)
     return basis @ torch.linalg.qr(shadows)[0]
@@ -203,20 +203,23 @@ def _explained(statistics: Statistics, readouts: Mapping[str, Tensor], bases: Ba
 
 
 def _study_variants(scan: Scan, model: Model, groups: Sequence[ComponentGroup]) -> dict[str, list[str]]:
-    """Names of the groups that each row of the study mean-ablates; nothing but `unedited` without all layers and MLPs."""
+    """Names of the groups that each row of the study mean-ablates; only `unedited` without all layers and MLPs."""
     found: dict[str, list[str]] = {"unedited": []}
     if not scan.mlps or set(scan.layers) != set(range(model.tower.n_layers)):
         return found
     mlps = [group.name for group in groups if group.ids[0].kind == "mlp"]
-    attention = {layer: [g.name for g in groups if g.ids[0].kind in ("head", "bias") and g.ids[0].layer == layer]
-                 for layer in scan.layers}  # fmt: skip
+    attention = {
+        layer: [g.name for g in groups if g.ids[0].kind in ("head", "bias") and g.ids[0].layer == layer]
+        for layer in scan.layers
+    }
     found["all MLPs"] = mlps
     for layer in scan.layers:
         earlier = [name for before in range(layer + 1) for name in attention[before]]
         found[f"attention of layers 0-{layer}"] = earlier
     found["all MLPs and all but the last four layers"] = [
-        *mlps, *(name for layer in scan.layers[:-LAST_LAYERS] for name in attention[layer]),
-    ]  # fmt: skip
+        *mlps,
+        *(name for layer in scan.layers[:-LAST_LAYERS] for name in attention[layer]),
+    ]
     return found
 
 

@@ -259,7 +259,7 @@ def _control_rows(
 def draw_control_documents(
     document: RecipeDocument, scanned: Sequence[HeadId], *, draws: int = DRAWS, seed: int = 0
 ) -> Iterator[RecipeDocument]:
-    """The same recipe with random heads: as many of each layer, the same operations, the same projection of the output."""
+    """The same recipe with random heads: as many per layer, the same operations and projection of the output."""
     generator = np.random.default_rng(seed)
     for _ in range(draws if any(step.target == "heads" for step in document.steps) else 0):
         yield document.model_copy(

@@ -76,16 +76,18 @@ def measure_similarity(
 
     Returns:
         `overall`: all shapes. `worst_group_listed`, `worst_group_held_out`: see the module. `mean_of_groups`: mean over
-        the groups of all these pairs. `place_accuracy`: all places. `retention`: colour. The last two where there is such a
-        task.
+        the groups of all these pairs. `place_accuracy`: all places. `retention`: colour. The last two where there is
+        such a task.
     """
     shape = np.array([SHAPES.index(row["shape"]) for row in attributes])
     place = np.array([PLACES.index(row["place"]) for row in attributes])
     color = np.array([COLORS.index(row["color"]) for row in attributes])
     inside = [PLACES.index(name) for name in listed]
     outside = [index for index in range(len(PLACES)) if index not in inside]
-    pairs = {name: _pair_groups(similarity["shape"], shape, place, half) for name, half in
-             (("listed", inside), ("held_out", outside))}  # fmt: skip
+    pairs = {
+        name: _pair_groups(similarity["shape"], shape, place, half)
+        for name, half in (("listed", inside), ("held_out", outside))
+    }
     found = {
         "overall": float((similarity["shape"].argmax(1) == shape).mean()),
         "worst_group_listed": float(np.mean([min(groups) for groups in pairs["listed"]])),

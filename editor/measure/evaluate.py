@@ -1,4 +1,4 @@
-"""evaluate: accuracy, overall and by group, of models side by side: zero-shot, or by the classifier of those without texts."""
+"""evaluate: accuracy, overall and by group, of models side by side: zero-shot, or by their own classifier."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ def evaluate(
         templates: Prompts with `{}` for the class; a class's weight is the mean of its normalised prompts.
 
     Returns:
-        A row a model, in order: `overall`, `worst_group`, `mean_of_groups`, and `retention` where asked for. Sets of parts
-        (CounterAnimal) add the accuracy of each, typographic sets `reads_text`, the share answered with the written class.
-        Retrieval sets have `max_skew_ATTRIBUTE` instead, the demo its own columns (`editor/measure/demo_measure.py`).
+        One row per model, in order: `overall`, `worst_group`, `mean_of_groups`, and `retention` where asked for.
+        Sets of parts (CounterAnimal) add the accuracy of each, typographic sets `reads_text`, the share answered with
+        the written class. Retrieval sets have `max_skew_ATTRIBUTE` instead, the demo its own columns
+        (`editor/measure/demo_measure.py`).
 
     Raises:
         ImageError: If images or labels cannot be read.
@@ -97,7 +98,7 @@ def build_outcomes(
     *,
     templates: Sequence[str] = DEFAULT_TEMPLATES,
 ) -> Callable[[Tensor, Sequence[int]], tuple[Outcomes, list[str]]]:
-    """From embeddings to what was answered rightly, by figure, and the group of every image: what intervals are drawn from.
+    """From embeddings to what was answered rightly, by figure, and every image's group: what intervals come from.
 
     Sets for retrieval have no right answers: nothing comes back for them.
     """
@@ -157,7 +158,7 @@ def measure_retrieval(
 def build_answer(
     model: Model, classes: Sequence[str], templates: Sequence[str]
 ) -> Callable[[Float[Tensor, "image d_embed"]], Float[Tensor, "image class"]]:
-    """From embeddings to a score a class: similarity to its prompts, or its logit where a model has no texts.
+    """From embeddings to a score per class: similarity to its prompts, or its logit where a model has no texts.
 
     Raises:
         ImageError, ModelError: As `compute_class_weights` and `classify_by_head`.

@@ -22,7 +22,7 @@ ENOUGH = 0.98
 
 
 def describe_fidelity(measured: Mapping[str, Any] | None, effect: str) -> list[str]:
-    """What a recipe's measured fidelity says in a sentence, and a warning where the edit explains too little; none for `direct`."""
+    """A recipe's measured fidelity in a sentence, with a warning where it explains too little; none for `direct`."""
     if measured is None:
         return [] if effect == "direct" else [f"fidelity of {effect} to direct: not measured, no images were given"]
     found = Fidelity(**{key: value for key, value in measured.items() if key not in ("on", "n")})

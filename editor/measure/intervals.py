@@ -49,7 +49,8 @@ class Difference:
         return self.high < 0
 
     def __str__(self) -> str:
-        return f"{self.before:.3f} to {self.after:.3f} ({self.change:+.3f}, 95 % interval {self.low:+.3f} to {self.high:+.3f})"
+        interval = f"95 % interval {self.low:+.3f} to {self.high:+.3f}"
+        return f"{self.before:.3f} to {self.after:.3f} ({self.change:+.3f}, {interval})"
 
 
 def wilson_interval(right: int, n: int) -> tuple[float, float]:

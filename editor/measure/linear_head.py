@@ -1,4 +1,4 @@
-"""The linear head of a classifier stands in for zero-shot: the checkpoint's own, or one trained here on labelled images."""
+"""A classifier's linear head stands in for zero-shot: the checkpoint's own, or one trained here on labelled images."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def class_names(model: Model) -> list[tuple[str, ...]]:
     subset = infer_imagenet_subset(model.module)
     if subset is None:
         raise ModelError(
-            f"cannot classify with {model.name}: its checkpoint does not name its {find_head(model).out_features} classes. "
-            "Add `label_names` to config.json, or train a head: `clipedit train-head`."
+            f"cannot classify with {model.name}: its checkpoint does not name its {find_head(model).out_features} "
+            "classes. Add `label_names` to config.json, or train a head: `clipedit train-head`."
         )
     info = ImageNetInfo(subset)
     words = [info.label_name_to_description(name).split(", ") for name in info.label_names()]

@@ -1,4 +1,4 @@
-"""reindex: stored embeddings of the unedited encoder to those of the edited one, by one map; no stored image is read again."""
+"""reindex: stored embeddings of the unedited encoder to those of the edited one, by one map."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LEAST_RESEMBLANCE = 0.5
 
 @dataclass(frozen=True)
 class EmbeddingMap:
-    """`z' ~ A z`. Linear, without a constant, so that it takes a normalised embedding to the direction of the edited one too.
+    """`z' ~ A z`. Linear, without a constant: a normalised embedding goes to the direction of the edited one too.
 
     Attributes:
         matrix: `A`, float64.
@@ -61,15 +61,16 @@ def compute_embedding_map(recipe: Recipe, scan: Scan, model: Model) -> Embedding
     """The map that comes nearest to the edited encoder: `min E |(A z - z') / |z||^2`, from the scan's sums alone.
 
     The edited embedding is linear in what the scan keeps, `z' / |z| = T^T g + sum_h C_h^T u_h / |z|`, and so is
-    `y = z / |z|`: the normal equations `A E y y^T = E (z' / |z|) y^T` need no image. What is solved for is the change from
-    the identity, with a ridge that is chosen on the fold left out, so that an empty edit gives the identity, to the bit.
+    `y = z / |z|`: the normal equations `A E y y^T = E (z' / |z|) y^T` need no image. What is solved for is the change
+    from the identity, with a ridge that is chosen on the fold left out, so that an empty edit gives the identity, to
+    the bit.
 
     Args:
         model: The unedited model.
 
     Raises:
-        RecipeError: If the recipe is unbound, was made for other weights, or is `total`: later layers see such an edit, and
-            the scan does not hold what they make of it.
+        RecipeError: If the recipe is unbound, was made for other weights, or is `total`: later layers see such an edit,
+            and the scan does not hold what they make of it.
         StatisticsError: If the scan is not of this model.
     """
     if not recipe.is_bound:
@@ -78,8 +79,8 @@ def compute_embedding_map(recipe: Recipe, scan: Scan, model: Model) -> Embedding
         )
     if recipe.document.effect == "total":
         raise RecipeError(
-            f"cannot reindex with recipe {recipe.document.name}: its effect is total, which the scan's sums do not determine. "
-            "Use --effect distilled or direct, or embed the images again."
+            f"cannot reindex with recipe {recipe.document.name}: its effect is total, which the scan's sums do not "
+            "determine. Use --effect distilled or direct, or embed the images again."
         )
     check_base(recipe, model.weights_hash, model.name, force=False, config=model.config)
     scan.groups(model)
@@ -103,7 +104,9 @@ def compute_embedding_map(recipe: Recipe, scan: Scan, model: Model) -> Embedding
 def _judge_held_out(
     recipe: Recipe, scan: Scan, model: Model, matrix: Float[Tensor, "d_embed d_embed"], factor: Tensor
 ) -> Fidelity | None:
-    """The map on the scan's sample, each image as if it had been left out (`editor/measure/fidelity.py`); None without one."""
+    """The map on the scan's sample, each image as if it had been left out (`editor/measure/fidelity.py`); None without
+    one.
+    """
     if scan.sample is None or not scan.is_folded:
         return None
     features = scan.sample.features
@@ -137,14 +140,14 @@ def reindex_vectors(
         The number of rows.
 
     Raises:
-        VectorError: If the file cannot be read, has another width or NaN, mixes unit vectors with others, or does not look
-            like embeddings of the scanned model (see `compute_resemblance`).
+        VectorError: If the file cannot be read, has another width or NaN, mixes unit vectors with others, or does not
+            look like embeddings of the scanned model (see `compute_resemblance`).
     """
     stored = open_vectors(vectors, column=column)
     if stored.width != len(mapping.matrix):
         raise VectorError(
-            f"cannot reindex {vectors}: its vectors are {stored.width} wide, the recipe's model gives {len(mapping.matrix)}. "
-            "Give embeddings of that model."
+            f"cannot reindex {vectors}: its vectors are {stored.width} wide, the recipe's model gives "
+            f"{len(mapping.matrix)}. Give embeddings of that model."
         )
     first = next(stored.chunks())
     unit = _are_unit(first) if normalised is None else normalised
@@ -152,13 +155,15 @@ def reindex_vectors(
     if resemblance < LEAST_RESEMBLANCE and not force:
         raise VectorError(
             f"cannot reindex {vectors}: its vectors do not look like embeddings of the recipe's base (resemblance "
-            f"{resemblance:.2f}, images like the scan's have 1, at least {LEAST_RESEMBLANCE} is needed). Give that model's, or --force."
+            f"{resemblance:.2f}, images like the scan's have 1, at least {LEAST_RESEMBLANCE} is needed). Give that "
+            "model's, or --force."
         )
 
     def rewrite(chunk: Tensor) -> Tensor:
         if unit and not _are_unit(chunk):
             raise VectorError(
-                f"cannot reindex {vectors}: some vectors have length 1, others do not. Normalise all, or add --unnormalised."
+                f"cannot reindex {vectors}: some vectors have length 1, others do not. Normalise all, or add "
+                "--unnormalised."
             )
         return mapping.apply(chunk, normalised=unit)
 
@@ -167,7 +172,7 @@ def reindex_vectors(
 
 
 def compute_resemblance(vectors: Float[Tensor, "row d_embed"], mapping: EmbeddingMap) -> float:
-    """Mean cosine to the scan's mean direction, over what the scanned images have: near 1 for the same encoder, near 0 for another."""
+    """Mean cosine to the scan's mean direction, over that of the scanned images: near 1 for the same encoder."""
     mean = mapping.mean_direction
     return float((F.normalize(vectors.double(), dim=1) @ mean).mean() / mean.square().sum())
 
@@ -189,8 +194,8 @@ def measure_fidelity(
 ) -> dict[str, Fidelity]:
     """On held-out images: embeddings as stored and as mapped against the edited encoder's own.
 
-    The yardstick beside it is the refitted readout against the direct edit: it sees the last layer, not the embedding. It is
-    left out where the recipe cannot be bound again without labels.
+    The yardstick beside it is the refitted readout against the direct edit: it sees the last layer, not the embedding.
+    It is left out where the recipe cannot be bound again without labels.
 
     Raises:
         ImageError: If images cannot be read.

@@ -1,4 +1,4 @@
-"""Do scores say what heads do? Scores come from texts and unlabelled images; here they meet retrieval on labelled ones."""
+"""Do scores say what heads do? Scores need no labels; here they meet retrieval on labelled images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class ScoreTest:
 
     Attributes:
         scores: By concept, then by head.
-        retrieval: As `scores`: mean average precision over the concept's values, scaled so that chance is 0, perfect is 1.
+        retrieval: As `scores`: mean average precision over the concept's values, scaled so that chance is 0, perfect is
+            1.
         between: By concept: Spearman's rank correlation over heads. Does the score find the right head?
         within: Mean over heads of the rank correlation over concepts. Does it find what a head is for?
 
@@ -55,13 +56,14 @@ def evaluate_scores(
     """The scoring function's quantitative test (Balasubramanian et al., NeurIPS 2024).
 
     A head retrieves the images of a value ("ocean") by its own contribution alone: they are ranked by
-    `t . contribution / |z|`, with `t` the embedding of the value's prompts, centred on those of the column's other values.
+    `t . contribution / |z|`, with `t` the embedding of the value's prompts, centred on those of the column's other
+    values.
 
     Args:
         labelled: Images with attributes, none of them scanned.
         columns: From a concept's name or file to the column that says which of its values an image shows. By default
-            every column of 2 to 50 values, which is also the concept's name; where there is no concept of that name, the
-            column's values are its texts.
+            every column of 2 to 50 values, which is also the concept's name; where there is no concept of that name,
+            the column's values are its texts.
         measure: As `score_heads`.
 
     Raises:
@@ -70,8 +72,10 @@ def evaluate_scores(
     """
     chosen = columns or {name: name for name in find_label_columns(labelled)}
     values = {concept: _column_values(labelled, column) for concept, column in chosen.items()}
-    found = {name: score_heads(scan, model, concept=_find_concept(name, values[name], model), keep=None, measure=measure)
-             for name in chosen}  # fmt: skip
+    found = {
+        name: score_heads(scan, model, concept=_find_concept(name, values[name], model), keep=None, measure=measure)
+        for name in chosen
+    }
     features, kept = collect_features(model, labelled, layers=scan.layers, progress=progress)
     heads = [str(identity) for group in scan.groups(model) for identity in group.ids if identity.kind == "head"]
     retrieval = {}
@@ -111,7 +115,7 @@ def compute_head_retrieval(
     directions: Float[Tensor, "value d_embed"],
     labels: Int[Tensor, " image"],
 ) -> Float[Tensor, " head"]:
-    """Mean over values of each head's average precision, `(precision - chance) / (1 - chance)`, heads in scanned order."""
+    """Mean over values of each head's average precision, `(precision - chance) / (1 - chance)`, in scanned order."""
     names = list(features.groups)
     layers = sorted({int(name[1:].partition(".")[0]) for name in names})
     groups = [group for group in model.tower.groups(layers, mlps=False) if group.name in names]
@@ -141,7 +145,7 @@ def compute_average_precision(
 
 
 def compute_spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Rank correlation, ties sharing their mean rank; None if one of the two never varies or there are fewer than two."""
+    """Rank correlation, ties sharing their mean rank; None if one of the two never varies."""
     ranks = [_mean_ranks(np.asarray(values)) for values in (first, second)]
     if len(first) < 2 or min(rank.std() for rank in ranks) == 0:
         return None

@@ -46,8 +46,8 @@ def compute_threshold_shift(
     """
     if len(before) < 2 or not len(texts_before):
         raise VectorError(
-            f"cannot compare thresholds: {len(before)} images and {len(texts_before)} texts make no pairs. Give two images and a "
-            "text at least."
+            f"cannot compare thresholds: {len(before)} images and {len(texts_before)} texts make no pairs. Give two "
+            "images and a text at least."
         )
     pairs = {
         "image and text": (_cosines(before, texts_before), _cosines(after, texts_after)),

@@ -1,4 +1,4 @@
-"""The verdict on an edit: does it help, by figures that it was not made from, beyond what chance and other heads give?"""
+"""The verdict on an edit: does it help, by figures that it was not made from, beyond chance and other heads?"""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from .intervals import Difference
 
 Word = Literal["HELPS", "HARMS", "NO DIFFERENCE", "NOT MEASURED"]
 # How figures are called; worst groups are what an edit is for, the others are what must not fall.
-GOALS = {"worst_group": "worst group", "worst_group_listed": "worst group (listed)",
-         "worst_group_held_out": "worst group (held out)"}  # fmt: skip
+GOALS = {
+    "worst_group": "worst group",
+    "worst_group_listed": "worst group (listed)",
+    "worst_group_held_out": "worst group (held out)",
+}
 KEPT = {"overall": "overall accuracy", "retention": "retention", "mean_of_groups": "mean of groups"}
 # What users would not call harm: half a point.
 TOLERATED = 0.005
@@ -38,9 +41,9 @@ def judge_edit(
 ) -> Verdict:
     """The verdict from paired differences, the matched control and the projection alone.
 
-    HARMS where a worst group, overall accuracy or retention falls beyond its interval, and by more than half a point; HELPS
-    where a worst group rises beyond its interval and nothing falls; else NO DIFFERENCE. Whether random heads, or the
-    projection without heads, do as well is said with either.
+    HARMS where a worst group, overall accuracy or retention falls beyond its interval, and by more than half a point;
+    HELPS where a worst group rises beyond its interval and nothing falls; else NO DIFFERENCE. Whether random heads, or
+    the projection without heads, do as well is said with either.
 
     Args:
         differences: By figure, as `compare_outcomes` gives them; empty where nothing was measured.
@@ -52,8 +55,9 @@ def judge_edit(
             "NOT MEASURED", "no labelled images were given. Add --dataset DIR: images with a class and a group."
         )
     named = GOALS | KEPT
-    fallen = [name for name, found in differences.items()
-              if name in named and found.falls and found.change < -TOLERATED]  # fmt: skip
+    fallen = [
+        name for name, found in differences.items() if name in named and found.falls and found.change < -TOLERATED
+    ]
     risen = [name for name in GOALS if name in differences and differences[name].rises]
     if fallen:
         worst = min(fallen, key=lambda name: differences[name].change)

@@ -93,8 +93,8 @@ def collect_region_shares(scan: Scan, model: Model, regions: Regions) -> Float[T
     tower = model.tower
     if not isinstance(tower, OpenClipViT):
         raise ModelError(
-            f"cannot select heads by attention-region: {model.name} is not an open_clip ViT, whose attention can be read. "
-            "Use another --select."
+            f"cannot select heads by attention-region: {model.name} is not an open_clip ViT, whose attention can be "
+            "read. Use another --select."
         )
     total, seen = torch.zeros(len(scanned_heads(scan, model))), 0
     for pixels, masks in _masked_batches(model, regions):
@@ -108,7 +108,7 @@ def collect_region_shares(scan: Scan, model: Model, regions: Regions) -> Float[T
 
 
 def prune_in_order(order: Sequence[int], attacked: TaskTable, clean: TaskTable, most: int, budget: float) -> list[int]:
-    """Go through heads in order: keep one if it raises attacked accuracy; stop when clean accuracy fell by the budget."""
+    """Go through heads in order: keep one if it raises attacked accuracy; stop when clean accuracy fell too far."""
     kept: frozenset[int] = frozenset()
     best, least = _accuracy(attacked, kept), _accuracy(clean, kept) - budget / 100 - 1e-9
     for index in order:
@@ -167,8 +167,8 @@ def _box_reader(column: str, labelled: LabelledImages) -> Callable[[int, tuple[i
     rows = labelled.source.attributes
     if not rows or column not in rows[0]:
         raise ImageError(
-            f"cannot select heads by attention-region: {column} is neither a folder of masks nor a column of the labelled "
-            f"images ({', '.join(rows[0]) if rows else 'they have none'}). Correct --regions."
+            f"cannot select heads by attention-region: {column} is neither a folder of masks nor a column of the "
+            f"labelled images ({', '.join(rows[0]) if rows else 'they have none'}). Correct --regions."
         )
 
     def mask(index: int, size: tuple[int, int]) -> Image.Image:

@@ -1,8 +1,8 @@
 """Which edit: how many heads, whether the output is projected too, and how strongly; without labels.
 
-An edit is worth what it removes of instances that it was not chosen from, less what it removes of anything else. Both are
-shares of variance in closed form. Where instances stay unnamed (places) only heads reach them; where the texts name all
-there is (two genders) the projection alone does, and harms less.
+An edit is worth what it removes of instances that it was not chosen from, less what it removes of anything else. Both
+are shares of variance in closed form. Where instances stay unnamed (places) only heads reach them; where the texts name
+all there is (two genders) the projection alone does, and harms less.
 """
 
 from __future__ import annotations
@@ -99,8 +99,9 @@ def choose_edit(
 ) -> Choice:
     """The number of heads, and the strength of the projection of a concept's texts out of the output.
 
-    The number of heads is the one of most gain. The projection follows them: its strength is the square of the share that
-    the heads hold of the concept, so that it finishes what they began. It replaces them where it does better alone.
+    The number of heads is the one of most gain. The projection follows them: its strength is the square of the share
+    that the heads hold of the concept, so that it finishes what they began. It replaces them where it does better
+    alone.
 
     Args:
         library: What else this model may hold, from `measure_library`: every selective, unrelated concept must stay.

@@ -31,8 +31,9 @@ def select_by_frontier(scan: Scan, model: Model, plan: EditPlan, evidence: Evide
     """The edit of best worst group that loses at most `evidence.budget` points of retention.
 
     Sets of up to `plan.heads` heads are grown head by head; of each size eight are grown further: those that no other
-    beats on both figures, then those of best worst group. With a concept, projections of its texts out of the output are tried beside each (none, half and all of
-    `plan.output_strength`). The Pareto front is kept in the recipe's `measured`.
+    beats on both figures, then those of best worst group. With a concept, projections of its texts out of the output
+    are tried beside each (none, half and all of `plan.output_strength`). The Pareto front is kept in the recipe's
+    `measured`.
 
     Raises:
         ImageError: If there are no labelled images, or a group has fewer than five.
@@ -104,10 +105,14 @@ def choose_within(points: Sequence[Point], before: Point, budget: float) -> Poin
     if inside:
         return pareto_front(inside)[0]
     nearest = max(better, key=lambda p: (p.retention, p.worst_group), default=None)
-    found = "no edit improves the worst group" if nearest is None else (
-        f"the nearest edit loses {100 * (before.retention - nearest.retention):.2f} points for a worst group of "
-        f"{nearest.worst_group:.3f} ({', '.join(nearest.heads) or 'no head'}, output {nearest.output_strength})"
-    )  # fmt: skip
+    found = (
+        "no edit improves the worst group"
+        if nearest is None
+        else (
+            f"the nearest edit loses {100 * (before.retention - nearest.retention):.2f} points for a worst group of "
+            f"{nearest.worst_group:.3f} ({', '.join(nearest.heads) or 'no head'}, output {nearest.output_strength})"
+        )
+    )
     raise RecipeError(
         f"cannot meet a budget of {budget} points: without an edit the worst group is {before.worst_group:.3f} and "
         f"{before.retention:.3f} is kept, {found}. Raise --budget or --heads."

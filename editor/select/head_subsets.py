@@ -1,7 +1,8 @@
 """What is left of any direction after any subset of heads is mean-ablated and the readout refitted: a quadratic form.
 
-The refit is linear in the heads: with `D_h` the change for head h alone, a subset `s` gives `P' = P + sum_h s_h D_h`. The
-variance along a direction t is then `[1 s]^T Q_t [1 s]`, from a scan's sums alone: no image is read, no label needed.
+The refit is linear in the heads: with `D_h` the change for head h alone, a subset `s` gives `P' = P + sum_h s_h D_h`.
+The variance along a direction t is then `[1 s]^T Q_t [1 s]`, from a scan's sums alone: no image is read, no label
+needed.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class HeadSubsets:
         return torch.einsum("adt,bdt->tab", moved, spread)
 
     def share_table(self, basis: Float[Tensor, "d_embed basis"]) -> Float[Tensor, "form basis basis"]:
-        """First the embedding's covariance in a basis, then every head's part of it: scores of many subspaces at once."""
+        """First the embedding's covariance in a basis, then each head's part: scores of many subspaces at once."""
         seen = torch.einsum("hek,eb->hbk", self.readouts, basis)
         read = (self.readout @ basis)[:-1]
         width = len(read)
@@ -103,7 +104,7 @@ def build_head_subsets(scan: Scan, model: Model, *, ridge: float = RIDGE) -> Hea
 
 
 def removed_share(forms: Float[Tensor, "direction form form"], taken: Sequence[int]) -> float:
-    """Share of the variance along some directions, summed, that removing these heads removes; negative where it grows."""
+    """Share of the variance along some directions, summed, that removing these heads removes."""
     summed = forms.sum(0)
     kept = torch.zeros(len(summed)).double()
     kept[[0, *(index + 1 for index in taken)]] = 1

@@ -1,4 +1,4 @@
-"""The labelled-contrast selector (Locate-Then-Correct, 2025): heads that decide wrong answers more often than right ones."""
+"""The labelled-contrast selector (Locate-Then-Correct, 2025): heads that decide wrong answers oftener than right."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def select_by_labelled_contrast(scan: Scan, model: Model, plan: EditPlan, eviden
 def compute_excess(table: TaskTable) -> Float[Tensor, " head"]:
     """How much more often each head is the strongest among wrong answers than among right ones, in [-1, 1].
 
-    A head's push is what its deviation from its mean adds to `similarity(answer) - similarity(other)`; the other is the true
-    class of a wrong answer, and the runner-up of a right one. Groups weigh equally, so that the usual ones do not decide.
+    A head's push is what its deviation from its mean adds to `similarity(answer) - similarity(other)`; the other is the
+    true class of a wrong answer, and the runner-up of a right one. Groups weigh equally, so that the usual ones do not
+    decide.
 
     Raises:
         RecipeError: If every image, or none, is classified rightly.
@@ -50,8 +51,8 @@ def compute_excess(table: TaskTable) -> Float[Tensor, " head"]:
     if not wrong.any() or wrong.all():
         share = 1 - float(wrong.float().mean())
         raise RecipeError(
-            f"cannot select heads by labelled-contrast: {share:.0%} of the labelled images are classified rightly, some "
-            "right and some wrong ones are needed. Give images on which the model errs."
+            f"cannot select heads by labelled-contrast: {share:.0%} of the labelled images are classified rightly, "
+            "some right and some wrong ones are needed. Give images on which the model errs."
         )
     second = table.similarity.scatter(1, answers[:, None], -torch.inf).argmax(1)
     other = torch.where(wrong, table.labels, second)

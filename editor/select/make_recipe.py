@@ -27,15 +27,16 @@ def make_recipe(
     output_strength: float | None = None,
     directions: int | None = None,
 ) -> Recipe:
-    """A bound recipe that removes a concept: edit the heads that carry it, and shrink its texts' directions of the output.
+    """A bound recipe that removes a concept: edit the heads that carry it, and shrink its texts' directions of the
+    output.
 
     Args:
         keep: A concept whose heads are spared; by default the one that the concept's file names.
         operation: What happens to the chosen heads: `mean-ablate`, `zero-ablate` or `project-out`.
         heads: How many heads, those of highest score; by default as `default_heads`.
         strength: Of the operation on heads, in [0, 1].
-        output_strength: Of the projection on the output, in [0, 1]; 0 leaves that step out. By default 0.9, or 0 where the
-            effect cannot hold it.
+        output_strength: Of the projection on the output, in [0, 1]; 0 leaves that step out. By default 0.9, or 0 where
+            the effect cannot hold it.
         directions: Number of directions of the concept.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What can be asked of an edit, with each default in this one place. Nothing here needs torch: the command line reads it."""
+"""What can be asked of an edit, each default in this one place. No torch here: the command line reads it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class EditOptions:
         effect: How the edit enters the model.
         heads: How many heads, for selectors that search at most so many; by default as `default_heads`.
         strength: Of the operation on heads, in [0, 1].
-        output_strength: Of the projection of the concept's texts out of the output, in [0, 1]; 0 leaves that step out. By
-            default 0.9, or 0 where the effect cannot hold it or `attention-region` chooses.
+        output_strength: Of the projection of the concept's texts out of the output, in [0, 1]; 0 leaves that step out.
+            By default 0.9, or 0 where the effect cannot hold it or `attention-region` chooses.
         directions: Number of directions of the concept; by default what holds 90 % of it.
         along: Where the directions of projections come from, as in a recipe's step.
         weights: Of `reweight`, by head, or a file of them; else they come from the concept.
@@ -52,7 +52,8 @@ class HeadChoice:
         budget: Points of accuracy that may be lost, for `frontier` and `attention-region`.
         features: Features of these images that a scan kept.
         erase: A column whose values are erased, or whose means directions come from.
-        force: Go on although no few heads hold the concept, those that it points at are another concept's, or images are few.
+        force: Go on although no few heads hold the concept, those that it points at are another concept's, or images
+            are few.
     """
 
     select: Selection = "text-difference"

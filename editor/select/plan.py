@@ -1,7 +1,7 @@
 """Selection: from what is known of the heads to an unbound recipe. A selector returns a document, never weights.
 
-Every selector is one function of a scan, a model, the plan (what should happen to the heads it chooses) and the evidence
-(what it may look at beyond the scan). The one here needs no labels: it takes the heads of highest score.
+Every selector is one function of a scan, a model, the plan (what should happen to the heads it chooses) and the
+evidence (what it may look at beyond the scan). The one here needs no labels: it takes the heads of highest score.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def select_by_text_difference(scan: Scan, model: Model, plan: EditPlan, evidence
     chosen = [head for head in select_top_heads(scores, plan.heads) if str(head) in positive]
     if plan.heads and not chosen:
         raise RecipeError(
-            f"cannot select heads for {plan.concept.name}: none of {len(scores)} components holds more of it than nothing. Scan "
-            "more layers, or name another concept."
+            f"cannot select heads for {plan.concept.name}: none of {len(scores)} components holds more of it than "
+            "nothing. Scan more layers, or name another concept."
         )
     return write_document(plan, chosen, model)
 
@@ -141,7 +141,7 @@ def write_document(plan: EditPlan, heads: Sequence[HeadId], model: Model) -> Rec
 
 
 def warn_of_overlap(plan: EditPlan, evidence: Evidence, model: Model) -> None:
-    """Warn where the concept's texts span the core task, the kept concept or the labelled classes, and say the angle."""
+    """Warn where the concept's texts span the core task, the kept concept or labelled classes, and say the angle."""
     concept, keep = plan.concept, plan.keep or (plan.concept.keep if plan.concept else None)
     if concept is None or (keep is None and evidence.labelled is None):
         return
@@ -154,8 +154,8 @@ def warn_of_overlap(plan: EditPlan, evidence: Evidence, model: Model) -> None:
     angle = compute_span_angle(*spans)
     if angle < SPANNED_ANGLE:
         warnings.warn(
-            f"the texts of {concept.name} span the core task: {angle:.0f} degrees between them (0 is the same, 90 nothing in "
-            "common), so that removing one removes the other. Use texts that do not name the classes.",
+            f"the texts of {concept.name} span the core task: {angle:.0f} degrees between them (0 is the same, 90 "
+            "nothing in common), so that removing one removes the other. Use texts that do not name the classes.",
             stacklevel=3,
         )
 
@@ -175,15 +175,15 @@ def require_labelled(evidence: Evidence, selector: str) -> LabelledImages:
     labelled = evidence.labelled
     if labelled is None:
         raise ImageError(
-            f"cannot select heads by {selector}: it needs labelled images. Add --labelled DIR (a folder a class, or a "
-            "metadata.csv with label and group columns)."
+            f"cannot select heads by {selector}: it needs labelled images. Add --labelled DIR (one folder per class or "
+            "a metadata.csv with label and group columns)."
         )
     names, counts = np.unique(labelled.groups, return_counts=True)
     if counts.min() < LEAST_GROUP:
         small = names[counts.argmin()]
         raise ImageError(
-            f"cannot select heads by {selector}: group {str(small)!r} has {counts.min()} images, at least {LEAST_GROUP} "
-            "are needed. Add images, or group by fewer columns with --group-by."
+            f"cannot select heads by {selector}: group {str(small)!r} has {counts.min()} images, at least "
+            f"{LEAST_GROUP} are needed. Add images, or group by fewer columns with --group-by."
         )
     return labelled
 
@@ -216,11 +216,11 @@ def draw_random_heads(
 
 
 def default_heads(scan: Scan, model: Model) -> int:
-    """How many heads are edited unless told: eight, but at most a quarter of those that were scanned, and at least one."""
+    """How many heads are edited unless told: eight, at most a quarter of those scanned, at least one."""
     scanned = sum(model.tower.heads_per_layer[layer] for layer in scan.layers)
     return min(DEFAULT_HEADS, max(1, scanned // DEFAULT_SHARE))
 
 
 def default_output_strength(effect: str, model: Model) -> float:
-    """How strongly a concept's texts are projected out of the output where nobody says: 0 where the effect cannot hold it."""
+    """The default strength of projecting a concept's texts out of the output: 0 where the effect cannot hold it."""
     return DEFAULT_OUTPUT_STRENGTH if holds_output(effect, model) else 0.0

@@ -1,8 +1,8 @@
 """Selectivity: do a few heads carry a concept at all? From a scan's sums and texts alone; no label, no image.
 
-Some heads score highest for any words, whether the images show what the words say or not. What tells a concept that a few
-heads hold from an absent one is generalisation: the heads are chosen from some instances of the concept, and what their
-removal takes along an instance that was left out is compared with what it takes of anything else.
+Some heads score highest for any words, whether the images show what the words say or not. What tells a concept that a
+few heads hold from an absent one is generalisation: the heads are chosen from some instances of the concept, and what
+their removal takes along an instance that was left out is compared with what it takes of anything else.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _ratios(probe: Probe, fold: Fold, general: Float[Tensor, "direction form for
 
 
 def mean_interval(values: Float[Tensor, " value"]) -> tuple[float, float]:
-    """95 % interval of a mean over instances (jackknife, which for a mean is Student's); a single value says nothing."""
+    """95 % interval of a mean over instances (jackknife, for a mean Student's); a single value says nothing."""
     count = len(values)
     if count < 2:
         return float("-inf"), float("inf")

@@ -1,4 +1,4 @@
-"""Tables of a zero-shot task: what each head adds to every image's similarities. Edits are then sums, not forward passes."""
+"""Tables of a zero-shot task: what each head adds to every image's similarities. Edits are then sums."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class TaskTable:
     """A labelled task under a plan's operation, `direct` effect.
 
     Attributes:
-        similarity: With class vectors, of the embeddings without any head edited (the plan's output projection applied).
+        similarity: With class vectors, of the embeddings without any head edited (the plan's output projection
+            applied).
         removed: What editing a head takes away from `similarity`; edits of several heads add.
         groups: The group of each image, as an index.
     """

@@ -1,4 +1,4 @@
-"""Whose heads are these? A concept that is absent still points at some heads: those of another one its words resemble."""
+"""Whose heads are these? An absent concept still points at some heads: those of another one its words resemble."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Judgement:
     Attributes:
         verdict: `held`; `other` where the heads are another concept's; `absent` where no few heads hold it.
         because: One sentence, with the figures.
-        other: The concept whose heads they are, and the cosine of both profiles; also where the verdict is `held` and the
-            nearest more selective concept is not near enough.
+        other: The concept whose heads they are, and the cosine of both profiles; also where the verdict is `held` and
+            the nearest more selective concept is not near enough.
     """
 
     concept: str
@@ -101,7 +101,7 @@ def judge(own: Measured, library: Mapping[str, Measured]) -> Judgement:
 
 
 def find_nearest(own: Measured, library: Mapping[str, Measured]) -> Measured | None:
-    """Of the clearly more selective, unrelated concepts: the most selective that has the same heads, else the nearest."""
+    """Of the clearly more selective, unrelated concepts: the most selective with the same heads, else the nearest."""
     rivals = [
         other
         for name, other in library.items()

@@ -3,13 +3,15 @@
 To every later stage it is a tower like any other: the readout of a component is `W_c R_c`, the embedding is
 `z^a = sum_c W_c R_c u_c + b`, and contributions and `b` sum to it exactly. Only two things differ.
 
-`z^a` is no linear function of `f`, the last norm's output, because every component has a map of its own. Scores need the
-covariance of features with `z^a`, and the distilled refit of the model's own readout needs it with `f`. Both are kept by
-letting the scan's `f` be `[f, z^a]`: the "readout" of that is the selection of its second half, so scores are the same
-formula as for a CLIP, and the refit takes the first half (`editor/edits/bind.py`). A scan grows by `d_clip` columns and no stage
-gains a case. What is divided by `|z|` elsewhere is divided by `|z^a|` here; in the refit that is only a weight on images.
+`z^a` is no linear function of `f`, the last norm's output, because every component has a map of its own. Scores need
+the covariance of features with `z^a`, and the distilled refit of the model's own readout needs it with `f`. Both are
+kept by letting the scan's `f` be `[f, z^a]`: the "readout" of that is the selection of its second half, so scores are
+the same formula as for a CLIP, and the refit takes the first half (`editor/edits/bind.py`). A scan grows by `d_clip`
+columns and no stage gains a case. What is divided by `|z|` elsewhere is divided by `|z^a|` here; in the refit that is
+only a weight on images.
 
-Edits act on the features of heads, which are the model's own: they are folded by the model's own tower, never by this one.
+Edits act on the features of heads, which are the model's own: they are folded by the model's own tower, never by this
+one.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from .vit.spatial_vit import SpatialViT
 
 
 class AlignedTower:
-    """The tower `own`, read through `maps` (components in the order of its groups, or a single one for all) and `bias`."""
+    """The tower `own`, read through `maps` (by component in its groups' order, or one for all) and `bias`."""
 
     title = "aligned"
     supports = "any of these after `clipedit align`"

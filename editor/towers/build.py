@@ -34,6 +34,7 @@ def build_tower(module: nn.Module) -> Tower:
     why = explain_refusals(module, [str(reason) for reason in reasons.values()])
     found = "; ".join(f"{title}: {reason}" for title, reason in reasons.items())
     raise ModelError(
-        f"cannot decompose {type(module).__name__}: {why} ({found}). Supported: {', '.join(t.supports for t in TOWERS)}. "
+        f"cannot decompose {type(module).__name__}: {why} ({found}). Supported: "
+        f"{', '.join(t.supports for t in TOWERS)}. "
         "`clipedit models` lists families and examples."
     )

@@ -13,7 +13,7 @@ from ..components import ComponentGroup, Features, TokenReading
 
 @runtime_checkable
 class Tower(Protocol):
-    """What every stage after this one may ask of an architecture. Weights are read from the live module at call time."""
+    """What every later stage may ask of an architecture. Weights are read from the live module at call time."""
 
     title: ClassVar[str]
     supports: ClassVar[str]
@@ -73,10 +73,11 @@ class Tower(Protocol):
         ...
 
     def tensor_names(self) -> dict[str, str]:
-        """Where edits go: `L3.weight` and `L3.bias` (`W_O`, `b_O` of a layer), `output` (`P`) and `texts` (`P` of the text tower).
+        """Where edits go: `L3.weight`, `L3.bias` (`W_O`, `b_O` of a layer), `output` (`P`), `texts` (the text tower's
+        `P`).
 
-        Projections that are linear layers are `output.weight` `[d_embed, d_model]` and `output.bias` instead; so for `texts`. `norm` is the
-        bias that `fold_readout` moves, where it moves one of the last norm.
+        Projections that are linear layers are `output.weight` `[d_embed, d_model]` and `output.bias` instead; so for
+        `texts`. `norm` is the bias that `fold_readout` moves, where it moves one of the last norm.
         """
         ...
 

@@ -34,7 +34,7 @@ def load_graphs(folder: Path, reference: Reference, profile: Profile) -> Consume
 
 
 def open_session(path: Path, *, half: bool) -> Any:
-    """ONNX Runtime's defaults; for half precision one level of optimisation less, which can crash the CPU provider there."""
+    """ONNX Runtime's defaults; for half precision one level of optimisation less: the CPU provider can crash."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()

@@ -95,8 +95,8 @@ def require_no_code(target: Target, folder: Path, *, trusted: bool) -> None:
         return
     if target.runs_code:
         raise VerificationError(
-            f"cannot verify {folder}: loading a {target.name} program can run code that is in it. Add --trust if you know "
-            "who wrote it."
+            f"cannot verify {folder}: loading a {target.name} program can run code that is in it. Add --trust if you "
+            "know who wrote it."
         )
     if target.require_no_code is not None:
         target.require_no_code(folder)

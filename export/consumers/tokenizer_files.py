@@ -1,4 +1,4 @@
-"""CLIP's own tokenizer in the files that other loaders read: the byte-pair table of open_clip, written as Hugging Face does."""
+"""CLIP's own tokenizer in the files that other loaders read: open_clip's byte-pair table as Hugging Face writes it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def require_clip_text(model: Model, target: str) -> None:
 def write_tokenizer_files(model: Model, folder: Path) -> None:
     """Write `tokenizer.json`, `vocab.json`, `merges.txt`, and the two files about special tokens.
 
-    Unlike open_clip, which pads with 0, readers of these files pad with the end of the text: the tower pools at the first.
+    Unlike open_clip, which pads with 0, readers of these files pad with the end of the text: the tower pools at the
+    first.
     """
     tokenizer: Any = model.tokenizer
     vocabulary = {_spell(token): index for token, index in tokenizer.encoder.items()}

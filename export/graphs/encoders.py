@@ -1,4 +1,4 @@
-"""Encoders: one tower of a model as a module of one input and one output, which is what graphs and programs are traced from."""
+"""Encoders: one tower of a model as a module of one input and one output: what graphs are traced from."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TextEncoder(nn.Module):
         return self.module.encode_text(tokens.long(), normalize=False)
 
     def _fit(self, tokens: Tensor, context: int) -> Tensor:
-        """Padded or cut to the context. Towers pool at the end of the text, under a causal mask: what follows changes nothing."""
+        """Padded or cut to the context. Towers pool at the text's end, under a causal mask: padding changes nothing."""
         padding = torch.zeros_like(tokens[:, :1]).expand(-1, context)
         tokens = torch.cat([tokens, padding], dim=1)[:, :context]
         # transformers.js cuts the end of the text off where it cuts at all.

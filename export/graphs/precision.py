@@ -1,6 +1,7 @@
-"""Precision: 8-bit weights from ONNX Runtime's quantiser, and what lower precision may cost (half weights: `encoders.py`).
+"""Precision: 8-bit weights from ONNX Runtime's quantiser, and what lower precision costs (half: `encoders.py`).
 
-The cost is measured on the file that ships, in `verify_child`: cosines of its embeddings to those of the edited fp32 model.
+The cost is measured on the file that ships, in `verify_child`: cosines of its embeddings to those of the edited fp32
+model.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def quantize_graph(path: Path, calibration: Iterable[np.ndarray] | None) -> None
 
 
 def collect_calibration_images(model: Model, source: ImageSource) -> Iterator[np.ndarray]:
-    """Preprocessed images one by one, `[1, 3, height, width]`, spread evenly over the source; unreadable ones are left out."""
+    """Preprocessed images one by one, `[1, 3, height, width]`, spread evenly over the source, readable ones."""
     for index in np.unique(np.linspace(0, len(source) - 1, CALIBRATION_INPUTS).astype(int)):
         try:
             yield model.preprocess(source.open(int(index)))[None].numpy()

@@ -16,8 +16,8 @@ class GraphSpec:
     """One ONNX graph: one input, one output.
 
     Attributes:
-        file: Path inside the export folder; `{suffix}` is `_fp16` or `_quantized` in these precisions. Of models over 2 GB
-            the weights lie beside it, in `<file>.data`.
+        file: Path inside the export folder; `{suffix}` is `_fp16` or `_quantized` in these precisions. Of models over 2
+            GB the weights lie beside it, in `<file>.data`.
         integer: The type of token ids; image graphs take float32.
         batch: A fixed batch size, or None for a dynamic batch axis.
         dynamic_length: Token sequences of any length; they are padded or cut to the context inside the graph.

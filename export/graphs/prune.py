@@ -1,8 +1,8 @@
-"""Pruning: heads that write a constant leave the graph, rows of their queries, keys and values and columns of the output.
+"""Pruning: heads that write a constant leave the graph, rows of queries, keys and values, columns of the output.
 
-A `total` edit that ablates a head leaves zeros in its columns of the output projection and its constant in the bias. That is
-what is looked for, in the weights, so that it does not matter who made them so. Only graphs can be pruned: a checkpoint of
-the same architecture has no place for layers of unequal width.
+A `total` edit that ablates a head leaves zeros in its columns of the output projection and its constant in the bias.
+That is what is looked for, in the weights, so that it does not matter who made them so. Only graphs can be pruned: a
+checkpoint of the same architecture has no place for layers of unequal width.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class _ConstantAttention(nn.Module):
 
 
 def find_constant_heads(module: nn.Module) -> dict[str, list[int]]:
-    """Heads whose columns of the output projection are zero, by the path of their attention; the others are left out."""
+    """Heads whose columns of the output projection are zero, by the path of their attention; others are left out."""
     found = {}
     for path, part in module.named_modules():
         # Self-attention only: poolers and cross-attention are never edited.

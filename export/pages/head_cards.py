@@ -104,7 +104,8 @@ def collect_pictures(
 ) -> Pictures:
     """The images that excite some heads most, with the heads' heatmaps towards their first texts, before and after.
 
-    At most `SEARCHED` images, spread over the source, are looked at; none without a source, or where texts were scanned.
+    At most `SEARCHED` images, spread over the source, are looked at; none without a source, or where texts were
+    scanned.
     """
     base, source = edit.base, edit.source
     if not isinstance(base.tower, SpatialTower):

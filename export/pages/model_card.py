@@ -1,7 +1,7 @@
 """The model card: README.md of an export, with code that loads it in its consumer and the answers that it should print.
 
-`huggingface_hub.ModelCard` was looked at and not taken: its data class drops the empty licence field with the note that asks
-to fill it in, and its validation asks the Hub over the network. A test holds that it reads the head written here.
+`huggingface_hub.ModelCard` was looked at and not taken: its data class drops the empty licence field with the note that
+asks to fill it in, and its validation asks the Hub over the network. A test holds that it reads the head written here.
 """
 
 from __future__ import annotations
@@ -32,8 +32,12 @@ class _Verbatim(str):
     """Our own text, which is not escaped."""
 
 
-_ROWS = {"before": "unedited", "after": _Verbatim("**edited**"), "control": "random heads, same projection",
-         "output_projection": "texts projected out, no heads"}  # fmt: skip
+_ROWS = {
+    "before": "unedited",
+    "after": _Verbatim("**edited**"),
+    "control": "random heads, same projection",
+    "output_projection": "texts projected out, no heads",
+}
 
 
 def write_model_card(
@@ -46,8 +50,8 @@ def write_model_card(
 ) -> None:
     """Write `README.md`, and `example.png` of which it prints the embedding.
 
-    Models without a text tower get none. `images` is how many `verification.safetensors` holds, `shift` is how thresholds on cosines move. Whatever comes from the recipe or from file
-    names is escaped: it stays text.
+    Models without a text tower get none. `images` is how many `verification.safetensors` holds, `shift` is how
+    thresholds on cosines move. Whatever comes from the recipe or from file names is escaped: it stays text.
     """
     if not model.has_texts:
         return

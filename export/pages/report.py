@@ -1,4 +1,4 @@
-"""report: one self-contained HTML page on a folder that `remove-heads` wrote. No script, no network, nothing unescaped."""
+"""report: one self-contained HTML page on a folder of `remove-heads`. No script, no network, nothing unescaped."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def write_report(
 
     Args:
         base: The unedited model; by default the one that the folder's scan or recipe names is loaded.
-        images: Where to look for the images that excite heads most; by default the demo's for the demo model, else none.
+        images: Where to look for the images that excite heads most; by default the demo's for the demo model, else
+            none.
         out: By default `report.html` in the folder.
 
     Raises:
@@ -83,16 +84,29 @@ def render_report(edit: Edit, checks: Mapping[str, Any], out: Path, *, progress:
     concept = find_concept(edit.recipe, edit.base)
     scores = _score(edit, concept)
     cards, pictures = _collect_cards(edit, scores, progress)
-    page = _environment().get_template("report.html.jinja").render(
-        title=f"{edit.base.name} without {concept.name}" if concept else f"{edit.base.name}, edited",
-        result=describe_result(edit.recipe.document.measured),
-        sentence=describe_edit(edit.recipe, edit.base.name, concept, scores),
-        measures=build_measures(edit.recipe.document.measured),
-        grid=_layers(cards), cards=cards, strongest=max([abs(card.score) for card in cards] or [0.0]) or 1.0,
-        concept=concept, thumbnails=pictures.thumbnails, checks=checks, provenance=_provenance(edit),
-        recipe=yaml.safe_dump(edit.recipe.document.model_dump(mode="json", exclude_defaults=True, exclude={"measured"}),
-                              sort_keys=False, allow_unicode=True, width=100),
-    )  # fmt: skip
+    page = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=f"{edit.base.name} without {concept.name}" if concept else f"{edit.base.name}, edited",
+            result=describe_result(edit.recipe.document.measured),
+            sentence=describe_edit(edit.recipe, edit.base.name, concept, scores),
+            measures=build_measures(edit.recipe.document.measured),
+            grid=_layers(cards),
+            cards=cards,
+            strongest=max([abs(card.score) for card in cards] or [0.0]) or 1.0,
+            concept=concept,
+            thumbnails=pictures.thumbnails,
+            checks=checks,
+            provenance=_provenance(edit),
+            recipe=yaml.safe_dump(
+                edit.recipe.document.model_dump(mode="json", exclude_defaults=True, exclude={"measured"}),
+                sort_keys=False,
+                allow_unicode=True,
+                width=100,
+            ),
+        )
+    )
     with staged_file(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return out
@@ -153,7 +167,8 @@ def _provenance(edit: Edit) -> dict[str, str]:
         found["calibration fingerprint"] = document.calibration.fingerprint
     if document.fold:
         found["distilled constant"] = (
-            f"residual {document.fold.residual:.1e} of the solve for the bias, length of the bias {document.fold.bias_norm:.3g}"
+            f"residual {document.fold.residual:.1e} of the solve for the bias, length of the bias "
+            f"{document.fold.bias_norm:.3g}"
         )
     if edit.scan:
         found["scanned layers"] = ", ".join(map(str, edit.scan.layers))
@@ -171,7 +186,10 @@ def _read_checks(folder: Path) -> dict[str, Any]:
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("clipedit.export.pages", "templates"),
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
     return environment

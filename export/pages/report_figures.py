@@ -27,8 +27,12 @@ _MEASURES = {
     "retention": ("Retention", "a task that should stay as it was"),
     "place_accuracy": ("Place", "can it still be read? lower is better"),
 }
-_VERBS = {"mean-ablate": "replaced by their mean", "zero-ablate": "set to zero", "scale": "scaled",
-          "project-out": "projected onto what the concept's texts do not say"}  # fmt: skip
+_VERBS = {
+    "mean-ablate": "replaced by their mean",
+    "zero-ablate": "set to zero",
+    "scale": "scaled",
+    "project-out": "projected onto what the concept's texts do not say",
+}
 
 
 @dataclass(frozen=True)

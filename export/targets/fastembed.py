@@ -1,4 +1,4 @@
-"""Target `fastembed`: a folder for `ImageEmbedding` and one for `TextEmbedding`, each given as `specific_model_path`."""
+"""Target `fastembed`: a folder for `ImageEmbedding`, one for `TextEmbedding`, each given as `specific_model_path`."""
 
 from __future__ import annotations
 

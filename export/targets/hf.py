@@ -49,7 +49,8 @@ print("cosine", f"{float(image @ text):.4f}")
 def write_hf(model: Model, folder: Path, profile: Profile) -> None:
     """Write weights under Hugging Face's names, and all that the processor reads.
 
-    The weights are float32, or float16 if that was asked for, whatever they were: transformers computes in the type it finds.
+    The weights are float32, or float16 if that was asked for, whatever they were: transformers computes in the type it
+    finds.
 
     Raises:
         ExportError: If the model carries a direct edit, or has parts that `CLIPModel` has not.

@@ -23,9 +23,10 @@ from ..graphs.profile import GraphSpec, Profile
 from ..verify.reference import Reference
 
 CARD = """\
-Immich knows models by a fixed list of names. Put `{{ name }}/` in the place of a model of the same architecture, in the cache
-of its machine-learning container (`/cache/clip/<name of that model>/`), restart it, choose that model under Settings, Machine
-Learning, Smart Search, and run the Smart Search job on **all** assets: old vectors are of another model. (These steps were not
+Immich knows models by a fixed list of names. Put `{{ name }}/` in the place of a model of the same architecture, in the
+cache of its machine-learning container (`/cache/clip/<name of that model>/`), restart it, choose that model under
+Settings, Machine Learning, Smart Search, and run the Smart Search job on **all** assets: old vectors are of another
+model. (These steps were not
 run here. The code below was: it does with these files what Immich does.)
 
 ```python

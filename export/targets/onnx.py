@@ -1,4 +1,4 @@
-"""Target `onnx`: `visual.onnx` and `textual.onnx`, dynamic batch, embeddings unnormalised, and `clip.json` beside them."""
+"""Target `onnx`: `visual.onnx` and `textual.onnx`, dynamic batch, embeddings unnormalised, `clip.json` beside them."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ print("cosine", f"{float(image @ text):.4f}")
 def write_onnx(model: Model, folder: Path, profile: Profile) -> None:
     """Write both graphs, and `clip.json` with preprocessing, context length and embedding size.
 
-    Inputs and outputs: `image` float32 `[batch, 3, height, width]` to `image_embedding` `[batch, d_embed]`; `text` int64
-    `[batch, context]` to `text_embedding` `[batch, d_embed]`.
+    Inputs and outputs: `image` float32 `[batch, 3, height, width]` to `image_embedding` `[batch, d_embed]`; `text`
+    int64 `[batch, context]` to `text_embedding` `[batch, d_embed]`.
     """
     write_graphs(model, folder, profile)
     write_sidecar(model, folder)

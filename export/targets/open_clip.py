@@ -32,7 +32,7 @@ print("cosine", f"{float(image @ text):.4f}")
 
 
 def write_open_clip_folder(model: Model, folder: Path) -> None:
-    """Write weights in their dtype on disk, the configuration with preprocessing, and a Hugging Face tokenizer if it has one.
+    """Write weights in their dtype on disk, the configuration with preprocessing, and its Hugging Face tokenizer.
 
     Raises:
         ExportError: If the model carries a direct edit, which a plain checkpoint cannot hold.

@@ -1,4 +1,4 @@
-"""Target `patch`: the bound recipe and its tensors only; `clipedit apply PATCH --model BASE` rebuilds the edited folder from them."""
+"""Target `patch`: the bound recipe and its tensors; `clipedit apply PATCH --model BASE` rebuilds the edited folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ..verify.reference import Reference
 RECIPE_NAME = "recipe.yaml"
 
 CARD = """\
-The patch is applied to its base: `clipedit apply . --model BASE -o DIR` writes the edited folder, and this applies it in memory.
+The patch is applied to its base: `clipedit apply . --model BASE -o DIR` writes the edited folder, and this applies it
+in memory.
 
 ```python
 import clipedit
@@ -41,7 +42,8 @@ def write_patch(model: Model, folder: Path) -> None:
     """
     if model.recipe is None:
         raise ExportError(
-            f"cannot export {model.name} as a patch: no recipe was applied to it. Give a folder that `clipedit apply` wrote."
+            f"cannot export {model.name} as a patch: no recipe was applied to it. Give a folder that `clipedit apply` "
+            "wrote."
         )
     model.recipe.save(folder / RECIPE_NAME)
 

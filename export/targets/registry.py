@@ -1,7 +1,7 @@
 """The targets there are: a target is a file in this folder, `torch_export.py` is target `torch-export`.
 
-Names come from the names of the files, so that `--help` and wrong names need no torch; a target's file is imported when the
-target is used.
+Names come from the names of the files, so that `--help` and wrong names need no torch; a target's file is imported when
+the target is used.
 """
 
 from __future__ import annotations
@@ -58,7 +58,12 @@ def render_targets_markdown() -> str:
     for name in target_names():
         target = load_target(name)
         assert target.row is not None
-        cells = (f"`{name}`", target.row.written, target.row.verified_with, target.row.to_install,
-                 ", ".join(target.profile.precisions))  # fmt: skip
+        cells = (
+            f"`{name}`",
+            target.row.written,
+            target.row.verified_with,
+            target.row.to_install,
+            ", ".join(target.profile.precisions),
+        )
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"

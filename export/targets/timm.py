@@ -1,4 +1,4 @@
-"""The layout of timm: `config.json` and `model.safetensors`; `timm.create_model("local-dir:FOLDER", pretrained=True)` reads it."""
+"""The layout of timm: `config.json` and `model.safetensors`; `timm.create_model("local-dir:FOLDER")` reads it."""
 
 from __future__ import annotations
 

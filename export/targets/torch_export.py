@@ -1,6 +1,7 @@
-"""Target `torch-export`: `visual.pt2` and `textual.pt2`, programs that run without clipedit and open_clip, direct edits included.
+"""Target `torch-export`: `visual.pt2` and `textual.pt2`, programs that need neither clipedit nor open_clip.
 
-`torch.export.load(path).module()(batch)` gives unnormalised embeddings, for any batch; `clip.json` is that of target `onnx`.
+`torch.export.load(path).module()(batch)` gives unnormalised embeddings, for any batch; `clip.json` is that of target
+`onnx`.
 """
 
 from __future__ import annotations

@@ -30,24 +30,32 @@ CARD = """\
 Save it as `example.mjs` and run `node example.mjs`, after `npm install @huggingface/transformers`.
 
 ```js
-import { env, AutoProcessor, AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection, RawImage } from '@huggingface/transformers'
+import {
+  env, AutoProcessor, AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection, RawImage,
+} from '@huggingface/transformers'
 
 env.allowRemoteModels = false
 env.localModelPath = ''
 const folder = process.cwd()
-const options = { dtype: '{{ "q8" if precision == "int8" else precision }}', device: 'cpu'{% if precision == "fp16" %}, session_options: { graphOptimizationLevel: 'extended' }{% endif %} }
-const [tokenizer, processor] = [await AutoTokenizer.from_pretrained(folder), await AutoProcessor.from_pretrained(folder)]
+const options = {
+  dtype: '{{ "q8" if precision == "int8" else precision }}', device: 'cpu',{% if precision == "fp16" %}
+  session_options: { graphOptimizationLevel: 'extended' },{% endif %}
+}
+const tokenizer = await AutoTokenizer.from_pretrained(folder)
+const processor = await AutoProcessor.from_pretrained(folder)
 const visual = await CLIPVisionModelWithProjection.from_pretrained(folder, options)
 const textual = await CLIPTextModelWithProjection.from_pretrained(folder, options)
-const image = (await visual(await processor(await RawImage.read('example.png')))).image_embeds.normalize(2, -1).tolist()[0]
-const text = (await textual(await tokenizer(['a photo of a circle'], { truncation: true }))).text_embeds.normalize(2, -1).tolist()[0]
+const pixels = await processor(await RawImage.read('example.png'))
+const image = (await visual(pixels)).image_embeds.normalize(2, -1).tolist()[0]
+const tokens = await tokenizer(['a photo of a circle'], { truncation: true })
+const text = (await textual(tokens)).text_embeds.normalize(2, -1).tolist()[0]
 console.log('image ', ...image.slice(0, 4).map(x => x.toFixed(4)))
 console.log('text  ', ...text.slice(0, 4).map(x => x.toFixed(4)))
 console.log('cosine', image.reduce((sum, x, i) => sum + x * text[i], 0).toFixed(4))
 ```
 
-In a browser, set `env.localModelPath` to the address that serves this folder's parent and give the folder's name; there `wasm`
-takes the `_quantized` graphs unless `dtype` says otherwise.
+In a browser, set `env.localModelPath` to the address that serves this folder's parent and give the folder's name; there
+`wasm` takes the `_quantized` graphs unless `dtype` says otherwise.
 """
 
 
@@ -82,8 +90,11 @@ class _NodeModel:
         script = Path(__file__).with_name(_SCRIPT)
         self._process = subprocess.Popen(
             [node, script, folder.resolve(), dtype],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         weakref.finalize(self, _end, self._process)
         self.version = self._read()["version"]
 

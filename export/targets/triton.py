@@ -31,7 +31,8 @@ CARD = """\
 Start the server (this line was not run here, the client below was, against these graphs behind the same protocol):
 
 ```bash
-docker run --rm -p 8000:8000 -v "$PWD":/models nvcr.io/nvidia/tritonserver:25.06-py3 tritonserver --model-repository=/models
+docker run --rm -p 8000:8000 -v "$PWD":/models nvcr.io/nvidia/tritonserver:25.06-py3 \\
+    tritonserver --model-repository=/models
 ```
 
 ```python
@@ -79,8 +80,14 @@ def write_triton(model: Model, folder: Path, profile: Profile) -> None:
         (profile.visual, "TYPE_FP32", [3, *model.image_shape]),
         (profile.textual, "TYPE_INT64", [context]),
     ):
-        text = _CONFIG.format(batch=MAX_BATCH_SIZE, input=spec.input_name, output=spec.output_name, type=kind,
-                              dims=json.dumps(dims), d_embed=model.tower.d_embed)  # fmt: skip
+        text = _CONFIG.format(
+            batch=MAX_BATCH_SIZE,
+            input=spec.input_name,
+            output=spec.output_name,
+            type=kind,
+            dims=json.dumps(dims),
+            d_embed=model.tower.d_embed,
+        )
         text += _HALF if profile.precision == "fp16" else ""
         (folder / Path(spec.path).parts[0] / "config.pbtxt").write_text(text, encoding="utf-8")
         write_sidecar(model, folder / Path(spec.path).parts[0])

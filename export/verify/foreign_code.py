@@ -14,7 +14,8 @@ def refuse_unpickling() -> None:
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "pickle.find_class":
             raise VerificationError(
-                f"cannot go on: a file holds a pickle of {arguments[0]}.{arguments[1]}, which could run code. Export again."
+                f"cannot go on: a file holds a pickle of {arguments[0]}.{arguments[1]}, which could run code. Export "
+                "again."
             )
 
     sys.addaudithook(refuse)

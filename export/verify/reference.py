@@ -30,16 +30,25 @@ from .verify import REFERENCE_NAME
 KIND = "clipedit-reference-1"
 _IMAGE = re.compile("image_[0-9]{1,6}")
 IMAGES, IMAGES_LOWER, IMAGES_SHIFT = 8, 32, 32
-TEXTS = ("a photo of a bird", "a photo of a circle", "a city street", "the ocean", "something red", "written text",
-         "a person", "a forest in winter")  # fmt: skip
+TEXTS = (
+    "a photo of a bird",
+    "a photo of a circle",
+    "a city street",
+    "the ocean",
+    "something red",
+    "written text",
+    "a person",
+    "a forest in winter",
+)
 
 
 @dataclass(frozen=True)
 class Reference:
     """Inputs and expected answers. `tensors`: `image_N` uint8 `[height, width, 3]`, `tokens`, and the embeddings
-    `image_embedding` (of a classifier, logits), `text_embedding`, and of the unedited model `base_image_embedding` (of the first images), `base_text_embedding`;
-    `shift_before`, `shift_after` are those of more images, by both models.
-    `config`: as `Model.config`. `options`: what was asked for, `precision` among it."""
+    `image_embedding` (of a classifier, logits), `text_embedding`, and of the unedited model `base_image_embedding` (of
+    the first images), `base_text_embedding`; `shift_before`, `shift_after` are those of more images, by both models.
+    `config`: as `Model.config`. `options`: what was asked for, `precision` among it.
+    """
 
     target: str
     config: Mapping[str, Any]

@@ -20,7 +20,7 @@ from .record import FOLDER, PACKAGES_THAT_WRITE, describe_environment, hash_file
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not as recorded. `severity`: `error` (it cannot come out the same), `warning` (it may not) or `note`."""
+    """A thing that is not as recorded. `severity`: `error` (it cannot come out the same), `warning` or `note`."""
 
     severity: str
     what: str
@@ -52,8 +52,10 @@ def reproduce(
     found += compare_files(record["outputs"], hash_files(folder, record["outputs"]), where="as it is now")
     base = model or _load_base(record["base"], folder)
     source = _find_calibration(record, calibration, folder)
-    pairs = {"base weights": (record["base"]["weights_hash"], base.weights_hash),
-             "calibration images": (record["inputs"]["calibration"], source and source.fingerprint())}  # fmt: skip
+    pairs = {
+        "base weights": (record["base"]["weights_hash"], base.weights_hash),
+        "calibration images": (record["inputs"]["calibration"], source and source.fingerprint()),
+    }
     inputs = [Difference("error", what, was[:12], now[:12]) for what, (was, now) in pairs.items() if was != now]
     return found + (inputs or _compare_build(folder, record, base, source))
 

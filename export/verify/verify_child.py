@@ -27,7 +27,7 @@ DISTANCE = 1e-4
 
 @torch.no_grad()
 def compute_checks(consumer: Consumer, reference: Reference, *, resizing: float) -> list[Check]:
-    """Batches of one and of all, twice; the consumer's own preprocessing; against the edited model, and away from the base.
+    """Batches of one and of all, twice; the consumer's preprocessing; near the edited model, away from the base.
 
     Args:
         resizing: The least mean cosine for images that the consumer resized and cropped itself.
@@ -79,7 +79,7 @@ def _compare(
 def _compare_preprocessing(
     consumer: Consumer, reference: Reference, expected: Float[Tensor, "image d_embed"], resizing: float
 ) -> list[Check]:
-    """Images of the model's size need no resizing: there every consumer agrees. Larger ones are resized by rules that differ."""
+    """Images of the model's size need no resizing: all consumers agree. Rules for larger ones differ."""
     images, limit = reference.images(), reference.limits.cosine
     height, width = reference.pixels().shape[2:]
     sized = [image.resize((width, height)) for image in images]
@@ -99,7 +99,7 @@ def _classify(embeddings: dict[str, Tensor]) -> Tensor:
 
 
 def _distance_to_base(found: dict[str, Tensor], expected: dict[str, Tensor], reference: Reference) -> Check:
-    """The export must be as far from the unedited model as the edit is: saving the unedited one is the usual mistake."""
+    """The export must be as far from the base as the edit is: saving the unedited model is the usual mistake."""
 
     def distance(which: dict[str, Tensor], kind: str) -> float:
         base = F.normalize(reference.tensors[f"base_{kind}_embedding"], dim=1)
@@ -110,7 +110,7 @@ def _distance_to_base(found: dict[str, Tensor], expected: dict[str, Tensor], ref
 
 
 def main() -> None:
-    """Print one JSON object with the checks of the folder given as the first argument; the second says whether it is trusted."""
+    """Print one JSON object with the checks of the folder in argument 1; argument 2 says whether it is trusted."""
     folder, trusted = Path(sys.argv[1]), sys.argv[2:] == ["trusted"]
     refuse_unpickling()
     try:
@@ -121,8 +121,12 @@ def main() -> None:
         checks = compute_checks(consumer, reference, resizing=target.profile.resizing)
     except ClipeditError as error:
         sys.exit(str(error))
-    answer = {"target": reference.target, "runtime": consumer.runtime, "options": reference.options,
-              "checks": [asdict(check) for check in checks]}  # fmt: skip
+    answer = {
+        "target": reference.target,
+        "runtime": consumer.runtime,
+        "options": reference.options,
+        "checks": [asdict(check) for check in checks],
+    }
     print(json.dumps(answer))
 
 

@@ -21,7 +21,8 @@ class FinalMap:
         matrix: A parameter `[width, d_embed]`.
         linear: A linear layer, whose weight is `[d_embed, width]`; its bias, if it has one, is the last row of `P`.
         shift: A tensor that adds to `f`: it holds the constants of a map without a bias.
-        classifier: A linear layer after the embedding (which is then `f` itself): it takes a changed `P` and its constant.
+        classifier: A linear layer after the embedding (which is then `f` itself): it takes a changed `P` and its
+            constant.
     """
 
     module: nn.Module
@@ -95,7 +96,7 @@ class FinalMap:
     def embed(
         self, final: Float[Tensor, "image d_model"], folded: Mapping[str, Tensor]
     ) -> Float[Tensor, "image d_embed"]:
-        """The embedding with `fold`'s tensors in place; for a classifier, the part of it that its new logits stand for."""
+        """The embedding with `fold`'s tensors in place; for a classifier, the part that its new logits stand for."""
         if self.classifier:
             weight, old = self._get(f"{self.classifier}.weight"), self._get(f"{self.classifier}.bias")
             logits = final @ folded[f"{self.classifier}.weight"].to(final).T
@@ -110,7 +111,7 @@ class FinalMap:
         return shifted @ matrix.to(final)
 
     def names(self) -> dict[str, str]:
-        """`output`, or `output.weight` and `output.bias`: what a projection of the output is folded into; and the rest of `fold`."""
+        """`output`, or `output.weight` and `.bias`: what a projection of the output is folded into; and the rest."""
         rest = {"norm": self.shift} if self.shift else {}
         if self.classifier:
             rest |= {f"classifier.{leaf}": f"{self.classifier}.{leaf}" for leaf in ("weight", "bias")}

@@ -1,7 +1,7 @@
 """Pools: how tokens become one vector. With its attention frozen, a pool is linear in the normed tokens.
 
-A pool has `copies`: the vector is `sum_p M_p sum_n a[p, n] y_n + constant`, one `p` a head of an attention pool. `M_p` is
-kept as two factors, `left @ right`, since `right` is only `d_head` high; without factors it is the identity.
+A pool has `copies`: the vector is `sum_p M_p sum_n a[p, n] y_n + constant`, one `p` a head of an attention pool. `M_p`
+is kept as two factors, `left @ right`, since `right` is only `d_head` high; without factors it is the identity.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""From the last residual stream to the embedding: a norm, a pool, a second norm, a linear map; any of them may be missing.
+"""From the last residual stream to the embedding: a norm, a pool, a second norm, a linear map; any may be missing.
 
 With both sigmas and the pool's attention frozen, `z` is linear in the stream:
-`z = sum_p left[p] right[p] sum_n (a[p, n] / (sigma_n sigma_post)) x_n + ...`. The weights of that sum are the same for every
-component, so a component's features are its writes contracted over tokens, and its readout is `left[p] right[p] W_O[h]`.
+`z = sum_p left[p] right[p] sum_n (a[p, n] / (sigma_n sigma_post)) x_n + ...`. The weights of that sum are the same for
+every component, so a component's features are its writes contracted over tokens, and its readout is `left[p] right[p]
+W_O[h]`.
 """
 
 from __future__ import annotations

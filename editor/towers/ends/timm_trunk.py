@@ -1,8 +1,9 @@
 """A timm trunk, bare or inside open_clip's `TimmModel`: where it is, how it pools, and what follows it.
 
-Bare, the embedding is timm's own representation, `forward_head(forward_features(x), pre_logits=True)`: pooled and normalised,
-before the classifier. It is what alignment maps to a CLIP's space, and it has no final map of its own (`P = I`); a classifier
-after it, `head.{weight,bias}`, is what `distilled` refits: then the logits change, and the representation does not.
+Bare, the embedding is timm's own representation, `forward_head(forward_features(x), pre_logits=True)`: pooled and
+normalised, before the classifier. It is what alignment maps to a CLIP's space, and it has no final map of its own (`P =
+I`); a classifier after it, `head.{weight,bias}`, is what `distilled` refits: then the logits change, and the
+representation does not.
 """
 
 from __future__ import annotations

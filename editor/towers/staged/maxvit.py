@@ -1,7 +1,7 @@
 """timm's `MaxxVit`: MaxViT and MaxxViT (convolution, window attention, grid attention) and CoAtNet.
 
-Stage changes are an average pool and a 1 x 1 convolution on the way past the first block, so features are `d_head` wide.
-What the convolutional blocks write are components of their own, batch norms and all.
+Stage changes are an average pool and a 1 x 1 convolution on the way past the first block, so features are `d_head`
+wide. What the convolutional blocks write are components of their own, batch norms and all.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Staged towers that can also say what each head took from each token.
 
 With its weights frozen, attention is linear in the values; so the share of one token is its value times the gradient of
-`seen . u` in that value. The attention modules of the wanted layers run once more on what they were given in the forward
-pass, and are differentiated between their output projection and their values: relative positions, shifted windows
-and masks need no code here. Tokens are contracted first: nothing is wider than the values themselves.
+`seen . u` in that value. The attention modules of the wanted layers run once more on what they were given in the
+forward pass, and are differentiated between their output projection and their values: relative positions, shifted
+windows and masks need no code here. Tokens are contracted first: nothing is wider than the values themselves.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from .staged_end import Recorded, StagedEnd, as_tokens
 
 @runtime_checkable
 class Junction(Protocol):
-    """Where one stretch becomes the next. `copies` is 4 for a merge, else 1; `inputs` are the modules to be recorded."""
+    """Where one stretch becomes the next. `copies` is 4 for a merge, else 1; `inputs`: the modules to be recorded."""
 
     copies: int
     inputs: tuple[str, ...]
@@ -60,7 +60,8 @@ class AttentionLayer:
 
     Attributes:
         stretch: Where it writes.
-        projection: Its `W_O`, a linear layer or a 1 x 1 convolution; the input holds the values of all heads, side by side.
+        projection: Its `W_O`, a linear layer or a 1 x 1 convolution; the input holds the values of all heads, side by
+            side.
         slots: For a height and width, the token that each place of `projection`'s input holds; -1 for padding.
         scale: LayerScale of the write, where there is one.
     """
@@ -75,7 +76,7 @@ class AttentionLayer:
 
 @dataclass(frozen=True)
 class Plan:
-    """A trunk's residual stream. Junction i leads from stretch i to i + 1; `sources` are all writes but the attention's."""
+    """A trunk's residual stream. Junction i leads from stretch i to i + 1; `sources`: all writes but attention's."""
 
     layers: tuple[AttentionLayer, ...]
     junctions: tuple[Junction, ...]
@@ -102,7 +103,7 @@ class StagedTower:
         raise NotImplementedError
 
     def groups(self, layers: Sequence[int], *, mlps: bool) -> list[ComponentGroup]:
-        """Heads and attention bias of the given layers; with `mlps` also MLPs, convolutions, the embedding and junctions' biases."""
+        """Heads and attention bias of layers; with `mlps` also MLPs, convolutions, embedding and junctions' biases."""
         found: list[ComponentGroup] = []
         for layer in layers:
             heads = tuple(ComponentId("head", layer, head) for head in range(self.heads_per_layer[layer]))
@@ -150,7 +151,9 @@ class StagedTower:
 
     @torch.no_grad()
     def compute_readouts(self, groups: Sequence[ComponentGroup]) -> dict[str, Float[Tensor, "component d_embed k"]]:
-        """`push[copy] @ W_O[h]` a head, `push[copy] @ b_O` a bias, copy by copy (LayerScale folded in), else the identity."""
+        """`push[copy] @ W_O[h]` a head, `push[copy] @ b_O` a bias, copy by copy (LayerScale folded in), else the
+        identity.
+        """
         found: dict[str, Tensor] = {}
         pushes = self._pushes(min((self._stretch(group) for group in groups), default=0), torch.float64)
         for group in groups:

@@ -26,8 +26,9 @@ def as_tokens(given: Tensor, channels_last: bool) -> Float[Tensor, "image token 
 class StagedEnd:
     """The end of a trunk, bare or in an open_clip model.
 
-    Bare, the embedding is the pooled normalised vector, and a classifier reads it; in an open_clip model a linear map to
-    the joint space follows. The `_tf` models of MaxViT pool first, and their head goes on with a `tanh`: it comes behind the embedding.
+    Bare, the embedding is the pooled normalised vector, and a classifier reads it; in an open_clip model a linear map
+    to the joint space follows. The `_tf` models of MaxViT pool first, and their head goes on with a `tanh`: it comes
+    behind the embedding.
     """
 
     def __init__(self, module: nn.Module):

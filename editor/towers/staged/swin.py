@@ -1,7 +1,7 @@
 """timm's `SwinTransformer`: windows, shifted in every second block; stages begin by merging 2 x 2 tokens.
 
-A merge is a LayerNorm over four tokens side by side and a linear map, so a head m merges below the top reaches the output in
-`4^m` ways. Relative position bias is in the attention, which is frozen.
+A merge is a LayerNorm over four tokens side by side and a linear map, so a head m merges below the top reaches the
+output in `4^m` ways. Relative position bias is in the attention, which is frozen.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class Merge:
     def spread(
         self, above: Float[Tensor, "image copy height width"], recorded: Recorded
     ) -> Float[Tensor, "image copies height_below width_below"]:
-        """Divided by the norm's sigma; each of four tokens has a copy of its own, in the order in which they are joined."""
+        """Divided by the norm's sigma; each of four tokens has a copy of its own, in the order in which they are
+        joined.
+        """
         below, joined = (recorded[path] for path in self.inputs)
         height, width = below.shape[1:3]
         sigma = (joined.var(-1, correction=0) + self.module.norm.eps).sqrt()

@@ -57,7 +57,7 @@ def self_attention_groups(tower: OpenClipViT, layers: Sequence[int]) -> list[Com
 def with_self_attention(
     tower: OpenClipViT, pixels: Float[Tensor, "image 3 height width"], layers: Sequence[int], features: Features
 ) -> Features:
-    """The features with `u = a[CLS, CLS] V[CLS] / sigma` of every head of some layers; `L3.bias` groups give 1 / sigma."""
+    """The features with `u = a[CLS, CLS] V[CLS] / sigma` of heads of some layers; `L3.bias` groups give 1 / sigma."""
     parts = {}
     for layer, block, stream in _walk(tower, pixels):
         if layer in layers:

@@ -1,7 +1,7 @@
 """open_clip's text transformers, read at the token that the embedding is made of (the end of the text in most models).
 
-Tokens are put in an order that begins with that one, and the causal mask with them: attention does not care about order,
-and the readout token is then the first, as a class token is.
+Tokens are put in an order that begins with that one, and the causal mask with them: attention does not care about
+order, and the readout token is then the first, as a class token is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _POOLS = ("argmax", "eos", "first", "last")
 
 
 class OpenClipText(PreNormViT):
-    """Adapter for the text side of `open_clip.CLIP`, and of `CustomTextCLIP` models whose `text` is a `TextTransformer`."""
+    """Adapter for the text side of `open_clip.CLIP`, and of `CustomTextCLIP` whose `text` is a `TextTransformer`."""
 
     title: ClassVar[str] = "open_clip text transformer"
     supports: ClassVar[str] = "the text transformers of open_clip's CLIP and CustomTextCLIP"
@@ -37,9 +37,12 @@ class OpenClipText(PreNormViT):
         name = f"{self.prefix}text_projection"
         width = blocks[0].attn.embed_dim
         final = FinalMap(
-            module, width, matrix=name if plain else None, linear=None if plain else name,
+            module,
+            width,
+            matrix=name if plain else None,
+            linear=None if plain else name,
             shift=f"{self.prefix}ln_final.bias",
-        )  # fmt: skip
+        )
         norm, none = FrozenNorm(self.owner.ln_final), FrozenNorm(nn.Identity())
         out = Readout(slice(0, 1), norm, MeanPool(), none, final, width)
         super().__init__(module, blocks, out, d_head=blocks[0].attn.head_dim)
@@ -51,7 +54,8 @@ class OpenClipText(PreNormViT):
             return "it has no text tower"
         owner, _ = _text_owner(module)
         if hasattr(module, "text") and not isinstance(owner, TextTransformer):
-            return f"its texts are encoded by a {type(owner).__name__} (a Hugging Face model), not by open_clip's transformer"
+            kind = type(owner).__name__
+            return f"its texts are encoded by a {kind} (a Hugging Face model), not by open_clip's transformer"
         if getattr(owner, "cls_emb", None) is not None or getattr(owner, "use_pad_mask", False):
             return "it reads a class token of its own, or masks padding (CoCa)"
         if _pool_type(owner) not in _POOLS:

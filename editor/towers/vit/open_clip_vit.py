@@ -1,4 +1,4 @@
-"""open_clip's `VisionTransformer`: ViT-B-32 to bigG, OpenAI, LAION, DataComp, MetaCLIP, DFN and CLIPA weights, and CoCa."""
+"""open_clip's `VisionTransformer`: ViT-B-32 to bigG; OpenAI, LAION, DataComp, MetaCLIP, DFN, CLIPA weights; CoCa."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ class OpenClipViT(SpatialViT):
     def _block(self, layer: int) -> BlockWeights:
         block = self.blocks[layer]
         scales = (getattr(block.ls_1, "gamma", None), getattr(block.ls_2, "gamma", None))
-        return BlockWeights(
-            block.attn.out_proj, scales[0], FrozenNorm(nn.Identity()), block.ln_2, block.mlp, scales[1]
-        )  # fmt: skip
+        return BlockWeights(block.attn.out_proj, scales[0], FrozenNorm(nn.Identity()), block.ln_2, block.mlp, scales[1])
 
     def _output_name(self, layer: int) -> str:
         return f"visual.transformer.resblocks.{layer}.attn.out_proj"

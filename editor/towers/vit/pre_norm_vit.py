@@ -1,7 +1,7 @@
-"""What all pre-norm vision transformers share: residual blocks, of which only the readout tokens matter after the last attention.
+"""What pre-norm vision transformers share: residual blocks; only readout tokens matter after the last attention.
 
-A tower of this kind says how tokens are embedded, how a block attends, and where its weights are; the end of the model is
-a `Readout`. The forward pass is written over the module's own parameters: the value of each head is a by-product of
+A tower of this kind says how tokens are embedded, how a block attends, and where its weights are; the end of the model
+is a `Readout`. The forward pass is written over the module's own parameters: the value of each head is a by-product of
 attention. `tests/test_families.py` holds it to the module's own code within 1e-5.
 """
 
@@ -94,7 +94,9 @@ class PreNormViT:
         raise NotImplementedError
 
     def groups(self, layers: Sequence[int], *, mlps: bool) -> list[ComponentGroup]:
-        """Heads and attention bias of the given layers; with `mlps` every layer's MLP, the embedding and the pool's own."""
+        """Heads and attention bias of the given layers; with `mlps` every layer's MLP, the embedding and the pool's
+        own.
+        """
         found: list[ComponentGroup] = []
         copies = self.out.copies
         for layer in layers:
@@ -109,7 +111,7 @@ class PreNormViT:
 
     @torch.no_grad()
     def collect_features(self, pixels: Tensor, groups: Sequence[ComponentGroup]) -> Features:
-        """One forward pass over pixels (or tokens, in a text tower), in the module's own dtype, that keeps what the components need at the readout."""
+        """One forward pass over pixels (or tokens), in the module's own dtype, that keeps what components need."""
         wanted = {group.name for group in groups}
         tokens = self.out.tokens
         kept: dict[str, Tensor] = {}
@@ -148,7 +150,7 @@ class PreNormViT:
         return self.out.final.readout()
 
     def why_not(self, effect: str) -> str | None:
-        """`distilled` needs a final linear map; `total` needs heads that nothing but `W_O` reads, and a bias for their means."""
+        """`distilled` needs a final linear map; `total` heads that only `W_O` reads, and a bias for their means."""
         if effect == "distilled":
             return self.out.final.why_not_distilled()
         blocks = [self._block(layer) for layer in range(self.n_layers)] if effect == "total" else []

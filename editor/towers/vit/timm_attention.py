@@ -25,7 +25,7 @@ def attention_refusal(attention: nn.Module, known: tuple[type[nn.Module], ...]) 
 
 
 def project_heads(attention: Any, normed: Float[Tensor, "image token d_model"], rotation: Tensor | None) -> Projected:
-    """Queries, keys and values as they meet: normed, rotated, shared keys repeated; a gate is frozen like the attention."""
+    """Queries, keys, values as they meet: normed, rotated, shared keys repeated; a gate is frozen like attention."""
     query, key, value = _project(attention, normed)
     query, key = attention.q_norm(query), attention.k_norm(key)
     if rotation is not None:
