@@ -26,7 +26,7 @@ from clipedit.editor.images.labelled import load_labelled_images
 from clipedit.editor.images.source import LabelledImages
 from clipedit.editor.images.texts import load_texts
 from clipedit.editor.measure.completeness import RANDOM_TEXTS, measure_completeness
-from clipedit.editor.measure.control import measure_with_control
+from clipedit.editor.measure.control import measure_edit
 from clipedit.editor.measure.evaluate import evaluate
 from clipedit.editor.models.model import Model, load_model
 from clipedit.editor.scan.scan import scan
@@ -55,7 +55,7 @@ def waterbirds_rows(
         protocol = any(step.layers for step in recipe.document.steps)
         for effect in ("direct",) if protocol else ("direct", "distilled"):
             bound = bind_recipe(recipe.with_effect(effect).document, scanned, model)
-            found = measure_with_control(bound, scanned, model, task)
+            found = measure_edit(bound, scanned, model, task).rows
             if before is None:
                 before = found["before"]
                 rows.append(["unedited", _percent(published and published[0]), *_cells(before)])

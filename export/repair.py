@@ -11,7 +11,7 @@ from typing import Any
 from ..editor.concepts.concepts import Concept, load_concept
 from ..editor.edits.apply import apply_recipe
 from ..editor.edits.bind import bind_recipe, check_effect
-from ..editor.edits.held_out import Fidelity, estimate_fidelity, require_enough_images
+from ..editor.edits.held_out import Fidelity, HeldOut, hold_out, require_enough_images
 from ..editor.edits.recipe import Recipe
 from ..editor.edits.singular import load_weights
 from ..editor.errors import ConceptError
@@ -181,11 +181,12 @@ def repair(
     )
     erased = load_erased(document, model, choice, follow)
     done = Repair(model, bind_recipe(document, scanned, model, labelled=erased), scanned)
+    held = hold_out(done.recipe, scanned, model, labelled=erased)
     if erased is None and not choice.force:
-        require_enough_images(done.recipe, scanned, model)
+        require_enough_images(_judge_fit(done.recipe, held), scanned.statistics.n)
     if measure:
-        done = _with_rows(done, dataset, erased, follow)
-        done = _with_fidelity(done, _find_seen(model, dataset, images), erased, follow)
+        done = _with_rows(done, dataset, erased, held, follow)
+        done = _with_fidelity(done, _find_seen(model, dataset, images), erased, held, follow)
     if out is not None:
         done = _write(done, out, images, output, follow)
     if output.plot is not None and "frontier" in done.measured:
@@ -221,9 +222,16 @@ def _require_held(scan: Scan, model: Model, concept: Concept | None, choice: Hea
         raise ConceptError(f"cannot remove {concept.name}: {found.because}. {advice}, or add --force to edit anyway.")
 
 
-def _with_rows(done: Repair, dataset: Dataset | None, erased: LabelledEmbeddings | None, follow: Follow) -> Repair:
+def _judge_fit(recipe: Recipe, held: HeldOut | None) -> Fidelity | None:
+    """The fidelity of a refit on images left out; None where nothing was refitted, or none could be left out."""
+    return held.fidelity if recipe.document.effect == "distilled" and held is not None and held.left_out else None
+
+
+def _with_rows(
+    done: Repair, dataset: Dataset | None, erased: LabelledEmbeddings | None, held: HeldOut | None, follow: Follow
+) -> Repair:
     """With the rows of the data set: before, after, random heads, the projection of the output alone."""
-    certificate = certify_recipe(done.recipe, done.scan, done.model, labelled=erased)
+    certificate = certify_recipe(done.recipe, done.scan, done.model, labelled=erased, held=held)
     evidence: dict[str, Any] = {} if certificate is None else {"certificate": certificate.report()}
     rows: Mapping[str, Any] = {}
     if dataset is not None:
@@ -233,13 +241,17 @@ def _with_rows(done: Repair, dataset: Dataset | None, erased: LabelledEmbeddings
 
 
 def _with_fidelity(
-    done: Repair, seen: tuple[ImageSource, str] | None, erased: LabelledEmbeddings | None, follow: Follow
+    done: Repair,
+    seen: tuple[ImageSource, str] | None,
+    erased: LabelledEmbeddings | None,
+    held: HeldOut | None,
+    follow: Follow,
 ) -> Repair:
     """With the fidelity to `direct`: on the scan's own images, each left out, where kept; else on what there is."""
-    held_out = estimate_fidelity(done.recipe, done.scan, done.model, labelled=erased)
-    if held_out is not None:
+    fitted = _judge_fit(done.recipe, held)
+    if fitted is not None:
         on = f"calibration {done.model.side}s, each left out"
-        return replace(done, recipe=done.recipe.with_measured({"fidelity": _describe(held_out, on)}))
+        return replace(done, recipe=done.recipe.with_measured({"fidelity": _describe(fitted, on)}))
     if done.recipe.document.effect == "direct" or seen is None:
         return done
     found = measure_fidelity(done.recipe, done.scan, done.model, seen[0], labelled=erased, progress=follow("fidelity"))

@@ -50,39 +50,61 @@ class Fidelity:
         )
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """The sample of a scan under an edit that none of its images took part in; embeddings, float64.
+
+    Attributes:
+        before: Unedited.
+        direct: Under the same edit at the readout only, which is not fitted to any image.
+        after: Under the edit as it ships; of a `distilled` one each image is left out of the fit.
+        left_out: Whether that could be done; else `after` is what the edit gives of images that it may be fitted to.
+    """
+
+    before: Float[Tensor, "image d_embed"]
+    direct: Float[Tensor, "image d_embed"]
+    after: Float[Tensor, "image d_embed"]
+    left_out: bool = True
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """How near `after` comes to `direct`."""
+        return compute_fidelity(self.direct, self.after, self.before)
+
+
+def hold_out(recipe: Recipe, scan: Scan, model: Model, *, labelled: LabelledEmbeddings | None = None) -> HeldOut | None:
+    """The sample of a scan under a bound `distilled` or `direct` recipe that was made from it; no image is read.
+
+    Least squares without image i misses it by `e_i / (1 - h_i)`, where `e_i` is what the fit on all images misses and
+    `h_i = g_i^T (G + lambda I)^-1 g_i` (the leave-one-out formula, exact for a fixed ridge: Allen 1974).
+
+    Returns:
+        None for scans of format 1, which hold no sample; for `total` recipes, whose features later layers change; and
+        for aligned models, whose sample is of the joint space while the edit is of the model itself.
+    """
+    if scan.sample is None or recipe.document.effect == "total" or model.alignment is not None:
+        return None
+    features = scan.sample.features
+    found, before = compute_recipe_embeddings(recipe, model.editable, features).double(), features.embedding.double()
+    if recipe.document.effect == "direct":
+        return HeldOut(before, found, found)
+    as_direct = recipe.document.model_copy(update={"effect": "direct"})
+    direct = compute_recipe_embeddings(bind_recipe(as_direct, scan, model, labelled=labelled), model.editable, features)
+    fold = recipe.document.fold
+    if fold is None or fold.ridge is None:
+        return HeldOut(before, direct.double(), found, left_out=False)
+    missed = leave_out(found - direct.double(), compute_leverages(scan, model, fold.ridge))
+    return HeldOut(before, direct.double(), direct.double() + missed)
+
+
 def estimate_fidelity(
     recipe: Recipe, scan: Scan, model: Model, *, labelled: LabelledEmbeddings | None = None
 ) -> Fidelity | None:
-    """Fidelity of a bound `distilled` recipe on the sample of its own scan, each image judged as if it had been left
-    out.
-
-    Least squares without image i misses it by `e_i / (1 - h_i)`, where `e_i` is what the fit on all images misses and
-    `h_i = g_i^T (G + lambda I)^-1 g_i` (the leave-one-out formula, exact for a fixed ridge: Allen 1974). No image is
-    read.
-
-    Returns:
-        None where nothing can be said: scans of format 1, and recipes that were not refitted.
-    """
-    fold = recipe.document.fold
-    if scan.sample is None or fold is None or fold.ridge is None or recipe.document.effect != "distilled":
+    """Fidelity of a bound `distilled` recipe on the sample of its own scan, each image left out; else None."""
+    if recipe.document.effect != "distilled":
         return None
-    if model.alignment is not None:
-        return None  # The sample of an aligned model is of the joint space, the edit of the model itself.
-    wanted, found = leave_one_out(recipe, scan, model, fold.ridge, labelled)
-    return compute_fidelity(wanted, found, scan.sample.features.embedding.double())
-
-
-def leave_one_out(
-    recipe: Recipe, scan: Scan, model: Model, ridge: float, labelled: LabelledEmbeddings | None = None
-) -> tuple[Float[Tensor, "image d_embed"], Float[Tensor, "image d_embed"]]:
-    """The sample under the direct edit, and under a `distilled` one that each image took no part in; float64."""
-    assert scan.sample is not None
-    direct = bind_recipe(recipe.document.model_copy(update={"effect": "direct"}), scan, model, labelled=labelled)
-    wanted, found = (
-        compute_recipe_embeddings(one, model.editable, scan.sample.features).double() for one in (direct, recipe)
-    )
-    left = (1 - compute_leverages(scan, model, ridge)).clamp_min(1e-6)[:, None]
-    return wanted, wanted + (found - wanted) / left
+    held = hold_out(recipe, scan, model, labelled=labelled)
+    return held.fidelity if held is not None and held.left_out else None
 
 
 def compute_leverages(scan: Scan, model: Model, ridge: float) -> Float[Tensor, " image"]:
@@ -93,8 +115,19 @@ def compute_leverages(scan: Scan, model: Model, ridge: float) -> Float[Tensor, "
     final = scan.sample.features.final[:, : model.editable.tower.d_model].double()
     norm = scan.sample.features.embedding.double().norm(dim=1, keepdim=True)
     # [image, d + 1]: g = [f, 1] / |z|
-    rows = torch.cat([final, torch.ones(len(final), 1).double()], dim=1) / norm
+    return measure_leverages(torch.cat([final, torch.ones(len(final), 1).double()], dim=1) / norm, factor)
+
+
+def measure_leverages(rows: Float[Tensor, "image g"], factor: Float[Tensor, "g g"]) -> Float[Tensor, " image"]:
+    """`g^T (G + lambda I)^-1 g` of every row, from the Cholesky factor."""
     return torch.linalg.solve_triangular(factor, rows.T, upper=False).square().sum(0)
+
+
+def leave_out(
+    missed: Float[Tensor, "image d_embed"], leverages: Float[Tensor, " image"]
+) -> Float[Tensor, "image d_embed"]:
+    """What least squares without an image misses of it, from what least squares with it does."""
+    return missed / (1 - leverages).clamp_min(1e-6)[:, None]
 
 
 def compute_fidelity(
@@ -115,19 +148,19 @@ def compute_fidelity(
     )
 
 
-def require_enough_images(recipe: Recipe, scan: Scan, model: Model) -> Fidelity | None:
+def require_enough_images(found: Fidelity | None, n: int) -> None:
     """Refuse a distilled edit that does not hold on images it was not fitted to; warn of one that loses some of it.
 
-    Returns:
-        The figures, as `estimate_fidelity`.
+    Args:
+        found: As `estimate_fidelity` gives it; None says nothing.
+        n: How many images it was fitted to.
 
     Raises:
         StatisticsError: With the figure, about how many images would do, and what works with these.
     """
-    found = estimate_fidelity(recipe, scan, model)
     if found is None:
-        return None
-    share, n = found.explained_change, scan.statistics.n
+        return
+    share = found.explained_change
     # What is missed falls about as one over the number of images.
     needed = math.ceil(n * (1 - share) / (1 - LEAST_SHARE) / 32) * 32
     said = f"on images left out it reproduces {share:.2f} of what the direct edit changes"
@@ -138,4 +171,3 @@ def require_enough_images(recipe: Recipe, scan: Scan, model: Model) -> Fidelity 
         )
     if share < ENOUGH_SHARE:
         warnings.warn(f"{n} images are few for a distilled edit: {said}; more would do better.", stacklevel=3)
-    return found

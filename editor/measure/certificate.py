@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..edits.direct import compute_recipe_embeddings
-from ..edits.held_out import leave_one_out
+from ..edits.held_out import HeldOut, hold_out
 from ..edits.recipe import Recipe, require_bound
 from ..edits.refit import fitted_columns
 from ..models.model import Model
@@ -55,19 +54,22 @@ class Certificate:
 
 
 def certify_recipe(
-    recipe: Recipe, scan: Scan, model: Model, *, labelled: LabelledEmbeddings | None = None
+    recipe: Recipe,
+    scan: Scan,
+    model: Model,
+    *,
+    labelled: LabelledEmbeddings | None = None,
+    held: HeldOut | None = None,
 ) -> Certificate | None:
-    """Bounds for a bound `distilled` or `direct` recipe; None without a sample, and for `total`."""
-    if scan.sample is None or recipe.document.effect == "total" or model.alignment is not None:
+    """Bounds for a bound `distilled` or `direct` recipe; None where `hold_out` gives nothing.
+
+    Args:
+        held: What `hold_out` gives, where it is known already.
+    """
+    held = held or hold_out(recipe, scan, model, labelled=labelled)
+    if held is None:
         return None
-    features = scan.sample.features
-    before = features.embedding.double()
-    fold = recipe.document.fold
-    if fold is not None and fold.ridge is not None:
-        after = leave_one_out(recipe, scan, model, fold.ridge, labelled)[1]
-    else:
-        after = compute_recipe_embeddings(recipe, model.editable, features).double()
-    angles = compute_turns(before, after)
+    angles = compute_turns(held.before, held.after)
     turns = {f"{level:g}": bound for level in LEVELS if (bound := bound_turn(angles, level)) is not None}
     moved = compute_movement(recipe, scan, model)
     probe, mean_square = (float(moved[-1]), float(moved.sum())) if moved is not None else (None, None)

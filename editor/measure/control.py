@@ -33,32 +33,12 @@ from .verdict import Verdict, judge_edit
 DRAWS = 10
 
 
-def measure_with_control(
-    recipe: Recipe,
-    scan: Scan,
-    model: Model,
-    dataset: str | Path | LabelledImages | RetrievalSet,
-    *,
-    labelled: LabelledEmbeddings | None = None,
-    draws: int = DRAWS,
-    progress: Progress | None = None,
-) -> dict[str, dict[str, float]]:
-    """`before`, `after`, `control` and, where the recipe edits the output, `output_projection`; each with its groups.
-
-    Before and after run the models themselves, with weights rounded as on disk.
-
-    Raises:
-        ImageError: If images or labels cannot be read.
-    """
-    return measure_edit(recipe, scan, model, dataset, labelled=labelled, draws=draws, progress=progress).rows
-
-
 @dataclass(frozen=True)
 class MeasuredEdit:
     """What an edit changed.
 
     Attributes:
-        rows: As `measure_with_control`.
+        rows: `before`, `after`, `control` and, where the recipe edits the output, `output_projection`.
         differences: By figure, from before to after, with paired intervals; none where nothing is right or wrong.
         spread: The standard deviation of every figure over the draws of random heads.
         rank: How many draws of random heads do at least as well as the edit, by figure.
@@ -102,7 +82,9 @@ def measure_edit(
     draws: int = DRAWS,
     progress: Progress | None = None,
 ) -> MeasuredEdit:
-    """As `measure_with_control`, with intervals, the spread of the control and the verdict.
+    """Before and after an edit, beside random heads and the projection alone, with intervals and the verdict.
+
+    Before and after run the models themselves, with weights rounded as on disk.
 
     Raises:
         ImageError: If images or labels cannot be read.

@@ -18,7 +18,7 @@ from ..edits.apply import check_base
 from ..edits.bind import bind_recipe
 from ..edits.direct import compute_recipe_embeddings
 from ..edits.head_maps import edited_groups
-from ..edits.held_out import Fidelity, compute_fidelity
+from ..edits.held_out import Fidelity, compute_fidelity, leave_out, measure_leverages
 from ..edits.parts import ablated_names
 from ..edits.recipe import Recipe, require_bound
 from ..edits.refit import UNJUDGED_RIDGE, NormalEquations, choose_ridge, factor_gram, solve_ridge, sum_equations
@@ -104,9 +104,7 @@ def compute_embedding_map(recipe: Recipe, scan: Scan, model: Model) -> Embedding
 def _judge_held_out(
     recipe: Recipe, scan: Scan, model: Model, matrix: Float[Tensor, "d_embed d_embed"], factor: Tensor
 ) -> Fidelity | None:
-    """The map on the scan's sample, each image as if it had been left out (`editor/measure/fidelity.py`); None without
-    one.
-    """
+    """The map on the scan's sample, each image left out (`editor/edits/held_out.py`); None without a sample."""
     if scan.sample is None or not scan.is_folded:
         return None
     features = scan.sample.features
@@ -114,8 +112,7 @@ def _judge_held_out(
     wanted = compute_recipe_embeddings(recipe, model, features).double()
     # [image, d_embed]: y = z / |z|
     rows = F.normalize(stored, dim=1)
-    leverage = torch.linalg.solve_triangular(factor, rows.T, upper=False).square().sum(0)
-    missed = (stored @ matrix.T - wanted) / (1 - leverage).clamp_min(1e-6)[:, None]
+    missed = leave_out(stored @ matrix.T - wanted, measure_leverages(rows, factor))
     return compute_fidelity(wanted, wanted + missed, stored)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..choices import Effect, HeadOperation
 from ..concepts.concepts import Concept, load_concept
 from ..edits.bind import bind_recipe, check_effect
-from ..edits.held_out import require_enough_images
+from ..edits.held_out import estimate_fidelity, require_enough_images
 from ..edits.recipe import Recipe
 from ..models.model import Model
 from ..scan.scan import Scan
@@ -56,5 +56,5 @@ def make_recipe(
     )
     warn_of_overlap(plan, Evidence(), model)
     recipe = bind_recipe(select_by_text_difference(scan, model, plan, Evidence()), scan, model)
-    require_enough_images(recipe, scan, model)
+    require_enough_images(estimate_fidelity(recipe, scan, model), scan.statistics.n)
     return recipe
