@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "editor.scan.align": ("align",),
     "editor.scan.align_options": ("AlignOptions",),
-    "editor.models.aligned": ("apply_aligner",),
+    "editor.load": ("apply_aligner", "load_model"),
     "editor.models.aligner": ("Aligner", "load_aligner"),
     "editor.edits.apply": ("apply_recipe",),
     "editor.edits.bind": ("bind_recipe",),
@@ -34,7 +34,8 @@ _HOMES = {
     ),
     "editor.measure.evaluate": ("evaluate",),
     "editor.scan.features": ("load_features",),
-    "editor.models.model": ("Model", "decompose", "load_model"),
+    "editor.models.decompose": ("decompose",),
+    "editor.models.model": ("Model",),
     "editor.scan.monitor": ("DriftReport", "monitor"),
     "editor.scan.partials": ("merge_partials",),
     "editor.look.plot": (
@@ -90,6 +91,8 @@ if TYPE_CHECKING:
     from .editor.errors import StatisticsError as StatisticsError
     from .editor.errors import VectorError as VectorError
     from .editor.errors import VerificationError as VerificationError
+    from .editor.load import apply_aligner as apply_aligner
+    from .editor.load import load_model as load_model
     from .editor.look.plot import plot_completeness as plot_completeness
     from .editor.look.plot import plot_frontier as plot_frontier
     from .editor.look.plot import plot_heatmap as plot_heatmap
@@ -100,12 +103,10 @@ if TYPE_CHECKING:
     from .editor.measure.evaluate import evaluate as evaluate
     from .editor.measure.reindex import compute_embedding_map as compute_embedding_map
     from .editor.measure.reindex import reindex_vectors as reindex_vectors
-    from .editor.models.aligned import apply_aligner as apply_aligner
     from .editor.models.aligner import Aligner as Aligner
     from .editor.models.aligner import load_aligner as load_aligner
+    from .editor.models.decompose import decompose as decompose
     from .editor.models.model import Model as Model
-    from .editor.models.model import decompose as decompose
-    from .editor.models.model import load_model as load_model
     from .editor.scan.align import align as align
     from .editor.scan.align_options import AlignOptions as AlignOptions
     from .editor.scan.by_units import scan_units as scan_units

@@ -20,12 +20,12 @@ from clipedit.editor.concepts.textspan import text_span
 from clipedit.editor.edits.apply import apply_recipe
 from clipedit.editor.edits.direct import compute_recipe_embeddings
 from clipedit.editor.images.demo import demo_calibration_source, test_source, validation_source
+from clipedit.editor.load import apply_aligner, load_model
 from clipedit.editor.measure.control import measure_controls
 from clipedit.editor.measure.demo_measure import build_demo_measure
 from clipedit.editor.measure.score_agreement import evaluate_scores
-from clipedit.editor.models.aligned import apply_aligner
 from clipedit.editor.models.aligner import Aligner
-from clipedit.editor.models.model import Model, load_model
+from clipedit.editor.models.model import Model
 from clipedit.editor.scan.align import align
 from clipedit.editor.scan.align_options import AlignOptions
 from clipedit.editor.scan.collect import collect_embeddings, collect_features

@@ -42,9 +42,9 @@ from clipedit.editor.edits.singular import load_weights
 from clipedit.editor.files.tensors import hash_checkpoint, read_header
 from clipedit.editor.images.decode import open_image
 from clipedit.editor.images.demo import demo_calibration_source, demo_folder
+from clipedit.editor.load import load_model
 from clipedit.editor.models.aligner import KIND as ALIGNER_KIND
 from clipedit.editor.models.aligner import load_aligner
-from clipedit.editor.models.model import load_model
 from clipedit.editor.scan.features import load_features
 from clipedit.editor.scan.partials import merge_partials
 from clipedit.editor.scan.scan import load_scan

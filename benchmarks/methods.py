@@ -39,9 +39,10 @@ from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.errors import ClipeditError
 from clipedit.editor.images.demo import LISTED_PLACES, labelled_by, labelled_tasks, test_source, validation_source
 from clipedit.editor.images.source import ImageSource
+from clipedit.editor.load import load_model
 from clipedit.editor.measure.control import draw_control_documents, mean_rows
 from clipedit.editor.measure.demo_measure import measure_embeddings, task_weights
-from clipedit.editor.models.model import Model, load_model
+from clipedit.editor.models.model import Model
 from clipedit.editor.scan.collect import LabelledEmbeddings, collect_embeddings, collect_features, collect_labelled
 from clipedit.editor.scan.features import load_features
 from clipedit.editor.scan.scan import Scan, scan

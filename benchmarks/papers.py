@@ -25,10 +25,11 @@ from clipedit.editor.edits.recipe import Recipe, load_recipe
 from clipedit.editor.images.labelled import load_labelled_images
 from clipedit.editor.images.source import LabelledImages
 from clipedit.editor.images.texts import load_texts
+from clipedit.editor.load import load_model
 from clipedit.editor.measure.completeness import RANDOM_TEXTS, measure_completeness
 from clipedit.editor.measure.control import measure_edit
 from clipedit.editor.measure.evaluate import evaluate
-from clipedit.editor.models.model import Model, load_model
+from clipedit.editor.models.model import Model
 from clipedit.editor.scan.scan import scan
 
 # Worst group before and after, in per cent: Gandelsman et al. 2024, table 3.

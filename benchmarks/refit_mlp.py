@@ -28,7 +28,8 @@ from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.images.demo import validation_source
 from clipedit.editor.images.listing import list_images
 from clipedit.editor.images.source import ImageSource
-from clipedit.editor.models.model import Model, load_model
+from clipedit.editor.load import load_model
+from clipedit.editor.models.model import Model
 from clipedit.editor.scan.collect import collect_features
 from clipedit.editor.scan.scan import Scan, scan
 from clipedit.editor.select.selectors import select_recipe

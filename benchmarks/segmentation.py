@@ -23,11 +23,12 @@ from clipedit.demo import world
 from clipedit.editor.concepts.class_weights import DEFAULT_TEMPLATES, compute_class_weights
 from clipedit.editor.concepts.queries import encode_contrast
 from clipedit.editor.images.demo import SHAPES, demo_calibration_source, demo_masked_images
+from clipedit.editor.load import load_model
 from clipedit.editor.look.readings import READINGS, weigh_heads
 from clipedit.editor.look.segment import evaluate_segmentation, score_heatmaps
 from clipedit.editor.look.spatial import draw_heatmaps
 from clipedit.editor.look.view import find_view
-from clipedit.editor.models.model import Model, load_model
+from clipedit.editor.models.model import Model
 from clipedit.editor.scan.scan import scan
 
 

@@ -22,8 +22,8 @@ import torch
 from clipedit.editor.concepts.concepts import load_concept
 from clipedit.editor.images.demo import test_source, validation_source
 from clipedit.editor.images.listing import list_images
+from clipedit.editor.load import load_model
 from clipedit.editor.measure.demo_measure import build_demo_measure
-from clipedit.editor.models.model import load_model
 from clipedit.editor.scan.collect import collect_features
 from clipedit.editor.scan.scan import scan
 from clipedit.editor.select.choice import PROJECTION_ALONE, choose_edit

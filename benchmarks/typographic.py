@@ -26,9 +26,10 @@ from clipedit.editor.edits.direct import compute_recipe_embeddings
 from clipedit.editor.edits.held_out import compute_fidelity
 from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.images.source import ImageSource, LabelledImages
+from clipedit.editor.load import load_model
 from clipedit.editor.measure.control import draw_control_documents, mean_rows
 from clipedit.editor.measure.demo_measure import task_weights
-from clipedit.editor.models.model import Model, load_model
+from clipedit.editor.models.model import Model
 from clipedit.editor.scan.collect import collect_embeddings, collect_features
 from clipedit.editor.scan.scan import scan
 from clipedit.editor.select.plan import Evidence

@@ -23,9 +23,9 @@ def open_model(
     tower: Side | None = None,
 ) -> Model:
     """As `load_model`; the aligner is by default that of a scan."""
-    from ..editor.models.aligned import apply_aligner
+    from ..editor.load import apply_aligner, load_model
     from ..editor.models.devices import require_device
-    from ..editor.models.model import load_model, needs_weights, pretrained_tags
+    from ..editor.models.loaders import needs_weights, pretrained_tags
 
     if pretrained is None and needs_weights(name):
         tags = ", ".join(pretrained_tags(name)) or "a checkpoint file (open_clip has no tag for it)"
@@ -67,7 +67,7 @@ def aligner_of(scan: Path | None) -> str | None:
 def plain_checkpoint(model: str, pretrained: str | None) -> Path | None:
     """A folder or a safetensors file that a recipe can be applied to without loading the model."""
     from ..editor.images.demo import demo_folder, is_demo
-    from ..editor.models.model import find_checkpoint
+    from ..editor.models.loaders import find_checkpoint
 
     if Path(model).is_file() and Path(model).suffix == ".safetensors":
         return Path(model)

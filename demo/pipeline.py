@@ -17,11 +17,11 @@ from ..editor.images.demo import test_source
 from ..editor.images.labelled import write_metadata
 from ..editor.images.listing import list_images
 from ..editor.images.texts import load_texts
+from ..editor.load import load_model
 from ..editor.measure.certificate import certify_recipe
 from ..editor.measure.control import MeasuredEdit, compare_models, draw_controls, put_together
 from ..editor.measure.demo_measure import build_demo_measure, task_weights
 from ..editor.measure.demo_outcomes import build_demo_outcomes
-from ..editor.models.model import load_model
 from ..editor.scan.collect import collect_embeddings
 from ..editor.scan.scan import Progress, scan
 from ..export.repair import Repair, repair

@@ -24,7 +24,8 @@ from jaxtyping import Float, UInt8
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
-from ..editor.models.model import Model, load_model
+from ..editor.load import load_model
+from ..editor.models.model import Model
 from . import world
 from .train import MEAN, STD, VALIDATION_SEED, normalise
 

@@ -20,7 +20,7 @@ from open_clip.model import CLIP
 from PIL import Image
 
 from ..editor.images.source import ImageSource
-from ..editor.models.model import load_model
+from ..editor.load import load_model
 from ..editor.select.overlay import draw_word
 from . import world
 from .train import compute_loss, learning_rate_at, normalise, save_checkpoint

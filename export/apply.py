@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..editor.edits.apply import check_base
+from ..editor.edits.apply import check_base, check_origin
 from ..editor.edits.bind import bind_recipe, check_heads
 from ..editor.edits.document import RecipeDocument
 from ..editor.edits.recipe import Recipe
 from ..editor.errors import RecipeError
-from ..editor.models.architecture import check_origin
 from ..editor.models.model import Model
 from ..editor.scan.scan import Scan
 from ..editor.select.options import HeadChoice

@@ -8,7 +8,8 @@ from ..editor.edits.apply import apply_recipe, rewrite_checkpoint
 from ..editor.edits.recipe import Recipe
 from ..editor.files.whole import staged_folder
 from ..editor.images.source import ImageSource
-from ..editor.models.model import BASE_FOLDER, Model
+from ..editor.models.loaders import BASE_FOLDER
+from ..editor.models.model import Model
 from ..editor.scan.scan import Scan
 from .pages.model_card import write_model_card
 from .targets.open_clip import write_open_clip_folder

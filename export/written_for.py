@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ..editor.choices import WeightPrecision
 from ..editor.errors import ExportError, VerificationError, nearest_names
-from ..editor.models.model import Model, load_model
+from ..editor.load import load_model
+from ..editor.models.model import Model
 from .consumers.consumer import Consumer, build_own_consumer
 from .consumers.target import Target
 from .graphs.profile import Profile

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 import clipedit
 from clipedit.editor.images.demo import demo_calibration_source
-from clipedit.editor.models.aligned import apply_aligner
+from clipedit.editor.load import apply_aligner
 from clipedit.editor.models.aligner import Aligner, compute_aligned, compute_orthogonality, fit_shared_map, load_aligner
-from clipedit.editor.models.model import decompose
+from clipedit.editor.models.decompose import decompose
 from clipedit.editor.scan import align as align_module
 from clipedit.editor.scan.align import align
 from clipedit.editor.scan.align_options import AlignOptions

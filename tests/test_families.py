@@ -28,7 +28,8 @@ from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.images.source import ImageSource
 from clipedit.editor.look.spatial import compute_token_shares
-from clipedit.editor.models.model import Model, decompose
+from clipedit.editor.models.decompose import decompose
+from clipedit.editor.models.model import Model
 from clipedit.editor.towers.build import build_tower
 
 SIZE = 32

@@ -79,7 +79,7 @@ def test_a_clip_of_real_size_goes_the_whole_path(
 
 
 def test_openai_weights_keep_their_quick_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
-    from clipedit.editor.models import model as loading
+    from clipedit.editor.models import loaders as loading
 
     asked: dict[str, object] = {}
     create = open_clip.factory.create_model

@@ -9,10 +9,11 @@ import open_clip
 import pytest
 
 import clipedit
+from clipedit.editor.edits.apply import check_origin
 from clipedit.editor.edits.bind import check_effect, check_heads
 from clipedit.editor.edits.document import list_recipes
 from clipedit.editor.images.demo import demo_calibration_source
-from clipedit.editor.models.architecture import check_origin, load_architecture
+from clipedit.editor.models.architecture import load_architecture
 
 LAST_FOUR = {"ViT-B-16": (12, 12), "ViT-L-14": (24, 16), "ViT-H-14": (32, 16)}  # layers and heads
 

@@ -20,7 +20,8 @@ from clipedit.editor.edits.apply import apply_recipe
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.look.spatial import compute_token_shares, head_ids
-from clipedit.editor.models.model import Model, decompose
+from clipedit.editor.models.decompose import decompose
+from clipedit.editor.models.model import Model
 from clipedit.editor.scan.scan import Scan
 from clipedit.editor.scan.statistics import add_features, empty_statistics
 from clipedit.editor.towers.build import build_tower

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...editor.models.model import Model, load_model
+from ...editor.models.model import Model
+from ...editor.load import load_model
 from ..consumers.consumer import Consumer, build_own_consumer
 from ..consumers.target import Target, TargetRow
 from ..graphs.profile import Profile

@@ -21,7 +21,8 @@ from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.images.texts import list_texts, text_source
 from clipedit.editor.measure.fidelity import measure_fidelity
 from clipedit.editor.models.architecture import load_architecture
-from clipedit.editor.models.model import Model, decompose
+from clipedit.editor.models.decompose import decompose
+from clipedit.editor.models.model import Model
 from clipedit.editor.select.plan import default_heads
 from clipedit.editor.towers.build import build_tower
 from clipedit.export.edited_folder import apply_to_folder

@@ -7,7 +7,8 @@ import pytest
 import torch
 from open_clip.model import CLIP
 
-from clipedit.editor.models.model import Model, decompose
+from clipedit.editor.models.decompose import decompose
+from clipedit.editor.models.model import Model
 from clipedit.editor.towers.build import build_tower
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 12}

@@ -9,19 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import open_clip
 from torch import Tensor
 
 from ..components import HeadId
 from ..errors import RecipeError
 from ..files.tensors import ReadTensor, copy_with_tensors, hash_checkpoint, tensor_reader
+from ..images.demo import DEMO
+from ..models.architecture import load_architecture
 from ..models.identity import describe_function, find_function_difference
-from ..models.model import BASE_FOLDER, WEIGHTS_NAME, Model, find_checkpoint
+from ..models.loaders import BASE_FOLDER, WEIGHTS_NAME, find_checkpoint, pretrained_tags
+from ..models.model import Model
 from ..models.open_clip_config import CONFIG_NAME as OPEN_CLIP_CONFIG_NAME
 from ..models.open_clip_config import read_open_clip_config
 from ..models.timm import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME, is_timm_folder
 from ..scan.scan import Scan
 from .bind import bind_recipe, check_heads
 from .direct import direct_edit
+from .document import RecipeDocument
 from .recipe import Recipe, bound_heads, require_bound
 
 _COMPANIONS = frozenset({".json", ".txt", ".model", ".md"})
@@ -163,6 +168,29 @@ def check_base(
         raise RecipeError(
             f"cannot apply recipe {recipe.document.name} to {name}: it was made for weights {expected[:12]} "
             f"({recipe.document.base.model}), these are {weights_hash[:12]}. Give that base, or --force."
+        )
+
+
+def check_origin(document: RecipeDocument, model: Model, *, force: bool) -> None:
+    """Refuse the heads of one model on another: the same names would be other heads.
+
+    Says nothing where either side does not say what it is.
+
+    Raises:
+        RecipeError: If the architecture or the tag of the weights differs, unless `force` is set.
+    """
+    base = document.base
+    if force or base.model not in [*open_clip.list_models(), DEMO]:
+        return
+    wanted, found = load_architecture(base.model).tower.heads_per_layer, model.tower.heads_per_layer
+    other_tag = (
+        base.pretrained and model.pretrained in pretrained_tags(base.model) and model.pretrained != base.pretrained
+    )
+    if wanted != found or other_tag:
+        raise RecipeError(
+            f"cannot apply recipe {document.name} to {model.name}: it names heads of {base.model}"
+            f"{f' ({base.pretrained})' if base.pretrained else ''}, {len(wanted)} layers of {wanted[-1]}; this model has "
+            f"{len(found)} of {found[-1]}{f' ({model.pretrained})' if model.pretrained else ''}. Give that model, or --force."
         )
 
 

@@ -15,13 +15,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..choices import Side
 from ..components import HeadId
 from ..errors import ModelError
 from ..files.bounded import load_json
 from ..files.tensors import StoredTensor, read_header, tensor_reader
 from ..images.demo import demo_folder, is_demo
 from ..models.architecture import load_architecture
-from ..models.model import BASE_FOLDER, CONFIG_NAME, Side, find_checkpoint, pretrained_tags
+from ..models.loaders import BASE_FOLDER, find_checkpoint, pretrained_tags
+from ..models.open_clip_config import CONFIG_NAME
 from ..towers.tower import Tower
 from .recipe import Recipe, load_recipe
 

@@ -131,11 +131,6 @@ def is_plain_name(name: str) -> bool:
     return Path(name).name == name and name not in ("", ".", "..") and not set(name) & set("/\\:\0")
 
 
-def lasting_name(name: str) -> str:
-    """Names that are paths are stored so that they hold from any working directory."""
-    return str(Path(name).resolve()) if Path(name).exists() and name != "demo" else name
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically."""
     with staged_file(path) as temporary:

@@ -21,8 +21,8 @@ from ..edits.parts import ablated_names
 from ..edits.recipe import Recipe, load_recipe, require_bound
 from ..images.skew import RetrievalSet
 from ..images.source import ImageSource, LabelledImages
-from ..models.aligned import apply_aligner
-from ..models.model import Model, load_model
+from ..load import apply_aligner, load_model
+from ..models.model import Model
 from ..scan.collect import LabelledEmbeddings, collect_embeddings, collect_features
 from ..scan.scan import Progress, Scan, load_scan
 from ..select.plan import draw_random_heads

@@ -20,7 +20,8 @@ from torch import Tensor
 from ..errors import AlignmentError, ModelError
 from ..files.inputs import require_aligner_file
 from ..files.tensors import load_tensors
-from ..files.whole import lasting_name, save_tensors
+from ..files.whole import save_tensors
+from .loaders import lasting_name
 from .model import Model
 
 KIND = "clipedit-aligner-1"

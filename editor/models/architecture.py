@@ -10,11 +10,11 @@ from pathlib import Path
 import open_clip
 import torch
 
-from ..edits.document import RecipeDocument
-from ..errors import ModelError, RecipeError, nearest_names
+from ..errors import ModelError, nearest_names
 from ..images.demo import DEMO, demo_folder, is_demo
 from ..towers.build import build_tower
-from .model import BASE_FOLDER, Model, pretrained_tags
+from .loaders import BASE_FOLDER
+from .model import Model
 from .timm import create_timm, is_timm_name
 
 
@@ -46,29 +46,6 @@ def load_architecture(name: str | Path) -> Model:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"cannot build the architecture {name}: {first_line}.") from error
     return Model(str(name), None, module, build_tower(module), {})
-
-
-def check_origin(document: RecipeDocument, model: Model, *, force: bool) -> None:
-    """Refuse the heads of one model on another: the same names would be other heads.
-
-    Says nothing where either side does not say what it is.
-
-    Raises:
-        RecipeError: If the architecture or the tag of the weights differs, unless `force` is set.
-    """
-    base = document.base
-    if force or base.model not in [*open_clip.list_models(), DEMO]:
-        return
-    wanted, found = load_architecture(base.model).tower.heads_per_layer, model.tower.heads_per_layer
-    other_tag = (
-        base.pretrained and model.pretrained in pretrained_tags(base.model) and model.pretrained != base.pretrained
-    )
-    if wanted != found or other_tag:
-        raise RecipeError(
-            f"cannot apply recipe {document.name} to {model.name}: it names heads of {base.model}"
-            f"{f' ({base.pretrained})' if base.pretrained else ''}, {len(wanted)} layers of {wanted[-1]}; this model has "
-            f"{len(found)} of {found[-1]}{f' ({model.pretrained})' if model.pretrained else ''}. Give that model, or --force."
-        )
 
 
 @contextmanager

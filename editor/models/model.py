@@ -7,44 +7,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import open_clip
 import torch
 from jaxtyping import Float
-from open_clip.factory import _find_checkpoint_in_dir
 from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from torch import Tensor, nn
 
-from ..components import Decomposition
-from ..errors import ModelError, nearest_names
-from ..files.tensors import hash_checkpoint, hash_state, read_header, reading_weights, round_to_storage, stored_dtype
-from ..images.demo import DEMO, demo_folder, is_demo
+from ..choices import Side
+from ..errors import ModelError
+from ..files.tensors import hash_checkpoint, hash_state, round_to_storage
 from ..images.source import ImageSource
 from ..towers.build import build_tower
 from ..towers.tower import Tower
 from ..towers.vit.open_clip_text import OpenClipText
-from .config_bounds import require_modest_config, require_modest_sizes
-from .hf_folder import load_hf_folder
-from .open_clip_config import CONFIG_NAME, read_open_clip_config
-from .preprocessing import build_preprocess, require_preprocess
-from .timm import (
-    create_timm,
-    create_timm_from_folder,
-    describe_timm,
-    is_timm_folder,
-    is_timm_name,
-    require_linear_classifier,
-    require_whole_patches,
-    timm_tags,
-)
+from .preprocessing import build_preprocess
+from .timm import require_linear_classifier
 
-WEIGHTS_NAME = "open_clip_model.safetensors"
-BASE_FOLDER = "base"
 HF_PREFIX = "hf:"
 MAX_TEXT_LISTS = 16
-Side = Literal["image", "text"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +56,7 @@ class Model:
         readout_edit: A `direct` edit: a function of the tower and pixels that gives the edited embeddings.
         base: The model that this one was edited from.
         applied: The bound recipe that it was edited with, if that was done in memory; see `recipe`.
+        read_recipe: For a model that came edited: reads the recipe that whoever wrote its folder left there.
         alignment: Where the texts come from, if this model is read through an aligner; `tower` then reads it so too.
     """
 
@@ -87,6 +71,7 @@ class Model:
     readout_edit: Callable[[Tower, Tensor], Tensor] | None = None
     base: Model | None = None
     applied: Any = None
+    read_recipe: Callable[[], Any] | None = None
     alignment: Alignment | None = None
 
     @property
@@ -139,11 +124,7 @@ class Model:
     @cached_property
     def recipe(self) -> Any:
         """The `Recipe` that this model was edited with, in memory or by who wrote its folder; None if there is none."""
-        from ..edits.recipe import load_recipe
-
-        if self.base is not None or self.folder is None or not (self.folder / "recipe.yaml").is_file():
-            return self.applied
-        return load_recipe(self.folder)
+        return self.read_recipe() if self.read_recipe is not None else self.applied
 
     @property
     def has_texts(self) -> bool:
@@ -249,171 +230,13 @@ class Model:
             # Rounded as on disk first: the model in memory is the one that ships.
             stored = round_to_storage(name, tensor, self.storage_dtypes.get(name, old.dtype))
             setattr(owner, leaf, nn.Parameter(stored.to(old.dtype).to(old.device), requires_grad=old.requires_grad))
-        return replace(self, module=module, tower=type(self.tower)(module), checkpoint=None, base=self, **changes)
-
-
-def load_model(name: str, pretrained: str | None = None, *, device: str = "cpu") -> Model:
-    """Load a model.
-
-    Args:
-        name: `demo`, a folder with `open_clip_config.json` or timm's `config.json` (also one that clipedit wrote), `hf:FOLDER`
-            with a Hugging Face `CLIPModel` or `SiglipModel`, or an open_clip or timm name; timm's may carry their tag,
-            `vit_base_patch16_224.augreg_in21k`.
-        pretrained: A tag of open_clip or timm, or a checkpoint file. None with a name gives random weights.
-        device: Where to put the weights.
-
-    Raises:
-        ModelError: If the model is unknown, cannot be read, holds NaN, or has no tower.
-    """
-    if pretrained is not None and (is_demo(name) or name.startswith(HF_PREFIX) or Path(name).is_dir()):
-        raise ModelError(
-            f"cannot load {name} with pretrained {pretrained!r}: it is a folder that holds its own weights. Leave one out."
+        # What is changed in memory was not edited by a recipe of the folder.
+        return replace(
+            self,
+            module=module,
+            tower=type(self.tower)(module),
+            checkpoint=None,
+            base=self,
+            read_recipe=None,
+            **changes,
         )
-    if is_demo(name):
-        return _load_folder(demo_folder(), DEMO, device)
-    if name.startswith(HF_PREFIX):
-        return _load_hf(Path(name.removeprefix(HF_PREFIX)), device)
-    if (Path(name) / BASE_FOLDER).is_dir():
-        return _load_direct(Path(name), device)
-    if Path(name).is_dir():
-        return _load_folder(Path(name), name, device)
-    if name in open_clip.list_models():
-        return _load_named(name, pretrained, device)
-    if is_timm_name(name):
-        architecture, _, tag = name.partition(".")
-        return _load_timm(architecture, pretrained or tag or None, device)
-    raise ModelError(
-        f"cannot load model {name!r}: it is neither `demo`, nor a folder, nor a name of open_clip or timm. "
-        f"{nearest_names(name, [*open_clip.list_models(), DEMO])}"
-    )
-
-
-def find_checkpoint(folder: Path) -> Path:
-    """The weights file that open_clip would read from a folder.
-
-    Raises:
-        ModelError: If there is none.
-    """
-    found = _find_checkpoint_in_dir(folder)
-    if found is None:
-        raise ModelError(f"cannot load {folder}: it holds no weights. Add {WEIGHTS_NAME}.")
-    return Path(found)
-
-
-def needs_weights(name: str) -> bool:
-    """Whether a name stands for an architecture only, so that weights must be named too."""
-    if is_demo(name) or Path(name).is_dir():
-        return False
-    return name in open_clip.list_models() or (is_timm_name(name) and "." not in name)
-
-
-def pretrained_tags(name: str) -> list[str]:
-    """The tags open_clip or timm knows for a model."""
-    return open_clip.list_pretrained_tags_by_model(name) if name in open_clip.list_models() else timm_tags(name)
-
-
-@torch.no_grad()
-def decompose(model: Model, pixels: Tensor) -> Decomposition:
-    """Every component's contribution to the embeddings of a batch of pixels `[image, 3, height, width]`, or of tokens.
-
-    Contributions and the constant sum to `model.encode_image(pixels)`; in the joint space, unnormalised. The array has
-    `image x component x d_embed` numbers: for many images use `scan`.
-    """
-    groups = model.tower.groups(range(model.tower.n_layers), mlps=True)
-    features = model.tower.collect_features(pixels.to(model.device), groups)
-    readouts = model.tower.compute_readouts(groups)
-    parts = [
-        torch.einsum("cek,ick->ice", readouts[group.name].to(features.final), features.groups[group.name])
-        for group in groups
-    ]
-    return Decomposition(
-        components=[identity for group in groups for identity in group.ids],
-        contributions=torch.cat(parts, dim=1),
-        constant=model.tower.constant().to(features.final),
-        embedding=features.embedding,
-    )
-
-
-def _load_folder(folder: Path, name: str, device: str) -> Model:
-    with reading_weights(str(folder)):
-        if not (folder / CONFIG_NAME).is_file() and is_timm_folder(folder):
-            checkpoint = find_checkpoint(folder)
-            module = create_timm_from_folder(folder, checkpoint.stat().st_size).to(device)
-            config = describe_timm(module, folder)
-            require_whole_patches(module, config["preprocess_cfg"]["size"])
-        else:
-            config = read_open_clip_config(folder)
-            require_modest_sizes(config, str(folder))
-            checkpoint = find_checkpoint(folder)
-            require_modest_config(config["model_cfg"], checkpoint.stat().st_size, str(folder))
-            module = _create(f"local-dir:{folder}", None, device, origin=str(folder))
-        require_preprocess(config, getattr(getattr(module, "visual", None), "image_size", None))
-        return _finish(module, name, None, config, checkpoint)
-
-
-def _load_hf(folder: Path, device: str) -> Model:
-    name = f"{HF_PREFIX}{folder.resolve()}"
-    module, config, dtypes = load_hf_folder(folder, device=device)
-    with reading_weights(name):
-        require_preprocess(config)
-    return replace(_finish(module, name, None, config, None), folder=folder, storage_dtypes=dtypes)
-
-
-def _load_direct(folder: Path, device: str) -> Model:
-    """A folder with a directly edited model: its base, and the recipe beside it."""
-    from ..edits.apply import apply_recipe
-    from ..edits.recipe import load_recipe
-
-    base = _load_folder(folder / BASE_FOLDER, str(folder / BASE_FOLDER), device)
-    return replace(apply_recipe(load_recipe(folder), base), name=str(folder))
-
-
-def _load_timm(name: str, pretrained: str | None, device: str) -> Model:
-    checkpoint = _find_file_or_tag(name, pretrained, timm_tags(name))
-    with reading_weights(f"{name} ({pretrained})"):
-        module = create_timm(name, pretrained)
-    return _finish(module.to(device), name, pretrained, describe_timm(module), checkpoint)
-
-
-def _find_file_or_tag(name: str, pretrained: str | None, tags: list[str]) -> Path | None:
-    """The checkpoint file, or None for a tag."""
-    checkpoint = Path(pretrained) if pretrained and Path(pretrained).is_file() else None
-    if pretrained and checkpoint is None and pretrained not in tags:
-        raise ModelError(
-            f"cannot load {name}: {pretrained!r} is neither a file nor a tag. {nearest_names(pretrained, tags)}"
-        )
-    return checkpoint
-
-
-def _load_named(name: str, pretrained: str | None, device: str) -> Model:
-    checkpoint = _find_file_or_tag(name, pretrained, pretrained_tags(name))
-    module = _create(name, pretrained, device, origin=f"{name} ({pretrained})")
-    preprocess = dict(open_clip.get_model_preprocess_cfg(module))
-    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": preprocess}
-    if pretrained and (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"):
-        config["model_cfg"]["quick_gelu"] = True
-    return _finish(module, name, pretrained, config, checkpoint)
-
-
-def _create(name: str, pretrained: str | None, device: str, *, origin: str) -> nn.Module:
-    quick_gelu = bool(pretrained and (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"))
-    with reading_weights(origin):
-        module = open_clip.create_model(
-            name, pretrained=pretrained, device=device, force_quick_gelu=quick_gelu, weights_only=True
-        )
-    return module
-
-
-def _finish(
-    module: nn.Module, name: str, pretrained: str | None, config: Mapping[str, Any], checkpoint: Path | None
-) -> Model:
-    module.eval()
-    for tensor_name, tensor in module.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise ModelError(f"cannot use {name}: tensor {tensor_name} holds NaN or infinity. Fetch the weights again.")
-    dtypes = {}
-    if checkpoint is not None and checkpoint.suffix == ".safetensors":
-        dtypes = {key: stored_dtype(entry) for key, entry in read_header(checkpoint).items()}
-    safe = checkpoint if dtypes else None
-    folder = checkpoint.parent if checkpoint is not None and pretrained is None else None
-    return Model(name, pretrained, module, build_tower(module), config, safe, folder, dtypes)

@@ -26,7 +26,8 @@ from ..models.aligner import (
     describe_model,
     fit_shared_map,
 )
-from ..models.model import Model, decompose
+from ..models.decompose import decompose
+from ..models.model import Model
 from .align_options import AlignOptions
 from .collect import collect_embeddings
 from .scan import Progress

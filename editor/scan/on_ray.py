@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import ClipeditError, ImageError, ModelError
-from ..files.whole import lasting_name
 from ..images.shards import WorkUnit
+from ..models.loaders import lasting_name
 from .scanner import Scanner
 
 
@@ -71,14 +71,14 @@ class UnitScanner:
     """The actor: a model, and units that are scanned with it."""
 
     def __init__(self, given: dict[str, Any], shared: list[Any]):
-        from ..models.model import load_model
+        from ..load import load_model
 
         torch.set_num_threads(given["threads"])
         self.workers, self.of = given["workers"], given["of"]
         self.units: list[WorkUnit] = importlib.import_module("ray").get(shared[0])
         model = load_model(given["name"], given["pretrained"], device=given["device"])
         if given["aligner"] is not None:
-            from ..models.aligned import apply_aligner
+            from ..load import apply_aligner
 
             model = apply_aligner(model, given["aligner"])
         model = model.with_tower(given["tower"])

@@ -11,18 +11,19 @@ from typing import Any
 
 from torch import Tensor
 
-from ..choices import PassPrecision
+from ..choices import PassPrecision, Side
 from ..components import ComponentGroup, Features
 from ..errors import ImageError, ModelError, StatisticsError
 from ..files.inputs import require_scan_file
 from ..files.tensors import load_tensors
-from ..files.whole import lasting_name, save_tensors
+from ..files.whole import save_tensors
 from ..images.batches import Batch, load_batches
 from ..images.listing import list_images
 from ..images.source import ImageSource
 from ..images.texts import list_texts
 from ..models.identity import describe_function, find_function_difference
-from ..models.model import Model, Side
+from ..models.loaders import lasting_name
+from ..models.model import Model
 from ..notebook import html_facts
 from .description import check_description, check_sample, check_sums
 from .features import write_features

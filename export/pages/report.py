@@ -22,8 +22,8 @@ from ...editor.images.demo import DEMO, is_demo
 from ...editor.images.listing import list_images
 from ...editor.images.source import ImageSource
 from ...editor.images.texts import load_texts
-from ...editor.models.aligned import apply_aligner
-from ...editor.models.model import Model, load_model
+from ...editor.load import apply_aligner, load_model
+from ...editor.models.model import Model
 from ...editor.scan.scan import Progress, Scan, load_scan
 from ..verify.verify import REPORT_NAME as VERIFICATION_NAME
 from .head_cards import PICTURED, Edit, HeadCard, Pictures, build_cards, collect_pictures

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ...editor.files.whole import save_tensors
-from ...editor.models.model import CONFIG_NAME, WEIGHTS_NAME, Model
+from ...editor.models.loaders import WEIGHTS_NAME
+from ...editor.models.model import Model
+from ...editor.models.open_clip_config import CONFIG_NAME
 from ..consumers.consumer import Consumer, build_torch_consumer
 from ..consumers.target import Target, TargetRow
 from ..graphs.profile import Profile, require_plain

@@ -7,7 +7,8 @@ from pathlib import Path
 from ...editor.edits.apply import apply_recipe
 from ...editor.edits.recipe import load_recipe
 from ...editor.errors import ExportError
-from ...editor.models.model import Model, load_model
+from ...editor.load import load_model
+from ...editor.models.model import Model
 from ..consumers.consumer import Consumer, build_own_consumer
 from ..consumers.target import Target, TargetRow
 from ..graphs.profile import Profile

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from ...editor.edits.document import Base
 from ...editor.errors import ExportError
 from ...editor.files.bounded import load_json
-from ...editor.files.whole import lasting_name
+from ...editor.models.loaders import lasting_name
 from ...editor.models.model import Model
 from ..graphs.precision import LIMITS
 from ..graphs.profile import Profile

@@ -12,7 +12,8 @@ from ...editor.edits.recipe import load_recipe
 from ...editor.errors import ClipeditError, ExportError
 from ...editor.images.listing import list_images
 from ...editor.images.source import ImageSource
-from ...editor.models.model import Model, load_model
+from ...editor.load import load_model
+from ...editor.models.model import Model
 from ..targets.patch import RECIPE_NAME
 from ..targets.registry import require_target
 from .record import FOLDER, PACKAGES_THAT_WRITE, describe_environment, hash_files, load_record

@@ -1,0 +1,79 @@
+"""Loading: a name or a folder to a model, one that clipedit edited included, and read through an aligner if one is given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from .edits.apply import apply_recipe
+from .edits.recipe import Recipe, load_recipe
+from .errors import AlignmentError
+from .images.demo import is_demo
+from .models.aligner import Aligner, check_aligner, load_aligner
+from .models.loaders import BASE_FOLDER, load_plain_model
+from .models.model import HF_PREFIX, Alignment, Model
+from .towers.aligned import AlignedTower
+
+RECIPE_NAME = "recipe.yaml"
+
+
+def load_model(name: str, pretrained: str | None = None, *, device: str = "cpu") -> Model:
+    """Load a model.
+
+    Args:
+        name: `demo`, a folder with `open_clip_config.json` or timm's `config.json` (also one that clipedit wrote),
+            `hf:FOLDER` with a Hugging Face `CLIPModel` or `SiglipModel`, or an open_clip or timm name; timm's may carry
+            their tag, `vit_base_patch16_224.augreg_in21k`.
+        pretrained: A tag of open_clip or timm, or a checkpoint file. None with a name gives random weights.
+        device: Where to put the weights.
+
+    Raises:
+        ModelError: If the model is unknown, cannot be read, holds NaN, or has no tower.
+    """
+    named = is_demo(name) or name.startswith(HF_PREFIX)
+    if not named and pretrained is None and (Path(name) / BASE_FOLDER).is_dir():
+        return _load_direct(Path(name), device)
+    model = load_plain_model(name, pretrained, device=device)
+    return replace(model, read_recipe=partial(find_recipe, model.folder)) if model.folder is not None else model
+
+
+def find_recipe(folder: Path) -> Recipe | None:
+    """The recipe that a folder's model was edited with; None where there is none.
+
+    Raises:
+        RecipeError: If it cannot be read.
+    """
+    return load_recipe(folder) if (folder / RECIPE_NAME).is_file() else None
+
+
+def apply_aligner(model: Model, aligner: str | Path | Aligner, *, clip: Model | None = None) -> Model:
+    """The model with the CLIP's texts: what labels, scores and recipes ask of a model works on it as on a CLIP.
+
+    `encode_image` gives `z^a`, `encode_text` the CLIP's texts. Edits are made to the model itself: `apply_recipe` on the
+    result gives an ordinary edited model.
+
+    Args:
+        clip: The CLIP that the aligner leads to; by default it is loaded by the name in the aligner.
+
+    Raises:
+        AlignmentError: If the aligner cannot be read or is of other weights.
+        ModelError: If the CLIP cannot be loaded.
+    """
+    if model.alignment is not None or model.readout_edit is not None:
+        raise AlignmentError(f"cannot align {model.name}: it is aligned or directly edited already. Give its base.")
+    path = "memory" if isinstance(aligner, Aligner) else str(aligner)
+    aligner = aligner if isinstance(aligner, Aligner) else load_aligner(aligner)
+    clip = clip or load_model(aligner.clip["name"], aligner.clip["pretrained"])
+    components = sum(len(group.ids) for group in model.tower.groups(range(model.tower.n_layers), mlps=True))
+    check_aligner(aligner, model, clip, components)
+    tower = AlignedTower(model.tower, aligner.maps, aligner.bias)
+    # Concepts and texts of the CLIP's own folder belong to its texts.
+    alignment = Alignment(model, clip, path, aligner.digest)
+    return replace(model, tower=tower, folder=clip.folder, alignment=alignment)
+
+
+def _load_direct(folder: Path, device: str) -> Model:
+    """A folder with a directly edited model: its base, and the recipe beside it."""
+    base = load_plain_model(str(folder / BASE_FOLDER), device=device)
+    return replace(apply_recipe(load_recipe(folder), base), name=str(folder))

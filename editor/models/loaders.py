@@ -1,0 +1,174 @@
+"""Loaders: from a name, a folder or a checkpoint to a model as its files hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.factory import _find_checkpoint_in_dir
+from torch import nn
+
+from ..errors import ModelError, nearest_names
+from ..files.tensors import read_header, reading_weights, stored_dtype
+from ..images.demo import DEMO, demo_folder, is_demo
+from ..towers.build import build_tower
+from .config_bounds import require_modest_config, require_modest_sizes
+from .hf_folder import load_hf_folder
+from .model import HF_PREFIX, Model
+from .open_clip_config import CONFIG_NAME, read_open_clip_config
+from .preprocessing import require_preprocess
+from .timm import (
+    create_timm,
+    create_timm_from_folder,
+    describe_timm,
+    is_timm_folder,
+    is_timm_name,
+    require_whole_patches,
+    timm_tags,
+)
+
+WEIGHTS_NAME = "open_clip_model.safetensors"
+BASE_FOLDER = "base"
+
+
+def load_plain_model(name: str, pretrained: str | None = None, *, device: str = "cpu") -> Model:
+    """Load a model.
+
+    Args:
+        name: `demo`, a folder with `open_clip_config.json` or timm's `config.json` (also one that clipedit wrote), `hf:FOLDER`
+            with a Hugging Face `CLIPModel` or `SiglipModel`, or an open_clip or timm name; timm's may carry their tag,
+            `vit_base_patch16_224.augreg_in21k`.
+        pretrained: A tag of open_clip or timm, or a checkpoint file. None with a name gives random weights.
+        device: Where to put the weights.
+
+    Raises:
+        ModelError: If the model is unknown, cannot be read, holds NaN, or has no tower.
+    """
+    if pretrained is not None and (is_demo(name) or name.startswith(HF_PREFIX) or Path(name).is_dir()):
+        raise ModelError(
+            f"cannot load {name} with pretrained {pretrained!r}: it is a folder that holds its own weights. Leave one out."
+        )
+    if is_demo(name):
+        return _load_folder(demo_folder(), DEMO, device)
+    if name.startswith(HF_PREFIX):
+        return _load_hf(Path(name.removeprefix(HF_PREFIX)), device)
+    if Path(name).is_dir():
+        return _load_folder(Path(name), name, device)
+    if name in open_clip.list_models():
+        return _load_named(name, pretrained, device)
+    if is_timm_name(name):
+        architecture, _, tag = name.partition(".")
+        return _load_timm(architecture, pretrained or tag or None, device)
+    raise ModelError(
+        f"cannot load model {name!r}: it is neither `demo`, nor a folder, nor a name of open_clip or timm. "
+        f"{nearest_names(name, [*open_clip.list_models(), DEMO])}"
+    )
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """The weights file that open_clip would read from a folder.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    found = _find_checkpoint_in_dir(folder)
+    if found is None:
+        raise ModelError(f"cannot load {folder}: it holds no weights. Add {WEIGHTS_NAME}.")
+    return Path(found)
+
+
+def lasting_name(name: str) -> str:
+    """Names that are paths are stored so that they hold from any working directory."""
+    return str(Path(name).resolve()) if Path(name).exists() and not is_demo(name) else name
+
+
+def needs_weights(name: str) -> bool:
+    """Whether a name stands for an architecture only, so that weights must be named too."""
+    if is_demo(name) or Path(name).is_dir():
+        return False
+    return name in open_clip.list_models() or (is_timm_name(name) and "." not in name)
+
+
+def pretrained_tags(name: str) -> list[str]:
+    """The tags open_clip or timm knows for a model."""
+    return open_clip.list_pretrained_tags_by_model(name) if name in open_clip.list_models() else timm_tags(name)
+
+
+def _load_folder(folder: Path, name: str, device: str) -> Model:
+    with reading_weights(str(folder)):
+        if not (folder / CONFIG_NAME).is_file() and is_timm_folder(folder):
+            checkpoint = find_checkpoint(folder)
+            module = create_timm_from_folder(folder, checkpoint.stat().st_size).to(device)
+            config = describe_timm(module, folder)
+            require_whole_patches(module, config["preprocess_cfg"]["size"])
+        else:
+            config = read_open_clip_config(folder)
+            require_modest_sizes(config, str(folder))
+            checkpoint = find_checkpoint(folder)
+            require_modest_config(config["model_cfg"], checkpoint.stat().st_size, str(folder))
+            module = _create(f"local-dir:{folder}", None, device, origin=str(folder))
+        require_preprocess(config, getattr(getattr(module, "visual", None), "image_size", None))
+        return _finish(module, name, None, config, checkpoint)
+
+
+def _load_hf(folder: Path, device: str) -> Model:
+    name = f"{HF_PREFIX}{folder.resolve()}"
+    module, config, dtypes = load_hf_folder(folder, device=device)
+    with reading_weights(name):
+        require_preprocess(config)
+    return replace(_finish(module, name, None, config, None), folder=folder, storage_dtypes=dtypes)
+
+
+def _load_timm(name: str, pretrained: str | None, device: str) -> Model:
+    checkpoint = _find_file_or_tag(name, pretrained, timm_tags(name))
+    with reading_weights(f"{name} ({pretrained})"):
+        module = create_timm(name, pretrained)
+    return _finish(module.to(device), name, pretrained, describe_timm(module), checkpoint)
+
+
+def _find_file_or_tag(name: str, pretrained: str | None, tags: list[str]) -> Path | None:
+    """The checkpoint file, or None for a tag."""
+    checkpoint = Path(pretrained) if pretrained and Path(pretrained).is_file() else None
+    if pretrained and checkpoint is None and pretrained not in tags:
+        raise ModelError(
+            f"cannot load {name}: {pretrained!r} is neither a file nor a tag. {nearest_names(pretrained, tags)}"
+        )
+    return checkpoint
+
+
+def _load_named(name: str, pretrained: str | None, device: str) -> Model:
+    checkpoint = _find_file_or_tag(name, pretrained, pretrained_tags(name))
+    module = _create(name, pretrained, device, origin=f"{name} ({pretrained})")
+    preprocess = dict(open_clip.get_model_preprocess_cfg(module))
+    config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": preprocess}
+    if pretrained and (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"):
+        config["model_cfg"]["quick_gelu"] = True
+    return _finish(module, name, pretrained, config, checkpoint)
+
+
+def _create(name: str, pretrained: str | None, device: str, *, origin: str) -> nn.Module:
+    quick_gelu = bool(pretrained and (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"))
+    with reading_weights(origin):
+        module = open_clip.create_model(
+            name, pretrained=pretrained, device=device, force_quick_gelu=quick_gelu, weights_only=True
+        )
+    return module
+
+
+def _finish(
+    module: nn.Module, name: str, pretrained: str | None, config: Mapping[str, Any], checkpoint: Path | None
+) -> Model:
+    module.eval()
+    for tensor_name, tensor in module.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"cannot use {name}: tensor {tensor_name} holds NaN or infinity. Fetch the weights again.")
+    dtypes = {}
+    if checkpoint is not None and checkpoint.suffix == ".safetensors":
+        dtypes = {key: stored_dtype(entry) for key, entry in read_header(checkpoint).items()}
+    safe = checkpoint if dtypes else None
+    folder = checkpoint.parent if checkpoint is not None and pretrained is None else None
+    return Model(name, pretrained, module, build_tower(module), config, safe, folder, dtypes)
