@@ -20,6 +20,7 @@ from ray.cluster_utils import Cluster
 from scale_memory import A_SHARD, write_shards
 
 import clipedit
+from clipedit.editor.load import load_aligned
 from clipedit.editor.scan.on_ray import RayEngine
 
 BATCH_SIZE = 64
@@ -34,7 +35,7 @@ def time_scan(model: clipedit.Model, shards: Path, folder: Path, actors: int) ->
             finished.append((time.perf_counter(), done))
 
     started = time.perf_counter()
-    engine = RayEngine("auto", actors) if actors else None
+    engine = RayEngine(load_aligned, "auto", actors) if actors else None
     options = {"batch_size": BATCH_SIZE, "workers": 0, "engine": engine, "progress": follow}
     found = clipedit.scan_units(model, shards, folder / "parts", **options)
     seconds = time.perf_counter() - started

@@ -23,7 +23,7 @@ def open_model(
     tower: Side | None = None,
 ) -> Model:
     """As `load_model`; the aligner is by default that of a scan."""
-    from ..editor.load import apply_aligner, load_model
+    from ..editor.load import load_aligned
     from ..editor.models.devices import require_device
     from ..editor.models.loaders import needs_weights, pretrained_tags
 
@@ -31,10 +31,7 @@ def open_model(
         tags = ", ".join(pretrained_tags(name)) or "a checkpoint file (open_clip has no tag for it)"
         raise ModelError(f"cannot load {name} without weights. Add --pretrained, one of: {tags}.")
     placed = {"device": str(require_device(device))} if device else {}
-    aligner = aligner or aligner_of(scan)
-    loaded = load_model(name, pretrained, **placed)
-    loaded = apply_aligner(loaded, aligner) if aligner else loaded
-    return loaded.with_tower(tower) if tower else loaded
+    return load_aligned(name, pretrained, aligner=aligner or aligner_of(scan), tower=tower, **placed)
 
 
 def open_named(name: str, pretrained: str | None = None, aligner: Path | None = None) -> Model:

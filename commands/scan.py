@@ -145,9 +145,10 @@ def _require_one_pass(options: dict[str, Any]) -> None:
 
 
 def _open_cluster(address: str | None, actors: int | None) -> Any:
+    from ..editor.load import load_aligned
     from ..editor.scan.on_ray import RayEngine
 
-    return RayEngine(address, actors)
+    return RayEngine(load_aligned, address, actors)
 
 
 def _report(written: ScanFile) -> None:

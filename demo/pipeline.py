@@ -23,7 +23,8 @@ from ..editor.measure.control import MeasuredEdit, compare_models, draw_controls
 from ..editor.measure.demo_measure import build_demo_measure, task_weights
 from ..editor.measure.demo_outcomes import build_demo_outcomes
 from ..editor.scan.collect import collect_embeddings
-from ..editor.scan.scan import Progress, scan
+from ..editor.scan.scan import scan
+from ..editor.scan.tally import Progress
 from ..export.repair import Repair, repair
 from ..export.verify.verify import Check
 from ..export.write import export_model

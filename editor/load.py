@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from .choices import Side
 from .edits.apply import apply_recipe
 from .edits.recipe import Recipe, load_recipe
 from .errors import AlignmentError
@@ -36,6 +37,20 @@ def load_model(name: str, pretrained: str | None = None, *, device: str = "cpu")
         return _load_direct(Path(name), device)
     model = load_plain_model(name, pretrained, device=device)
     return replace(model, read_recipe=partial(find_recipe, model.folder)) if model.folder is not None else model
+
+
+def load_aligned(
+    name: str,
+    pretrained: str | None = None,
+    *,
+    aligner: str | Path | None = None,
+    tower: Side | None = None,
+    device: str = "cpu",
+) -> Model:
+    """As `load_model`; read through an aligner and seen from one of its towers, where they are given."""
+    model = load_model(name, pretrained, device=device)
+    model = apply_aligner(model, aligner) if aligner is not None else model
+    return model.with_tower(tower) if tower is not None else model
 
 
 def find_recipe(folder: Path) -> Recipe | None:

@@ -15,7 +15,8 @@ from ..editor.images.source import ImageSource
 from ..editor.models.model import Model
 from ..editor.scan.collect import LabelledEmbeddings, collect_labelled
 from ..editor.scan.features import load_features
-from ..editor.scan.scan import Progress, Scan, load_scan, scan
+from ..editor.scan.scan import Scan, load_scan, scan
+from ..editor.scan.tally import Progress
 from ..editor.select.options import HeadChoice
 from ..editor.select.plan import Evidence, require_labelled
 

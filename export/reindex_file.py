@@ -13,7 +13,8 @@ from ..editor.images.listing import list_images
 from ..editor.measure.fidelity import Fidelity
 from ..editor.measure.reindex import compute_embedding_map, measure_fidelity, reindex_vectors
 from ..editor.models.model import Model
-from ..editor.scan.scan import Progress, Scan, load_scan
+from ..editor.scan.scan import Scan, load_scan
+from ..editor.scan.tally import Progress
 from .inputs import demo_test_images
 
 

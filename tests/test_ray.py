@@ -17,6 +17,7 @@ import pytest
 import clipedit
 from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.images.units import list_units
+from clipedit.editor.load import load_aligned
 from clipedit.editor.scan.on_ray import RayEngine, describe_scanner
 from clipedit.editor.scan.scanner import Scanner
 
@@ -100,7 +101,7 @@ def test_a_node_that_dies_in_the_middle_changes_no_bit(
             nodes.remove_node(second, allow_graceful=False)
 
     found = scan_bytes(
-        demo_model, shards, tmp_path / "ray" / "parts", engine=RayEngine("auto"), progress=kill_after_two
+        demo_model, shards, tmp_path / "ray" / "parts", engine=RayEngine(load_aligned, "auto"), progress=kill_after_two
     )
     assert killed.is_set() and sum(node["Alive"] for node in ray.nodes()) == 1
     assert found == expected
@@ -113,7 +114,7 @@ def test_a_node_that_dies_in_the_middle_changes_no_bit(
     for path in sorted((tmp_path / "here" / "parts").iterdir())[1:]:
         path.unlink()
     rest = [unit for unit in list_units(shards) if unit.name not in ("000.tar", "003.tar")]
-    options: dict[str, Any] = {"layers": [3], "batch_size": 4, "engine": RayEngine("auto", actors=1)}
+    options: dict[str, Any] = {"layers": [3], "batch_size": 4, "engine": RayEngine(load_aligned, "auto", actors=1)}
     with pytest.raises(clipedit.StatisticsError, match="is of other images"):
         clipedit.scan_units(demo_model, rest, tmp_path / "here" / "parts", **options)
     found = clipedit.scan_units(demo_model, shards, tmp_path / "here" / "parts", **options).merge()
@@ -133,12 +134,14 @@ def test_a_shard_that_cannot_be_read_fails_alone_on_a_cluster(
         os.link(path, damaged / path.name)
     (damaged / "002.tar").unlink()
     (damaged / "002.tar").write_bytes(b"nothing" * 1000)
-    found = clipedit.scan_units(demo_model, damaged, tmp_path / "parts", layers=[3], engine=RayEngine("auto"))
+    found = clipedit.scan_units(
+        demo_model, damaged, tmp_path / "parts", layers=[3], engine=RayEngine(load_aligned, "auto")
+    )
     assert found.missing == ("002.tar",) and "002.tar" in found.failed["002.tar"]
     assert len(found.files) == SHARDS - 1
     edited = demo_model.with_tensors({"visual.proj": demo_model.module.visual.proj * 2})
     with pytest.raises(clipedit.ModelError, match="a worker loads demo with weights"):
-        clipedit.scan_units(edited, damaged, tmp_path / "other", layers=[3], engine=RayEngine("auto"))
+        clipedit.scan_units(edited, damaged, tmp_path / "other", layers=[3], engine=RayEngine(load_aligned, "auto"))
 
 
 class Local:
@@ -192,7 +195,7 @@ def test_partials_of_another_engine_have_the_same_bits(
         path.unlink()
     said: list[str] = []
     seen: list[int] = []
-    options = {"engine": RayEngine(), "say": said.append, "progress": lambda done, total: seen.append(done)}
+    options = {"engine": RayEngine(load_aligned), "say": said.append, "progress": lambda done, total: seen.append(done)}
     assert scan_bytes(demo_model, shards, tmp_path / "here" / "parts", **options) == expected
     assert said == [f"resuming: {SHARDS - 3} of {SHARDS} units are done"] and local.calls == 3
     assert seen == [A_SHARD, 2 * A_SHARD, 3 * A_SHARD]
@@ -207,12 +210,14 @@ def test_a_unit_that_fails_on_a_worker_fails_alone(
     for path in list(shards.iterdir())[:3]:
         os.link(path, damaged / path.name)
     (damaged / "x.tar").write_bytes(b"nothing" * 1000)
-    found = clipedit.scan_units(demo_model, damaged, tmp_path / "parts", layers=[3], engine=RayEngine(actors=2))
+    found = clipedit.scan_units(
+        demo_model, damaged, tmp_path / "parts", layers=[3], engine=RayEngine(load_aligned, actors=2)
+    )
     assert found.missing == ("x.tar",) and "Fetch it again" in found.failed["x.tar"]
     assert len(found.files) == 3 and local.asked["concurrency"] == 2
     edited = demo_model.with_tensors({"visual.proj": demo_model.module.visual.proj * 2})
     with pytest.raises(clipedit.ModelError, match="a worker loads demo with weights"):
-        clipedit.scan_units(edited, damaged, tmp_path / "other", layers=[3], engine=RayEngine())
+        clipedit.scan_units(edited, damaged, tmp_path / "other", layers=[3], engine=RayEngine(load_aligned))
 
 
 def test_without_ray_the_extra_is_named(
@@ -220,15 +225,17 @@ def test_without_ray_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(clipedit.ModelError, match=r'Run `pip install "clipedit\[ray\]"`'):
-        clipedit.scan_units(demo_model, demo_calibration_source(4), tmp_path / "parts", engine=RayEngine())
+        clipedit.scan_units(demo_model, demo_calibration_source(4), tmp_path / "parts", engine=RayEngine(load_aligned))
 
 
 def test_a_worker_is_told_all_that_the_numbers_depend_on(demo_model: clipedit.Model) -> None:
     scanner = Scanner(demo_model, (2, 3), mlps=True, batch_size=None, precision="bf16")
     given = describe_scanner(scanner, None, 7)
-    assert given["name"] == "demo" and given["weights_hash"] == demo_model.weights_hash and given["threads"] == 1
+    assert (
+        given["model"]["name"] == "demo" and given["weights_hash"] == demo_model.weights_hash and given["threads"] == 1
+    )
     same = Scanner(demo_model, **given["scanner"])
-    assert same == scanner and given["of"] == 7 and given["tower"] == "image"
+    assert same == scanner and given["of"] == 7 and given["model"]["tower"] == "image"
 
 
 @needs_ray
@@ -237,5 +244,7 @@ def test_a_worker_is_told_all_that_the_numbers_depend_on(demo_model: clipedit.Mo
 def test_a_cluster_that_is_not_there_is_refused(demo_model: clipedit.Model, tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(clipedit.ModelError, match="cannot join the Ray cluster auto: .* Start one with `ray start`"):
-        clipedit.scan_units(demo_model, demo_calibration_source(4), tmp_path / "parts", engine=RayEngine("auto"))
+        clipedit.scan_units(
+            demo_model, demo_calibration_source(4), tmp_path / "parts", engine=RayEngine(load_aligned, "auto")
+        )
     assert time.monotonic() - start < 120

@@ -28,7 +28,8 @@ from ..images.listing import list_images
 from ..images.source import ImageSource
 from ..models.model import Model
 from ..scan.features import features_path, load_features
-from ..scan.scan import Progress, Scan, load_scan, scan
+from ..scan.scan import Scan, load_scan, scan
+from ..scan.tally import Progress
 from ..select.plan import select_top_heads
 from .pictures import draw_sheet
 

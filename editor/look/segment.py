@@ -28,7 +28,7 @@ from ..images.demo import demo_masked_images, is_demo
 from ..images.listing import list_images
 from ..images.source import ImageSource, MaskedImages
 from ..models.model import Model
-from ..scan.scan import Progress, check_bad
+from ..scan.tally import MAX_BAD, Progress, Tally
 from .pictures import encode_image_file
 from .readings import combine_shares, require_texts, weights_of
 from .spatial import compute_seen, compute_token_shares, last_heads
@@ -65,23 +65,21 @@ def segment_folder(
     directions = encode_contrast(model, texts, against)
     reader = _Reader(model, directions, reading, weights)
     several = len(texts) > 1 and reading != "evidence"
-    bad: list[tuple[str, str]] = []
+    tally = Tally(len(source), MAX_BAD, progress)
     with staged_folder(out, overwrite=overwrite) as folder:
         for index, name in enumerate(source.names):
             try:
                 found = reader.read(source.open(index))
             except ImageError as error:
-                bad.append((name, str(error)))
-                check_bad(bad, len(source), 0.01)
+                tally.count(1, [(name, str(error))])
                 continue
             for number, text in enumerate(texts if several else texts[:1]):
                 inner = folder / folder_name(number, text) if several else folder
                 path = inner / f"{index:05d}-{Path(name).stem}.png"
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(encode_image_file(cut(found(number)).astype(np.uint8) * 255, "PNG"))
-            if progress is not None:
-                progress(index + 1, len(source))
-    return len(source) - len(bad)
+            tally.count(1, [])
+    return len(source) - len(tally.bad)
 
 
 class _Reader:

@@ -24,8 +24,9 @@ from ..errors import ConceptError, StatisticsError
 from ..images.source import LabelledImages
 from ..models.model import Model
 from ..scan.collect import iterate_pixels
-from ..scan.scan import Progress, Scan
+from ..scan.scan import Scan
 from ..scan.statistics import Statistics
+from ..scan.tally import Progress
 from .evaluate import Measure, build_measure
 
 LAST_LAYERS = 4

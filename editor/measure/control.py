@@ -24,7 +24,8 @@ from ..images.source import ImageSource, LabelledImages
 from ..load import apply_aligner, load_model
 from ..models.model import Model
 from ..scan.collect import LabelledEmbeddings, collect_embeddings, collect_features
-from ..scan.scan import Progress, Scan, load_scan
+from ..scan.scan import Scan, load_scan
+from ..scan.tally import Progress
 from ..select.plan import draw_random_heads
 from .evaluate import Measure, build_measure, build_outcomes
 from .intervals import Difference, Outcomes, compare_outcomes

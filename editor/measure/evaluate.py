@@ -18,7 +18,7 @@ from ..images.skew import RetrievalSet, compute_max_skew
 from ..images.source import ImageSource, LabelledImages
 from ..models.model import Model
 from ..scan.collect import collect_embeddings
-from ..scan.scan import Progress
+from ..scan.tally import Progress
 from .accuracy import GROUP, compute_accuracies
 from .demo_measure import build_demo_measure
 from .demo_outcomes import build_demo_outcomes

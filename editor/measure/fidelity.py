@@ -15,7 +15,8 @@ from ..images.source import ImageSource
 from ..models.model import Model
 from ..scan.collect import LabelledEmbeddings, collect_embeddings, collect_features
 from ..scan.features import CachedFeatures
-from ..scan.scan import Progress, Scan
+from ..scan.scan import Scan
+from ..scan.tally import Progress
 
 MOST_IMAGES = 512
 ENOUGH = 0.98

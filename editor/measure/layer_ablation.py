@@ -13,7 +13,8 @@ from ..errors import StatisticsError
 from ..images.source import ImageSource, LabelledImages
 from ..models.model import Model
 from ..scan.collect import iterate_pixels
-from ..scan.scan import Progress, Scan
+from ..scan.scan import Scan
+from ..scan.tally import Progress
 from .evaluate import build_measure
 
 KINDS = {"attention": ("head", "bias"), "MLPs": ("mlp",), "both": ("head", "bias", "mlp")}

@@ -27,8 +27,9 @@ from ..files.vectors import open_vectors
 from ..images.source import ImageSource
 from ..models.model import Model
 from ..scan.collect import collect_features
-from ..scan.scan import Progress, Scan
+from ..scan.scan import Scan
 from ..scan.statistics import Statistics
+from ..scan.tally import Progress
 
 UNIT_TOLERANCE = 2e-3
 LEAST_RESEMBLANCE = 0.5

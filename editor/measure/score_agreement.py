@@ -19,7 +19,8 @@ from ..images.listing import PATH_COLUMNS
 from ..images.source import ImageSource
 from ..models.model import Model
 from ..scan.collect import collect_features
-from ..scan.scan import Progress, Scan
+from ..scan.scan import Scan
+from ..scan.tally import Progress
 
 MOST_VALUES = 50
 

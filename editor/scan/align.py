@@ -30,7 +30,7 @@ from ..models.decompose import decompose
 from ..models.model import Model
 from .align_options import AlignOptions
 from .collect import collect_embeddings
-from .scan import Progress
+from .tally import Progress
 
 STATE_KIND = "clipedit-alignment-state-1"
 LEAST_IMAGES = 256

@@ -4,50 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from ..choices import PassPrecision
 from ..errors import ImageError, StatisticsError
-from ..files.whole import staged_file
 from ..images.batches import Batch
 from ..images.source import ImageSource
 from ..images.units import AnySource, WorkUnit, choose_shard, list_units
-from .on_ray import RayEngine
 from .partials import Partials, find_difference, partial_path, read_description, remove_partials
-from .scan import Progress, check_bad, choose_layers, describe_scan, read_batches
+from .scan import choose_layers, describe_scan, read_batches
 from .scanner import Scanner
+from .tally import MAX_BAD, Progress, Tally, is_too_many
 
 Say = Callable[[str], None]
-# Before so many images are seen, a few unreadable ones do not stop a scan whose size is not known.
-ENOUGH_IMAGES = 1_000
 
 
-@dataclass
-class _Count:
-    """What a run has seen so far; `total` is an estimate where units do not say how many images they hold."""
+@runtime_checkable
+class Engine(Protocol):
+    """Where units are scanned: `InProcess` is one."""
+
+    def run(self, job: Job) -> Iterator[tuple[str, str]]:
+        """Leave a partial scan of every unit in the job's folder, and count its images.
+
+        Gives the names of units as they are finished, and why one failed, or nothing.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """The units of a scan that are to be computed, and all that their numbers depend on.
+
+    Attributes:
+        folder: Where the partial scans are written.
+        of: How many units the whole scan has.
+    """
 
     units: Sequence[WorkUnit]
-    progress: Progress | None
-    max_bad: float
-    images: int = 0
-    finished: int = 0
-    bad: list[tuple[str, str]] = field(default_factory=list)
+    scanner: Scanner
+    workers: int | None
+    folder: Path
+    of: int
+    tally: Tally
 
-    def total(self) -> int:
-        known = [unit.images for unit in self.units]
-        if all(count is not None for count in known):
-            return sum(count or 0 for count in known)
-        return max(self.images, round(self.images / max(self.finished, 1) * len(self.units)))
 
-    def add(self, images: int, bad: Sequence[tuple[str, str]]) -> None:
-        self.images += images
-        self.bad += bad
-        total = self.total() if all(unit.images is not None for unit in self.units) else max(self.images, ENOUGH_IMAGES)
-        check_bad(self.bad, total, self.max_bad)
-        if self.progress is not None:
-            self.progress(self.images, self.total())
+class InProcess:
+    """The engine of one process: reads units ahead and scans them in turn."""
+
+    def run(self, job: Job) -> Iterator[tuple[str, str]]:
+        """As `Engine.run`."""
+        for unit, opened in _open_ahead(job.units, job.scanner, job.workers):
+            if isinstance(opened, ImageError):
+                yield unit.name, str(opened)
+                continue
+            scan_unit(job.scanner, unit, job.folder, *opened, of=job.of, tally=job.tally)
+            job.tally.finished += 1
+            yield unit.name, ""
 
 
 def scan_units(
@@ -63,10 +77,10 @@ def scan_units(
     mlps: bool = False,
     self_attention: bool = False,
     workers: int | None = None,
-    max_bad: float = 0.01,
+    max_bad: float = MAX_BAD,
     precision: PassPrecision = "fp32",
     compiled: bool = False,
-    engine: RayEngine | None = None,
+    engine: Engine | None = None,
     progress: Progress | None = None,
     say: Say = lambda message: None,
 ) -> Partials:
@@ -81,7 +95,7 @@ def scan_units(
         unit_size: As for `list_units`.
         shard: `(i, N)`: only every N-th unit from the i-th on, zero-based.
         resume: Use partial scans that are there; else delete them first.
-        engine: A cluster to scan on; partials of this process and of clusters can be mixed.
+        engine: Where to scan, by default in this process; partials of several engines can be mixed.
         say: Called with a sentence about what is reused, computed again or cannot be read.
 
     Raises:
@@ -99,10 +113,9 @@ def scan_units(
     todo = [unit for unit in mine if unit.name not in done]
     if len(todo) < len(mine):
         say(f"resuming: {len(mine) - len(todo)} of {len(mine)} units are done")
-    run = _Run(scanner, workers, folder, len(units), _Count(todo, progress, max_bad))
-    finished = run.here(todo) if engine is None else run.on(engine, todo)
+    tally = Tally(_count_images(todo), max_bad, progress, units=len(todo))
     failed: dict[str, str] = {}
-    for name, error in finished:
+    for name, error in (engine or InProcess()).run(Job(todo, scanner, workers, folder, len(units), tally)):
         if error:
             failed[name] = error
             say(f"unit {name} failed: {error}")
@@ -110,37 +123,6 @@ def scan_units(
             done.add(name)
     files = tuple(partial_path(folder, unit.name) for unit in units if unit.name in done)
     return Partials(folder, files, tuple(unit.name for unit in units if unit.name not in done), failed)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """How the units of a scan are computed; both ways give names as they are finished, with the reason if one failed."""
-
-    scanner: Scanner
-    workers: int | None
-    folder: Path
-    of: int
-    count: _Count
-
-    def here(self, units: Sequence[WorkUnit]) -> Iterator[tuple[str, str]]:
-        """In this process."""
-        for unit, opened in _open_ahead(units, self.scanner, self.workers):
-            if not isinstance(opened, ImageError):
-                scan_unit(self.scanner, unit, self.folder, *opened, of=self.of, seen=self.count.add)
-                self.count.finished += 1
-            yield unit.name, str(opened) if isinstance(opened, ImageError) else ""
-
-    def on(self, engine: RayEngine, units: Sequence[WorkUnit]) -> Iterator[tuple[str, str]]:
-        """On a cluster; partials are written here."""
-        for result in engine.scan(units, self.scanner, self.workers, self.of) if units else ():
-            if result.partial is not None:
-                path = partial_path(self.folder, result.name)
-                with staged_file(path) as temporary:
-                    temporary.write_bytes(result.partial)
-                entry = read_description(path) or {"folds": [0], "bad": []}
-                self.count.finished += 1
-                self.count.add(sum(entry["folds"]) + len(entry["bad"]), entry["bad"])
-            yield result.name, result.error
 
 
 def scan_unit(
@@ -151,17 +133,12 @@ def scan_unit(
     batches: Iterator[Batch],
     *,
     of: int,
-    seen: Callable[[int, Sequence[tuple[str, str]]], None] = lambda images, bad: None,
+    tally: Tally,
 ) -> Path:
-    """Scan one unit and write its partial; `of` is the number of units there are."""
-    bad: list[tuple[str, str]] = []
-
-    def after(batch: Batch) -> None:
-        bad.extend(batch.bad)
-        seen(len(batch.indices) + len(batch.bad), batch.bad)
-
-    folds, sample = scanner.sum_folds(source, batches, after, units=of)
-    scan = describe_scan(scanner, folds, source.fingerprint(), bad, sample)
+    """Scan one unit and write its partial; `of` is the number of units there are, `tally` counts over several."""
+    before = len(tally.bad)
+    folds, sample = scanner.sum_folds(source, batches, tally.add, units=of)
+    scan = describe_scan(scanner, folds, source.fingerprint(), tally.bad[before:], sample)
     path = partial_path(folder, unit.name)
     replace(scan, unit=describe_unit(scanner, unit, of)).save(path)
     return path
@@ -219,7 +196,14 @@ def _why_again(entry: dict[str, Any] | None, unit: WorkUnit, max_bad: float) -> 
     if (entry.get("unit") or {}).get("key") != unit.key:
         return "the images changed"
     bad = len(entry["bad"])
-    return "too many images could not be read" if bad > max_bad * (sum(entry["folds"]) + bad) else None
+    too_many = is_too_many(bad, sum(entry["folds"]) + bad, max_bad)
+    return "too many images could not be read" if too_many else None
+
+
+def _count_images(units: Sequence[WorkUnit]) -> int | None:
+    """How many images there are; None if a unit does not say."""
+    known = [unit.images for unit in units if unit.images is not None]
+    return sum(known) if len(known) == len(units) else None
 
 
 def _given_units(model: Any, images: AnySource | list[WorkUnit], unit_size: int | None) -> list[WorkUnit]:

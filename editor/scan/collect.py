@@ -16,7 +16,7 @@ from ..models.model import Model
 from ..towers.tower import Tower
 from ..towers.vit.open_clip_attention import require_self_attention, with_self_attention
 from .features import CachedFeatures
-from .scan import Progress, check_bad
+from .tally import MAX_BAD, Progress, Tally
 
 
 def place(name: str) -> tuple[str, int]:
@@ -44,7 +44,12 @@ class LabelledEmbeddings:
 
 
 def collect_embeddings(
-    model: Model, source: ImageSource, *, batch_size: int = 64, max_bad: float = 0.01, progress: Progress | None = None
+    model: Model,
+    source: ImageSource,
+    *,
+    batch_size: int = 64,
+    max_bad: float = MAX_BAD,
+    progress: Progress | None = None,
 ) -> tuple[Float[Tensor, "image d_embed"], list[int]]:
     """Unnormalised embeddings of a source, and the positions of the images that could be read.
 
@@ -87,7 +92,7 @@ def collect_features(
     every = model.tower.groups(layers, mlps=bool(parts))
     groups = [group for group in every if group.ids[0].kind == "head" or group.name in wanted]
     found, kept = [], []
-    for pixels, indices in iterate_pixels(model, source, batch_size, 0.01, progress):
+    for pixels, indices in iterate_pixels(model, source, batch_size, MAX_BAD, progress):
         found.append(collect_with_parts(model.tower, pixels.to(model.device), groups, list(parts)))
         kept += indices
     features = Features(
@@ -114,13 +119,8 @@ def iterate_pixels(
     model: Model, source: ImageSource, batch_size: int, max_bad: float, progress: Progress | None
 ) -> Iterator[tuple[Tensor, list[int]]]:
     """Preprocessed batches of the images that can be read, with their positions; fails as `collect_embeddings`."""
-    bad: list[tuple[str, str]] = []
-    done = 0
+    tally = Tally(len(source), max_bad, progress)
     for batch in load_batches(source, model.prepare(source), batch_size=batch_size):
-        bad += batch.bad
-        check_bad(bad, len(source), max_bad)
         if batch.indices:
             yield batch.pixels, list(batch.indices)
-        done += len(batch.indices) + len(batch.bad)
-        if progress is not None:
-            progress(done, len(source))
+        tally.add(batch)

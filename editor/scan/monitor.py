@@ -22,9 +22,10 @@ from ..images.listing import list_images
 from ..images.source import ImageSource
 from ..images.texts import list_texts
 from ..models.model import Model
-from .scan import Progress, Scan, Tally, read_batches
+from .scan import Scan, read_batches
 from .scanner import Scanner
 from .statistics import Statistics
+from .tally import MAX_BAD, Progress, Tally
 
 BLOCKS, MIN_IMAGES, SEED = 8, 256, 7_001
 # One false alarm in 100 checks, over all heads and both tests together.
@@ -80,7 +81,7 @@ def monitor(
     limit: float = 0.3,
     batch_size: int = 32,
     workers: int | None = None,
-    max_bad: float = 0.01,
+    max_bad: float = MAX_BAD,
     progress: Progress | None = None,
 ) -> DriftReport:
     """Compare new images with the images of a scan.

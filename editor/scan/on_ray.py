@@ -12,14 +12,21 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
+from ..choices import Side
 from ..errors import ClipeditError, ImageError, ModelError
+from ..files.whole import staged_file
 from ..images.shards import WorkUnit
 from ..models.loaders import lasting_name
+from ..models.model import Model
+from .by_units import Job, scan_unit
+from .partials import partial_path, read_description
+from .scan import read_batches
 from .scanner import Scanner
+from .tally import Tally
 
 
 class UnitResult(NamedTuple):
@@ -30,17 +37,44 @@ class UnitResult(NamedTuple):
     error: str
 
 
+@runtime_checkable
+class Load(Protocol):
+    """How a worker comes by the model: `editor.load.load_aligned`, which knows edited folders too."""
+
+    def __call__(
+        self, name: str, pretrained: str | None, *, aligner: str | None, tower: Side, device: str
+    ) -> Model: ...
+
+
 @dataclass(frozen=True)
 class RayEngine:
-    """Where a scan runs.
+    """The engine of a cluster.
 
     Attributes:
+        load: Called by every actor; it goes to them by name, so it stands in a module that they can import.
         address: Of a cluster, `auto` for the one that this machine belongs to; None starts one on this machine.
         actors: Copies of the model; by default as many as the cluster's GPUs, or its processors, hold.
     """
 
+    load: Load
     address: str | None = None
     actors: int | None = None
+
+    def run(self, job: Job) -> Iterator[tuple[str, str]]:
+        """As `Engine.run`; partials are written here, so that workers need no common disk.
+
+        Raises:
+            ModelError: As `scan`.
+        """
+        for result in self.scan(job.units, job.scanner, job.workers, job.of) if job.units else ():
+            if result.partial is not None:
+                path = partial_path(job.folder, result.name)
+                with staged_file(path) as temporary:
+                    temporary.write_bytes(result.partial)
+                entry = read_description(path) or {"folds": [0], "bad": []}
+                job.tally.finished += 1
+                job.tally.count(sum(entry["folds"]) + len(entry["bad"]), entry["bad"])
+            yield result.name, result.error
 
     def scan(self, units: Sequence[WorkUnit], scanner: Scanner, workers: int | None, of: int) -> Iterator[UnitResult]:
         """Partial scans as they are finished.
@@ -55,7 +89,7 @@ class RayEngine:
         rows, shared = [{"index": index} for index in range(len(units))], ray.put(list(units))
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             UnitScanner,
-            fn_constructor_args=(describe_scanner(scanner, workers, of), [shared]),
+            fn_constructor_args=(self.load, describe_scanner(scanner, workers, of), [shared]),
             batch_size=1,
             batch_format="numpy",
             concurrency=min(count, len(rows)),
@@ -70,23 +104,16 @@ class RayEngine:
 class UnitScanner:
     """The actor: a model, and units that are scanned with it."""
 
-    def __init__(self, given: dict[str, Any], shared: list[Any]):
-        from ..load import load_model
-
+    def __init__(self, load: Load, given: dict[str, Any], shared: list[Any]):
         torch.set_num_threads(given["threads"])
         self.workers, self.of = given["workers"], given["of"]
         self.units: list[WorkUnit] = importlib.import_module("ray").get(shared[0])
-        model = load_model(given["name"], given["pretrained"], device=given["device"])
-        if given["aligner"] is not None:
-            from ..load import apply_aligner
-
-            model = apply_aligner(model, given["aligner"])
-        model = model.with_tower(given["tower"])
+        model = load(**given["model"])
         self.scanner = Scanner(model, **given["scanner"])
         self.refusal = ""
         if model.weights_hash != given["weights_hash"]:
             self.refusal = (
-                f"cannot scan on this cluster: a worker loads {given['name']} with weights {model.weights_hash[:12]}, "
+                f"cannot scan on this cluster: a worker loads {given['model']['name']} with weights {model.weights_hash[:12]}, "
                 f"{given['weights_hash'][:12]} are needed. Give a folder or checkpoint that every node sees."
             )
 
@@ -96,9 +123,6 @@ class UnitScanner:
         return {key: [row[key] for row in rows] for key in ("name", "partial", "error", "fatal")}
 
     def _scan(self, unit: WorkUnit) -> dict[str, Any]:
-        from .by_units import scan_unit
-        from .scan import read_batches
-
         row: dict[str, Any] = {"name": unit.name, "partial": b"", "error": self.refusal, "fatal": bool(self.refusal)}
         if self.refusal:
             return row
@@ -106,7 +130,9 @@ class UnitScanner:
             source = unit.open()
             batches = read_batches(self.scanner, source, self.workers)
             with tempfile.TemporaryDirectory() as folder:
-                path = scan_unit(self.scanner, unit, Path(folder), source, batches, of=self.of)
+                # What is tolerated is decided where the units are counted together.
+                tally = Tally(None, max_bad=1.0)
+                path = scan_unit(self.scanner, unit, Path(folder), source, batches, of=self.of, tally=tally)
                 return row | {"partial": path.read_bytes()}
         except ClipeditError as error:
             return row | {"error": str(error), "fatal": not isinstance(error, ImageError)}
@@ -117,11 +143,13 @@ def describe_scanner(scanner: Scanner, workers: int | None, of: int) -> dict[str
     model = scanner.model
     parts = ("layers", "mlps", "self_attention", "batch_size", "precision", "compiled")
     return {
-        "name": lasting_name(model.name),
-        "pretrained": model.pretrained and lasting_name(model.pretrained),
-        "aligner": model.alignment and lasting_name(model.alignment.path),
-        "tower": model.side,
-        "device": model.device.type,
+        "model": {
+            "name": lasting_name(model.name),
+            "pretrained": model.pretrained and lasting_name(model.pretrained),
+            "aligner": model.alignment and lasting_name(model.alignment.path),
+            "tower": model.side,
+            "device": model.device.type,
+        },
         "weights_hash": model.weights_hash,
         "threads": torch.get_num_threads(),
         "workers": workers or 0,

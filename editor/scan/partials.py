@@ -24,8 +24,9 @@ from ..errors import StatisticsError
 from ..files.bounded import parse_json
 from .description import check_description
 from .sample import Sample, merge_samples
-from .scan import KIND, OLD_KIND, Scan, check_bad, load_scan
+from .scan import KIND, OLD_KIND, Scan, load_scan
 from .statistics import Statistics
+from .tally import MAX_BAD, check_bad
 
 # The sum is a tree of two levels, always cut alike: rounding grows less than in one long sum.
 GROUP = 256
@@ -50,7 +51,7 @@ class Partials:
     missing: tuple[str, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
 
-    def merge(self, *, max_bad: float = 0.01) -> Scan:
+    def merge(self, *, max_bad: float = MAX_BAD) -> Scan:
         """The scan of all units.
 
         Raises:
@@ -124,8 +125,8 @@ def merge_partials(paths: Sequence[str | Path], *, max_bad: float | None = None,
     _require_complete([unit for unit in units if unit], allow_missing=allow_missing)
     merged = _sum([path for path, _ in described])
     if max_bad is not None:
-        bad = len(merged.bad) + merged.more_bad
-        check_bad([*merged.bad, *[("", "")] * merged.more_bad], merged.statistics.n + bad, max_bad)
+        total = merged.statistics.n + len(merged.bad) + merged.more_bad
+        check_bad(merged.bad, total, max_bad, unnamed=merged.more_bad)
     return merged
 
 

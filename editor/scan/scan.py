@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..choices import PassPrecision, Side
 from ..components import ComponentGroup, Features
-from ..errors import ImageError, ModelError, StatisticsError
+from ..errors import ModelError, StatisticsError
 from ..files.inputs import require_scan_file
 from ..files.tensors import load_tensors
 from ..files.whole import save_tensors
@@ -30,13 +30,13 @@ from .features import write_features
 from .sample import Sample, merge_samples
 from .scanner import Scanner
 from .statistics import PARTS, GroupSums, Statistics, sum_statistics
+from .tally import MAX_BAD, Progress, Tally
 
 KIND, OLD_KIND = "clipedit-scan-2", "clipedit-scan-1"
 # The fewest images that a fold is judged on.
 LEAST_FOLD = 4
 _DESCRIBED = ("model_name", "pretrained", "weights_hash", "fingerprint", "layers", "mlps", "bad", "self_attention",
               "aligner", "aligner_digest", "tower", "unit", "more_bad", "function")  # fmt: skip
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def scan(
     mlps: bool = False,
     self_attention: bool = False,
     workers: int | None = None,
-    max_bad: float = 0.01,
+    max_bad: float = MAX_BAD,
     keep_features: Path | None = None,
     precision: PassPrecision = "fp32",
     compiled: bool = False,
@@ -272,42 +272,6 @@ def choose_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]
     if not chosen or not set(chosen) <= set(range(n_layers)):
         raise StatisticsError(f"cannot scan layers {list(chosen)}: {model.name} has layers 0-{n_layers - 1}.")
     return chosen
-
-
-def check_bad(bad: Sequence[tuple[str, str]], total: int, max_bad: float) -> None:
-    """Stop when too many images are unreadable.
-
-    Raises:
-        ImageError: With the first reasons.
-    """
-    if len(bad) > max_bad * total:
-        reasons = "; ".join(reason for _, reason in bad[:3])
-        raise ImageError(
-            f"cannot go on: {len(bad)} of {total} images cannot be read, {max_bad:.1%} are tolerated (--max-bad). {reasons}"
-        )
-
-
-@dataclass
-class Tally:
-    """What one pass over `total` images has seen so far."""
-
-    total: int
-    max_bad: float
-    progress: Progress | None = None
-    done: int = 0
-    bad: list[tuple[str, str]] = field(default_factory=list)
-
-    def add(self, batch: Batch) -> None:
-        """Count a batch, and say how far the pass is.
-
-        Raises:
-            ImageError: As `check_bad`.
-        """
-        self.bad += batch.bad
-        self.done += len(batch.indices) + len(batch.bad)
-        check_bad(self.bad, self.total, self.max_bad)
-        if self.progress is not None:
-            self.progress(self.done, self.total)
 
 
 def load_scan(path: str | Path) -> Scan:

@@ -15,7 +15,8 @@ from ..models.model import Model
 from .by_units import scan_units
 from .features import compute_features_bytes, features_path
 from .partials import partials_folder
-from .scan import Progress, Scan, choose_layers, scan
+from .scan import Scan, choose_layers, scan
+from .tally import Progress
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from ..errors import ConceptError, ImageError, RecipeError
 from ..images.source import LabelledImages
 from ..models.model import Model
 from ..scan.features import CachedFeatures
-from ..scan.scan import Progress, Scan
+from ..scan.scan import Scan
+from ..scan.tally import Progress
 from .options import EditOptions, HeadChoice
 
 # The fewest that repaired every demo model; of small towers no more than a quarter.

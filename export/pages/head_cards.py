@@ -22,7 +22,8 @@ from ...editor.look.spatial import compute_seen, compute_token_shares
 from ...editor.look.view import View, find_view
 from ...editor.models.model import Model
 from ...editor.scan.collect import collect_features
-from ...editor.scan.scan import Progress, Scan
+from ...editor.scan.scan import Scan
+from ...editor.scan.tally import Progress
 from ...editor.towers.tower import SpatialTower
 
 SEARCHED, SHOWN, PICTURED = 256, 4, 32

@@ -22,9 +22,10 @@ from ...editor.images.demo import DEMO, is_demo
 from ...editor.images.listing import list_images
 from ...editor.images.source import ImageSource
 from ...editor.images.texts import load_texts
-from ...editor.load import apply_aligner, load_model
+from ...editor.load import load_aligned, load_model
 from ...editor.models.model import Model
-from ...editor.scan.scan import Progress, Scan, load_scan
+from ...editor.scan.scan import Scan, load_scan
+from ...editor.scan.tally import Progress
 from ..verify.verify import REPORT_NAME as VERIFICATION_NAME
 from .head_cards import PICTURED, Edit, HeadCard, Pictures, build_cards, collect_pictures
 from .report_figures import build_measures, describe_edit, describe_result
@@ -68,8 +69,7 @@ def _load_base(recipe: Recipe, scan: Scan | None) -> Model:
     named = recipe.document.base
     if scan is None:
         return load_model(named.model, named.pretrained)
-    loaded = load_model(scan.model_name, scan.pretrained)
-    return apply_aligner(loaded, scan.aligner) if scan.aligner else loaded
+    return load_aligned(scan.model_name, scan.pretrained, aligner=scan.aligner)
 
 
 def render_report(edit: Edit, checks: Mapping[str, Any], out: Path, *, progress: Progress | None = None) -> Path:
