@@ -1,4 +1,4 @@
-"""Loading: a name or a folder to a model, one that clipedit edited included, and read through an aligner if one is given."""
+"""Loading: a name or a folder to a model, edited ones included, and read through an aligner where one is given."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def find_recipe(folder: Path) -> Recipe | None:
 def apply_aligner(model: Model, aligner: str | Path | Aligner, *, clip: Model | None = None) -> Model:
     """The model with the CLIP's texts: what labels, scores and recipes ask of a model works on it as on a CLIP.
 
-    `encode_image` gives `z^a`, `encode_text` the CLIP's texts. Edits are made to the model itself: `apply_recipe` on the
-    result gives an ordinary edited model.
+    `encode_image` gives `z^a`, `encode_text` the CLIP's texts. Edits are made to the model itself: `apply_recipe` on
+    the result gives an ordinary edited model.
 
     Args:
         clip: The CLIP that the aligner leads to; by default it is loaded by the name in the aligner.

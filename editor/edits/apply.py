@@ -187,10 +187,11 @@ def check_origin(document: RecipeDocument, model: Model, *, force: bool) -> None
         base.pretrained and model.pretrained in pretrained_tags(base.model) and model.pretrained != base.pretrained
     )
     if wanted != found or other_tag:
+        theirs, ours = (f" ({tag})" if tag else "" for tag in (base.pretrained, model.pretrained))
         raise RecipeError(
-            f"cannot apply recipe {document.name} to {model.name}: it names heads of {base.model}"
-            f"{f' ({base.pretrained})' if base.pretrained else ''}, {len(wanted)} layers of {wanted[-1]}; this model has "
-            f"{len(found)} of {found[-1]}{f' ({model.pretrained})' if model.pretrained else ''}. Give that model, or --force."
+            f"cannot apply recipe {document.name} to {model.name}: it names heads of {base.model}{theirs}, "
+            f"{len(wanted)} layers of {wanted[-1]}; this model has {len(found)} of {found[-1]}{ours}. "
+            "Give that model, or --force."
         )
 
 
