@@ -41,7 +41,8 @@ from clipedit.editor.edits.recipe import load_recipe
 from clipedit.editor.edits.singular import load_weights
 from clipedit.editor.files.tensors import hash_checkpoint, read_header
 from clipedit.editor.images.decode import open_image
-from clipedit.editor.images.demo import demo_calibration_source, demo_folder
+from clipedit.editor.images.demo import demo_calibration_source
+from clipedit.editor.images.demo_name import demo_folder
 from clipedit.editor.load import load_model
 from clipedit.editor.models.aligner import KIND as ALIGNER_KIND
 from clipedit.editor.models.aligner import load_aligner

@@ -212,7 +212,8 @@ def prepare(folder: Path, images: int) -> None:
 
     import clipedit
     from clipedit.demo import world
-    from clipedit.editor.images.demo import demo_calibration_source, demo_folder
+    from clipedit.editor.images.demo import demo_calibration_source
+    from clipedit.editor.images.demo_name import demo_folder
     from clipedit.export.edited_folder import apply_to_folder
 
     model = clipedit.load_model("demo")

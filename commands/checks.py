@@ -12,6 +12,7 @@ from ..editor.files.inputs import (
     require_images_path,
     require_scan_file,
 )
+from ..editor.images.demo_name import demo_folder, is_demo
 
 Given = TypeVar("Given", bound=str | Path | None)
 
@@ -21,7 +22,7 @@ def _checked(check: Callable[[Path], None]) -> Callable[[Given], Given]:
 
     def callback(value: Given) -> Given:
         # Names, URIs, globs and ranges are for the library to read.
-        if value is not None and value != "demo" and not set("*?[{") & set(str(value)) and "://" not in str(value):
+        if value is not None and not is_demo(value) and not set("*?[{") & set(str(value)) and "://" not in str(value):
             check(Path(value))
         return value
 
@@ -36,8 +37,8 @@ require_images = _checked(require_images_path)
 
 def concepts_folder(model: str) -> Path | None:
     """Where a model's own concepts are: its folder, if it has one."""
-    if model == "demo":
-        return Path(__file__).parent.parent / "demo" / "model"
+    if is_demo(model):
+        return demo_folder()
     folder = Path(model.removeprefix("hf:"))
     return folder if folder.is_dir() else None
 

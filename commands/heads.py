@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..editor.choices import ScoreMeasure
+from ..editor.images.demo_name import is_demo
 from .checks import require_scan
 from .console import print_heads, print_json, print_measures, print_table, progress, say
 from .draw import plot_to
@@ -109,7 +110,7 @@ def _test_scores(scan: Path, labels: str, columns: str | None, measure: str | No
     from ..editor.measure.score_agreement import evaluate_scores
 
     labelled = load_attributes(labels)
-    default = "location=place,shape,color,texture" if labels == "demo" else ""
+    default = "location=place,shape,color,texture" if is_demo(labels) else ""
     scanned, model = open_scan(scan)
     options: dict[str, Any] = {"columns": _parse_columns(columns or default)} | given(measure=measure)
     with progress() as follow:

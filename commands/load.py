@@ -63,7 +63,7 @@ def aligner_of(scan: Path | None) -> str | None:
 
 def plain_checkpoint(model: str, pretrained: str | None) -> Path | None:
     """A folder or a safetensors file that a recipe can be applied to without loading the model."""
-    from ..editor.images.demo import demo_folder, is_demo
+    from ..editor.images.demo_name import demo_folder, is_demo
     from ..editor.models.loaders import find_checkpoint
 
     if Path(model).is_file() and Path(model).suffix == ".safetensors":

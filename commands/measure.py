@@ -10,6 +10,7 @@ import typer
 
 from ..editor.choices import Layout
 from ..editor.files.whole import require_apart, require_free_folder
+from ..editor.images.demo_name import is_demo
 from .checks import require_images, require_scan
 from .console import print_json, print_measures, print_table, progress, say, say_next
 from .draw import plot_to
@@ -93,11 +94,11 @@ def _require_usage(asked: dict[str, Any]) -> None:
     if asked["segmentation"]:
         if columns or asked["control"]:
             raise typer.BadParameter("masks have no labels, groups or controls", param_hint="--segmentation")
-        if asked["classes"] is None and asked["dataset"] != "demo":
+        if asked["classes"] is None and not is_demo(asked["dataset"]):
             raise typer.BadParameter(
                 "it needs the names of the classes, a file with one a line", param_hint="--classes"
             )
-    elif asked["dataset"] == "demo" and (columns or asked["classes"] or asked["templates"] or asked["layout"]):
+    elif is_demo(asked["dataset"]) and (columns or asked["classes"] or asked["templates"] or asked["layout"]):
         raise typer.BadParameter("the demo has its own classes, prompts and groups", param_hint="--dataset demo")
 
 
@@ -123,7 +124,7 @@ def _load_tasks(asked: dict[str, Any]) -> tuple[Any, Any]:
     from ..editor.images.skew import RetrievalSet
 
     dataset, label, split, retention = (asked[name] for name in ("dataset", "label", "split", "retention"))
-    if dataset == "demo":
+    if is_demo(dataset):
         return dataset, None
     classes, columns = load_classes(asked["classes"]) if asked["classes"] else None, split_columns(asked["group_by"])
     task = load_dataset(dataset, layout=asked["layout"], label=label, classes=classes, group_by=columns, split=split)

@@ -10,7 +10,7 @@ from .choices import Side
 from .edits.apply import apply_recipe
 from .edits.recipe import Recipe, load_recipe
 from .errors import AlignmentError
-from .images.demo import is_demo
+from .images.demo_name import is_demo
 from .models.aligner import Aligner, check_aligner, load_aligner
 from .models.loaders import BASE_FOLDER, load_plain_model
 from .models.model import HF_PREFIX, Alignment, Model

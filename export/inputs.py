@@ -8,7 +8,8 @@ from typing import Any
 
 from ..editor.edits.document import RecipeDocument
 from ..editor.errors import RecipeError, StatisticsError
-from ..editor.images.demo import DEMO, is_demo, labelled_by, labelled_tasks, test_source
+from ..editor.images.demo import labelled_by, labelled_tasks, test_source
+from ..editor.images.demo_name import DEMO, is_demo
 from ..editor.images.labelled import load_labelled_images
 from ..editor.images.layouts import load_selection_set
 from ..editor.images.source import ImageSource

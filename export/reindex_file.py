@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..editor.edits.recipe import Recipe, load_recipe
-from ..editor.images.demo import is_demo
+from ..editor.images.demo_name import is_demo
 from ..editor.images.listing import list_images
 from ..editor.measure.fidelity import Fidelity
 from ..editor.measure.reindex import compute_embedding_map, measure_fidelity, reindex_vectors

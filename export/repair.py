@@ -15,7 +15,7 @@ from ..editor.edits.held_out import Fidelity, HeldOut, hold_out, require_enough_
 from ..editor.edits.recipe import Recipe
 from ..editor.edits.singular import load_weights
 from ..editor.errors import ConceptError
-from ..editor.images.demo import DEMO, is_demo
+from ..editor.images.demo_name import DEMO, is_demo
 from ..editor.images.labelled import load_labelled_images
 from ..editor.images.listing import list_images
 from ..editor.images.skew import RetrievalSet

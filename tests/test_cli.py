@@ -93,7 +93,7 @@ def test_remove_heads_on_images_and_evaluate(run, photos: Path, tmp_path: Path) 
     for index, name in enumerate(["red", "blue"]):
         (tmp_path / "labels" / name).mkdir(parents=True)
         shutil.copy(photos / f"{index}.png", tmp_path / "labels" / name)
-    model = clipedit.editor.images.demo.demo_folder()
+    model = clipedit.editor.images.demo_name.demo_folder()
     result = run("remove-heads", "--concept", "location", "--model", model, "--images", photos, "-o", out, "--json")
     assert result.code == 0, result.err
     assert set(json.loads(result.out)) == {"verdict", "because", "heads", "measured", "out", "checks"}
@@ -296,14 +296,14 @@ def test_a_scan_is_only_replaced_on_request(run, photos: Path, tmp_path: Path) -
 
 
 def test_a_checkpoint_file_is_edited_without_a_configuration(run, recipe_folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    weights = clipedit.editor.images.demo.demo_folder() / "open_clip_model.safetensors"
+    weights = clipedit.editor.images.demo_name.demo_folder() / "open_clip_model.safetensors"
     assert run("apply", recipe_folder, "--model", weights, "-o", tmp_path / "out").code == 0
     written = tmp_path / "out" / weights.name
     assert written.read_bytes() == (recipe_folder / weights.name).read_bytes()
 
 
 def test_an_export_checks_what_it_starts_from(run, photos: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    folder = clipedit.editor.images.demo.demo_folder()
+    folder = clipedit.editor.images.demo_name.demo_folder()
     assert (
         run("remove-heads", "--concept", "location", "--model", folder, "--images", photos, "-o", tmp_path / "out").code
         == 0
@@ -369,7 +369,7 @@ class Payload:
 def test_a_pickle_posing_as_weights_is_never_executed(run, tmp_path: Path, name: str) -> None:  # type: ignore[no-untyped-def]
     folder, marker = tmp_path / "model", tmp_path / "executed"
     folder.mkdir()
-    shutil.copy(clipedit.editor.images.demo.demo_folder() / "open_clip_config.json", folder)
+    shutil.copy(clipedit.editor.images.demo_name.demo_folder() / "open_clip_config.json", folder)
     if name.endswith(".bin"):
         torch.save({"visual.proj": Payload(marker)}, folder / name)
     else:
@@ -386,7 +386,7 @@ def test_a_pickle_posing_as_weights_is_never_executed(run, tmp_path: Path, name:
 def test_nan_weights_are_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     from safetensors.torch import load_file, save_file
 
-    shutil.copytree(clipedit.editor.images.demo.demo_folder(), tmp_path / "model")
+    shutil.copytree(clipedit.editor.images.demo_name.demo_folder(), tmp_path / "model")
     weights = tmp_path / "model" / "open_clip_model.safetensors"
     state = load_file(weights)
     state["visual.proj"][3, 5] = float("nan")
@@ -396,7 +396,7 @@ def test_nan_weights_are_refused(run, tmp_path: Path) -> None:  # type: ignore[n
 
 
 def test_a_folder_without_weights_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    shutil.copy(clipedit.editor.images.demo.demo_folder() / "open_clip_config.json", tmp_path)
+    shutil.copy(clipedit.editor.images.demo_name.demo_folder() / "open_clip_config.json", tmp_path)
     result = run("scan", "demo", "--model", tmp_path, "-o", tmp_path / "s")
     assert result.code == 1 and "it holds no weights" in result.err
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import clipedit
 from clipedit import cli
-from clipedit.editor.images.demo import demo_calibration_source, demo_folder
+from clipedit.editor.images.demo import demo_calibration_source
+from clipedit.editor.images.demo_name import demo_folder
 from clipedit.export.edited_folder import apply_to_folder
 
 WEIGHTS = "open_clip_model.safetensors"

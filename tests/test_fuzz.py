@@ -248,7 +248,7 @@ def test_a_parquet_file_whose_names_are_no_text_is_refused(tmp_path: Path) -> No
 def test_preprocessing_that_cannot_work_is_refused_when_the_model_is_loaded(
     change: dict[str, Any], tmp_path: Path
 ) -> None:
-    from clipedit.editor.images.demo import demo_folder
+    from clipedit.editor.images.demo_name import demo_folder
 
     for path in demo_folder().glob("open_clip*"):
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -49,7 +49,8 @@ def test_the_general_pool_is_what_its_script_generates() -> None:
 
 def test_the_demo_texts_are_what_their_script_generates() -> None:
     from clipedit.demo import texts
-    from clipedit.editor.images.demo import LISTED_PLACES, demo_folder
+    from clipedit.editor.images.demo import LISTED_PLACES
+    from clipedit.editor.images.demo_name import demo_folder
 
     assert list(load_texts(model_folder=demo_folder())) == texts.pool_texts()
     for name, document in texts.concept_documents(LISTED_PLACES).items():
@@ -57,7 +58,7 @@ def test_the_demo_texts_are_what_their_script_generates() -> None:
 
 
 def test_the_demo_checkpoint_is_small() -> None:
-    from clipedit.editor.images.demo import demo_folder
+    from clipedit.editor.images.demo_name import demo_folder
 
     assert (demo_folder() / "open_clip_model.safetensors").stat().st_size < 10e6
 

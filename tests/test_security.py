@@ -35,7 +35,7 @@ from clipedit.editor.files.vectors import open_vectors
 from clipedit.editor.files.whole import find_beside
 from clipedit.editor.images import decode
 from clipedit.editor.images.decode import open_image
-from clipedit.editor.images.demo import demo_folder
+from clipedit.editor.images.demo_name import demo_folder
 from clipedit.editor.images.listing import list_images, read_csv_source
 from clipedit.editor.models.config_bounds import require_modest_config
 from clipedit.editor.models.hf_folder import load_hf_folder

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import clipedit
-from clipedit.editor.images.demo import demo_calibration_source, demo_folder
+from clipedit.editor.images.demo import demo_calibration_source
+from clipedit.editor.images.demo_name import demo_folder
 from clipedit.export.consumers.model_name import spell_model_name
 from clipedit.export.edited_folder import write_edited_model
 from clipedit.export.pages.model_card import write_model_card

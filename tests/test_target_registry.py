@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import clipedit
-from clipedit.editor.images.demo import demo_folder
+from clipedit.editor.images.demo_name import demo_folder
 from clipedit.export.targets.registry import load_target, render_targets_markdown, target_names
 from clipedit.export.written_for import find_written
 

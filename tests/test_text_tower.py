@@ -213,7 +213,7 @@ def test_the_command_line_edits_the_text_tower(tmp_path: Path, run: Callable[...
         "--tower",
         "text",
         "--model",
-        clipedit.editor.images.demo.demo_folder(),
+        clipedit.editor.images.demo_name.demo_folder(),
         "--scan",
         scan,
     ]

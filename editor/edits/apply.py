@@ -15,7 +15,7 @@ from torch import Tensor
 from ..components import HeadId
 from ..errors import RecipeError
 from ..files.tensors import ReadTensor, copy_with_tensors, hash_checkpoint, tensor_reader
-from ..images.demo import DEMO
+from ..images.demo_name import DEMO
 from ..models.architecture import load_architecture
 from ..models.identity import describe_function, find_function_difference
 from ..models.loaders import BASE_FOLDER, WEIGHTS_NAME, find_checkpoint, pretrained_tags

@@ -20,7 +20,7 @@ from ..components import HeadId
 from ..errors import ModelError
 from ..files.bounded import load_json
 from ..files.tensors import StoredTensor, read_header, tensor_reader
-from ..images.demo import demo_folder, is_demo
+from ..images.demo_name import demo_folder, is_demo
 from ..models.architecture import load_architecture
 from ..models.loaders import BASE_FOLDER, find_checkpoint, pretrained_tags
 from ..models.open_clip_config import CONFIG_NAME

@@ -1,4 +1,4 @@
-"""The demo: the one place that knows what `demo` stands for, as images, labels, masks, texts and as a model's folder.
+"""The demo's data: what `demo` stands for as images, labels, masks and texts (`demo_name.py` knows the name itself).
 
 The world itself, its renderer and how its model was trained are in `demo/`; nothing else of the editor imports them.
 """
@@ -6,18 +6,14 @@ The world itself, its renderer and how its model was trained are in `demo/`; not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ... import demo
 from ...demo import world
 from ..errors import ImageError
 from .source import ImageSource, LabelledImages, MaskedImages
 
-DEMO = "demo"
 DEMO_CALIBRATION_SEED, DEMO_CALIBRATION_COUNT = 5_001, 4_096
 # Other scenes than any split of the calibration, so that nothing is chosen on what is reported.
 VALIDATION_SEED, TEST_SEED, MASK_SEED, EXAMPLE_SEED = 7_001, 9_002, 9_005, 1
@@ -25,11 +21,6 @@ SPLIT_COUNT = 4_096
 SHAPES, PLACES, COLORS = world.SHAPES, world.PLACES, tuple(world.COLORS)
 COLOR_WORDS = tuple(world.with_article(color) for color in COLORS)
 LISTED_PLACES = world.LISTED_PLACES
-
-
-def is_demo(name: object) -> bool:
-    """Whether a model, a source or a data set that a user named is the embedded one."""
-    return name == DEMO
 
 
 def render_source(scenes: Sequence[world.Scene]) -> ImageSource:
@@ -102,11 +93,6 @@ def demo_masked_images(count: int = 512, seed: int = MASK_SEED) -> MaskedImages:
     """Balanced scenes of the embedded world with its renderer's true masks; others than any split has by default."""
     scenes = world.draw_balanced_scenes(count, seed)
     return MaskedImages(render_source(scenes), lambda index: world.render_mask(scenes[index]).astype(np.int8))
-
-
-def demo_folder() -> Path:
-    """The embedded model's folder."""
-    return Path(str(resources.files(demo) / "model"))
 
 
 def example_source(count: int) -> ImageSource:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..errors import ImageError
 from ..files.bounded import read_text
-from .demo import is_demo, test_source
+from .demo import test_source
+from .demo_name import is_demo
 from .listing import PATH_COLUMNS, list_images, read_csv_source
 from .source import ImageSource, LabelledImages
 

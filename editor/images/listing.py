@@ -14,7 +14,8 @@ from pathlib import Path
 from ..errors import ImageError
 from ..files.inputs import require_images_path
 from .decode import SUFFIXES
-from .demo import demo_calibration_source, is_demo
+from .demo import demo_calibration_source
+from .demo_name import is_demo
 from .shards import list_shards, read_remote_folder
 from .source import ImageSource, OpenPath, join_sources
 

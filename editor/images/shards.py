@@ -18,7 +18,7 @@ from PIL import Image
 from ..errors import ImageError
 from ..files.locations import Location, expand_range, is_remote, list_locations, open_location
 from .decode import SUFFIXES, read_image
-from .demo import is_demo
+from .demo_name import is_demo
 from .parquet import ARROW_SUFFIXES, PARQUET_SUFFIXES, cut_parquet, open_arrow, open_parquet
 from .source import ImageSource
 from .tar import TAR_SUFFIXES, open_tar

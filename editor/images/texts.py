@@ -9,7 +9,8 @@ from pathlib import Path
 from ... import recipes
 from ..errors import ConceptError, ImageError
 from ..files.bounded import read_text
-from .demo import demo_captions, is_demo
+from .demo import demo_captions
+from .demo_name import is_demo
 from .source import ImageSource
 
 

@@ -24,7 +24,8 @@ from ..concepts.queries import encode_contrast
 from ..errors import ConceptError, ImageError
 from ..files.whole import staged_folder
 from ..images.decode import SUFFIXES, open_image
-from ..images.demo import demo_masked_images, is_demo
+from ..images.demo import demo_masked_images
+from ..images.demo_name import is_demo
 from ..images.listing import list_images
 from ..images.source import ImageSource, MaskedImages
 from ..models.model import Model

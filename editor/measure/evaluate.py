@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..concepts.class_weights import DEFAULT_TEMPLATES, compute_class_weights
-from ..images.demo import is_demo, test_source
+from ..images.demo import test_source
+from ..images.demo_name import is_demo
 from ..images.layouts import load_dataset
 from ..images.skew import RetrievalSet, compute_max_skew
 from ..images.source import ImageSource, LabelledImages

@@ -11,7 +11,7 @@ import open_clip
 import torch
 
 from ..errors import ModelError, nearest_names
-from ..images.demo import DEMO, demo_folder, is_demo
+from ..images.demo_name import DEMO, demo_folder, is_demo
 from ..towers.build import build_tower
 from .loaders import BASE_FOLDER
 from .model import Model

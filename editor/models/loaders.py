@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import ModelError, nearest_names
 from ..files.tensors import read_header, reading_weights, stored_dtype
-from ..images.demo import DEMO, demo_folder, is_demo
+from ..images.demo_name import DEMO, demo_folder, is_demo
 from ..towers.build import build_tower
 from .config_bounds import require_modest_config, require_modest_sizes
 from .hf_folder import load_hf_folder

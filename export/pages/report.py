@@ -18,7 +18,7 @@ from ...editor.edits.recipe import Recipe, load_recipe
 from ...editor.errors import ExportError
 from ...editor.files.bounded import load_json
 from ...editor.files.whole import staged_file
-from ...editor.images.demo import DEMO, is_demo
+from ...editor.images.demo_name import DEMO, is_demo
 from ...editor.images.listing import list_images
 from ...editor.images.source import ImageSource
 from ...editor.images.texts import load_texts
