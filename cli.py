@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -36,6 +37,8 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 for _group, _commands in GROUPS.items():
     for _name, _command in _commands.items():
+        # Typer asks for the annotations three times, and each is a string that is evaluated anew: once is enough.
+        _command.__annotations__ = get_type_hints(_command, include_extras=True)
         _kind: dict[str, Any] = {"cls": start.PanelledCommand} if _name == "remove-heads" else {}
         app.command(_name, rich_help_panel=_group, **_kind)(_command)
 app.add_typer(library.concepts_app, name="concepts", rich_help_panel="Library")
@@ -59,6 +62,8 @@ def describe(
 
 def main() -> None:
     """Run the command line: exit 0, 1 with a message on stderr, or 2 for wrong usage."""
+    # Pydantic would look for plugins in the metadata of every installed package, which takes longer than most commands.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     warnings.showwarning = lambda message, *_: print(printable(f"warning: {message}"), file=sys.stderr)
     try:
         sys.exit(app(standalone_mode=False) or 0)

@@ -8,14 +8,12 @@ nobody takes another machine's process on a shared disk for dead.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import functools
 import hashlib
 import os
 import re
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -64,6 +62,9 @@ def publish_folder(temporary: Path, target: Path) -> None:
 
 def exchange_names(first: Path, second: Path) -> bool:
     """Swap what two names stand for in one step; False where the system or the file system cannot."""
+    # Late, here and below: the command line imports this file, and needs neither unless it writes.
+    import ctypes
+
     rename = _find_renameat2()
     if rename is None:
         return False
@@ -145,6 +146,8 @@ def _prefix(target: Path, kind: str, *, of_this_process: bool = True) -> str:
 @functools.lru_cache(maxsize=1)
 def _host() -> str:
     """The machine, and the space its process numbers are of (containers have their own)."""
+    import socket
+
     try:
         space = os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -176,4 +179,6 @@ def _flush(path: Path) -> None:
 def _find_renameat2() -> Any:
     if sys.platform != "linux":
         return None
+    import ctypes
+
     return getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
