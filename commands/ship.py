@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -68,10 +68,21 @@ def verify(
 
     In a fresh process, against the edited model's own answers.
     """
+    from ..editor.errors import VerificationError
     from ..export.verify.verify import verify as run
 
-    checks = run(folder, trust=trust)
-    print_json([vars(check) for check in checks]) if as_json else print_checks(checks)
+    try:
+        checks = run(folder, trust=trust)
+    except VerificationError as error:
+        if as_json:  # A script reads what failed where it reads what holds.
+            print_json([check.report() for check in error.checks] or [_describe_failure(error)])
+        raise
+    print_json([check.report() for check in checks]) if as_json else print_checks(checks)
+
+
+def _describe_failure(error: Exception) -> dict[str, Any]:
+    """A failure before anything could be compared, as a check that does not hold: no list of checks is empty."""
+    return {"name": str(error), "figure": None, "relation": ">=", "tolerance": 1.0, "holds": False}
 
 
 def reproduce(

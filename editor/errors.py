@@ -17,7 +17,8 @@ Messages say what could not be done, what was found, what is needed, and what fi
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class ClipeditError(Exception):
@@ -57,7 +58,15 @@ class ExportError(ClipeditError):
 
 
 class VerificationError(ClipeditError):
-    """An export does not compute what the edited model computes."""
+    """An export does not compute what the edited model computes.
+
+    Attributes:
+        checks: What was compared, if it came to that; the first that does not hold is the message's.
+    """
+
+    def __init__(self, message: str, checks: Sequence[Any] = ()):
+        super().__init__(message)
+        self.checks = tuple(checks)
 
 
 def nearest_names(name: str, known: Iterable[str]) -> str:

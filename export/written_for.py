@@ -7,11 +7,15 @@ from pathlib import Path
 from ..editor.choices import WeightPrecision
 from ..editor.errors import ExportError, VerificationError, nearest_names
 from ..editor.load import load_model
+from ..editor.models.loaders import BASE_FOLDER
 from ..editor.models.model import Model
 from .consumers.consumer import Consumer, build_own_consumer
+from .consumers.shipped import Statement
 from .consumers.target import Target
 from .graphs.profile import Profile
+from .targets.open_clip import tell_open_clip
 from .targets.registry import load_target, target_names
+from .targets.timm import tell_timm
 from .verify.reference import Reference
 
 CARD = """\
@@ -40,7 +44,12 @@ def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
     return build_own_consumer(load_model(str(folder)))
 
 
-DIRECT_FOLDER = Target(Profile(target="clipedit"), write=_refuse, load=_load, card=CARD, row=None)
+def _tell(folder: Path, reference: Reference, profile: Profile) -> list[Statement]:
+    tell = tell_timm if "timm_cfg" in reference.config else tell_open_clip
+    return [tell(folder, reference, BASE_FOLDER)]
+
+
+DIRECT_FOLDER = Target(Profile(target="clipedit"), write=_refuse, load=_load, tell=_tell, card=CARD, row=None)
 
 
 def find_written(name: str, precision: WeightPrecision = "fp32") -> Target:

@@ -144,7 +144,7 @@ def test_half_precision_takes_and_gives_float32_at_half_the_size(
     total: Model, pixels: torch.Tensor, pruned_folder: Path, tmp_path: Path
 ) -> None:
     checks = clipedit.export_model(total, tmp_path / "out", target="onnx", precision="fp16", prune=True)
-    assert "image, batch 32, mean cosine" in {check.name for check in checks}
+    assert "image, batch 35, mean cosine" in {check.name for check in checks}
     for name in ("visual.onnx", "textual.onnx"):
         assert (tmp_path / "out" / name).stat().st_size < 0.6 * (pruned_folder / name).stat().st_size
     options = onnxruntime.SessionOptions()
@@ -164,7 +164,7 @@ def test_8_bit_graphs_stay_near_and_their_cost_is_written_down(
     report = json.loads((tmp_path / "out" / "verification.json").read_text())
     assert report["precision"] == "int8" and report["quantisation"] == kind and report["pruned"] == list(HEADS)
     figures = {check["name"]: check["figure"] for check in report["checks"]}
-    assert 0.95 < figures["image, batch 32, worst cosine"] <= figures["image, batch 32, mean cosine"] < 0.99999
+    assert 0.95 < figures["image, batch 32, worst cosine"] <= figures["image, batch 35, mean cosine"] < 0.99999
     assert {"text, batch 1, worst cosine", "zero-shot agreement"} <= figures.keys()
     for name in ("visual.onnx", "textual.onnx"):
         assert (tmp_path / "out" / name).stat().st_size < 0.45 * (pruned_folder / name).stat().st_size

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ... import __version__
 from ...editor.models.model import Model
-from ..verify.reference import Reference, answer_images
+from ..verify.reference import Reference, answer_images, read_scales
+
+Preprocess = Callable[[Image.Image], Tensor]
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Consumer:
         embed_images, embed_texts: Embeddings by the consumer's own preprocessing and tokenizer.
             A classifier gives logits, and reads no texts.
         normalised: Whether `encode_images` and `embed_texts` give unit vectors.
+        scales: `logit_scale` and `logit_bias`, where the export holds them; graphs do not.
     """
 
     runtime: str
@@ -33,18 +36,23 @@ class Consumer:
     embed_images: Callable[[list[Image.Image]], Tensor]
     embed_texts: Callable[[list[str]], Tensor] | None
     normalised: bool = False
+    scales: Mapping[str, float] = field(default_factory=dict)
 
 
 def build_own_consumer(model: Model) -> Consumer:
     """A model as clipedit itself runs it."""
     encode = functools.partial(answer_images, model)
     embed_texts = model.encode_text if model.has_texts else None
-    return Consumer(f"clipedit {__version__}", encode, after_preprocessing(encode, model.preprocess), embed_texts)
+    return Consumer(
+        f"clipedit {__version__}",
+        encode,
+        after_preprocessing(encode, model.preprocess),
+        embed_texts,
+        scales=read_scales(model.module),
+    )
 
 
-def build_torch_consumer(
-    runtime: str, module: Any, preprocess: Callable[[Image.Image], Tensor], tokenizer: Any
-) -> Consumer:
+def build_torch_consumer(runtime: str, module: Any, preprocess: Preprocess, tokenizer: Any) -> Consumer:
     """A module with open_clip's methods, its preprocessing and tokenizer."""
     module.eval()
     # Named, since CoCa normalises unless it is told not to.
@@ -54,11 +62,12 @@ def build_torch_consumer(
         encode,
         after_preprocessing(encode, preprocess),
         lambda texts: module.encode_text(tokenizer(texts), normalize=False),
+        scales=read_scales(module),
     )
 
 
 def after_preprocessing(
-    encode: Callable[[Tensor], Tensor], preprocess: Callable[[Image.Image], Tensor]
+    encode: Callable[[Tensor], Tensor], preprocess: Preprocess
 ) -> Callable[[list[Image.Image]], Tensor]:
     """An encoder of pixels as one of images."""
     return lambda images: encode(torch.stack([preprocess(image) for image in images]))

@@ -11,11 +11,15 @@ from torch import Tensor
 
 from ..graphs.profile import Profile
 from ..verify.reference import Reference
-from .consumer import Consumer, after_preprocessing, known_tokens
+from .consumer import Consumer, Preprocess, after_preprocessing, known_tokens
 
 
-def load_graphs(folder: Path, reference: Reference, profile: Profile) -> Consumer:
-    """ONNX Runtime, with the model's own preprocessing and tokens: for targets that are graphs and numbers only."""
+def load_graphs(folder: Path, reference: Reference, profile: Profile, *, preprocess: Preprocess) -> Consumer:
+    """ONNX Runtime, with the model's own tokens: for targets that are graphs and numbers only.
+
+    Args:
+        preprocess: As the files beside the graphs say it.
+    """
     import onnxruntime
 
     assert profile.visual is not None and profile.textual is not None
@@ -27,7 +31,7 @@ def load_graphs(folder: Path, reference: Reference, profile: Profile) -> Consume
     return Consumer(
         f"onnxruntime {onnxruntime.__version__} on {visual.get_providers()[0]}",
         encode,
-        after_preprocessing(encode, reference.preprocess),
+        after_preprocessing(encode, preprocess),
         lambda texts: encode_text(tokens(texts).to(integer)),
         normalised=profile.visual.normalised,
     )

@@ -13,9 +13,16 @@ from ...editor.models.open_clip_config import CONFIG_NAME, read_open_clip_config
 from ..graphs.profile import Profile
 from ..verify.reference import Reference
 from .consumer import Consumer
+from .shipped import Statement
 
 Writer = Callable[[Model, Path, Profile], None]
 Loader = Callable[[Path, Reference, Profile], Consumer]
+Teller = Callable[[Path, Reference, Profile], list[Statement]]
+
+
+def tell_nothing(folder: Path, reference: Reference, profile: Profile) -> list[Statement]:
+    """For targets whose files say nothing of the model that running them does not show."""
+    return []
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Target:
         card: The part of the model card that loads the folder and prints what the card shows: a Jinja template. Empty
             where models without texts are written only, which get no card.
         row: Its row in tables; None for folders that `export` does not write.
+        tell: What its files say of preprocessing and sizes, beside what the model has.
         stand_in: What reads the same files where the consumer is not installed.
         runs_code: Whether loading runs code that may be in the folder.
         require_no_code: Raises `VerificationError` if this folder holds code that loading would run.
@@ -54,6 +62,7 @@ class Target:
     load: Loader
     card: str
     row: TargetRow | None
+    tell: Teller = tell_nothing
     stand_in: Loader | None = None
     runs_code: bool = False
     require_no_code: Callable[[Path], None] | None = None

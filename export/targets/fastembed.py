@@ -13,7 +13,12 @@ from ...editor.models.model import Model
 from ..consumers.consumer import Consumer
 from ..consumers.onnx_runtime import as_function, load_graphs
 from ..consumers.preprocessor_config import NAME as PREPROCESSOR_NAME
-from ..consumers.preprocessor_config import require_clip_preprocessing, write_preprocessor
+from ..consumers.preprocessor_config import (
+    build_processor,
+    require_clip_preprocessing,
+    tell_preprocessor,
+    write_preprocessor,
+)
 from ..consumers.target import Target, TargetRow
 from ..consumers.tokenizer_files import SIDECARS as TOKENIZER_FILES
 from ..consumers.tokenizer_files import require_clip_text, write_tokenizer_files
@@ -69,6 +74,10 @@ def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
     )
 
 
+def _stand_in(folder: Path, reference: Reference, profile: Profile) -> Consumer:
+    return load_graphs(folder, reference, profile, preprocess=build_processor(folder / "vision" / PREPROCESSOR_NAME))
+
+
 def _stack(embeddings: Any) -> Tensor:
     return torch.stack([torch.from_numpy(embedding) for embedding in embeddings])
 
@@ -91,5 +100,6 @@ TARGET = Target(
         "`ImageEmbedding` and `TextEmbedding` with `specific_model_path`",
         "extra `fastembed`",
     ),
-    stand_in=load_graphs,
+    tell=lambda folder, reference, profile: [tell_preprocessor(folder, reference, "vision")],
+    stand_in=_stand_in,
 )

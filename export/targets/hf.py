@@ -17,12 +17,17 @@ from ...editor.models.hf_names import clip_names, convert_from_hf, convert_to_hf
 from ...editor.models.model import Model
 from ..consumers.consumer import Consumer, build_torch_consumer
 from ..consumers.preprocessor_config import NAME as PREPROCESSOR_NAME
-from ..consumers.preprocessor_config import require_clip_preprocessing, write_preprocessor
+from ..consumers.preprocessor_config import (
+    build_processor,
+    require_clip_preprocessing,
+    tell_preprocessor,
+    write_preprocessor,
+)
 from ..consumers.target import Target, TargetRow
 from ..consumers.tokenizer_files import SIDECARS as TOKENIZER_FILES
 from ..consumers.tokenizer_files import require_clip_text, write_tokenizer_files
 from ..graphs.profile import Profile, require_plain
-from ..verify.reference import Reference
+from ..verify.reference import Reference, read_scales
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 SIDECARS = (CONFIG_NAME, PREPROCESSOR_NAME, *TOKENIZER_FILES)
@@ -171,7 +176,8 @@ def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
     def embed_texts(texts: list[str]) -> Tensor:
         return read_features(model.get_text_features(**_tokenize(processor, texts)))
 
-    return Consumer(f"transformers {transformers.__version__}", encode_images, embed_images, embed_texts)
+    runtime = f"transformers {transformers.__version__}"
+    return Consumer(runtime, encode_images, embed_images, embed_texts, scales=read_scales(model))
 
 
 def _tokenize(processor: Any, texts: list[str]) -> Any:
@@ -184,7 +190,7 @@ def read_features(answer: Any) -> Tensor:
 
 
 def load_by_open_clip(folder: Path, reference: Reference, profile: Profile) -> Consumer:
-    """The weights under open_clip's names again; the tokenizer and processor files are not read."""
+    """The weights under open_clip's names again; the tokenizer's files are not read."""
     import open_clip
     from safetensors import safe_open
 
@@ -197,8 +203,8 @@ def load_by_open_clip(folder: Path, reference: Reference, profile: Profile) -> C
     entries = clip_names(config["vision_cfg"]["layers"], config["text_cfg"]["layers"])
     module.load_state_dict(convert_from_hf({name: read(name).float() for name in names}, entries))
     tokenizer = open_clip.SimpleTokenizer(context_length=module.context_length)
-    runtime = f"open_clip {open_clip.__version__}, reading the weights only"
-    return build_torch_consumer(runtime, module, reference.preprocess, tokenizer)
+    runtime = f"open_clip {open_clip.__version__}, reading weights and preprocessing"
+    return build_torch_consumer(runtime, module, build_processor(path.with_name(PREPROCESSOR_NAME)), tokenizer)
 
 
 TARGET = Target(
@@ -211,5 +217,6 @@ TARGET = Target(
         "transformers `CLIPModel`, `CLIPProcessor`",
         "extra `hf`",
     ),
+    tell=lambda folder, reference, profile: [tell_preprocessor(folder, reference)],
     stand_in=load_by_open_clip,
 )

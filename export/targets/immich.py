@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
+from ...editor.errors import VerificationError
 from ...editor.models.model import Model
-from ..consumers.consumer import Consumer
+from ..consumers.consumer import Consumer, Preprocess
 from ..consumers.model_name import spell_model_name
 from ..consumers.onnx_runtime import as_function, load_graphs, open_session
 from ..consumers.preprocessor_config import require_clip_preprocessing
+from ..consumers.shipped import Statement, read_said
 from ..consumers.target import Target, TargetRow
 from ..consumers.tokenizer_files import SIDECARS as TOKENIZER_FILES
 from ..consumers.tokenizer_files import require_clip_text, write_tokenizer_files
@@ -22,6 +28,7 @@ from ..graphs.onnx_graphs import write_graphs
 from ..graphs.profile import GraphSpec, Profile
 from ..verify.reference import Reference
 
+PREPROCESS_NAME = "visual/preprocess_cfg.json"
 CARD = """\
 Immich knows models by a fixed list of names. Put `{{ name }}/` in the place of a model of the same architecture, in the
 cache of its machine-learning container (`/cache/clip/<name of that model>/`), restart it, choose that model under
@@ -68,16 +75,64 @@ def write_immich(model: Model, folder: Path, profile: Profile) -> None:
     require_clip_text(model, profile.target)
     inner = folder / spell_model_name(model)
     write_graphs(model, inner, profile)
-    preprocess = {**model.config["preprocess_cfg"], "size": list(model.image_shape)}
-    for name, content in (("config.json", model.config["model_cfg"]), ("visual/preprocess_cfg.json", preprocess)):
+    for name, content in describe_sidecars(model.config, model.image_shape).items():
         (inner / name).write_text(json.dumps(content, indent=2, default=list) + "\n", encoding="utf-8")
     write_tokenizer_files(model, inner / "textual")
 
 
+def describe_sidecars(config: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Any]:
+    """The two files that say what the graphs take, by path."""
+    return {"config.json": config["model_cfg"], PREPROCESS_NAME: {**config["preprocess_cfg"], "size": list(shape)}}
+
+
+def _find_inner(folder: Path) -> Path:
+    """The folder that stands in Immich's cache.
+
+    Raises:
+        VerificationError: If there is none.
+    """
+    found = next((path.parent for path in sorted(folder.glob("*/config.json"))), None)
+    if found is None:
+        raise VerificationError(f"cannot verify {folder}: it holds no folder with a config.json. Export again.")
+    return found
+
+
+def _tell(folder: Path, reference: Reference, profile: Profile) -> list[Statement]:
+    inner = _find_inner(folder)
+    wanted = describe_sidecars(reference.config, reference.pixels().shape[2:])
+    return [Statement(f"{inner.name}/{name}", content, read_said(inner / name)) for name, content in wanted.items()]
+
+
+def read_preprocess(path: Path) -> Preprocess:
+    """Preprocessing as Immich does it: the shorter side resized, a square cut out of the middle.
+
+    Raises:
+        VerificationError: If it cannot be read.
+    """
+    said = read_said(path)
+    try:
+        size = said["size"][0] if isinstance(said["size"], list) else said["size"]
+        filtering = Image.Resampling[said["interpolation"].upper()]
+        mean, std = (np.array(said[key], dtype=np.float32) for key in ("mean", "std"))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise VerificationError(f"cannot verify {path}: it cannot be used ({error!r}). Export again.") from None
+
+    def preprocess(image: Image.Image) -> Float[Tensor, "3 height width"]:
+        image, (width, height) = image.convert("RGB"), image.size
+        # Whole pixels, cut and not rounded: one pixel aside of what open_clip does where a margin is odd.
+        shape = (size, int(height / width * size)) if width < height else (int(width / height * size), size)
+        left, top = int(shape[0] / 2 - size / 2), int(shape[1] / 2 - size / 2)
+        image = image.resize(shape, filtering).crop((left, top, left + size, top + size))
+        pixels = (np.asarray(image, dtype=np.float32) / 255 - mean) / std
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # [height, width, 3] -> [3, height, width]
+
+    return preprocess
+
+
 def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
     """Immich is a server: ONNX Runtime, and `tokenizers` with padding to the context, as it uses them."""
-    inner = next(path.parent for path in sorted(folder.glob("*/config.json")))
-    consumer = load_graphs(inner, reference, profile)
+    inner = _find_inner(folder)
+    consumer = load_graphs(inner, reference, profile, preprocess=read_preprocess(inner / PREPROCESS_NAME))
     runtime = f"{consumer.runtime}, standing in for Immich"
     try:
         from tokenizers import Tokenizer
@@ -105,10 +160,12 @@ TARGET = Target(
         textual=GraphSpec("textual/model.onnx", "text", "embedding", integer="int32", batch=1, normalised=True),
         # fp16 crashes the CPU provider at the level of optimisation that it runs at.
         precisions=("fp32", "int8"),
-        sidecars=("config.json", "visual/preprocess_cfg.json", *(f"textual/{name}" for name in TOKENIZER_FILES)),
+        resizing=0.95,
+        sidecars=("config.json", PREPROCESS_NAME, *(f"textual/{name}" for name in TOKENIZER_FILES)),
     ),
     write=write_immich,
     load=_load,
+    tell=_tell,
     card=CARD,
     row=TargetRow(
         "`<name>/visual`, `<name>/textual`, as in Immich's cache",

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from ...editor.errors import VerificationError
 from ...editor.models.model import Model
+from ...editor.models.preprocessing import build_preprocess
+from ..consumers.consumer import Consumer, Preprocess
 from ..consumers.onnx_runtime import load_graphs
+from ..consumers.shipped import Statement, read_said
 from ..consumers.target import Target, TargetRow
 from ..graphs.onnx_graphs import write_graphs
 from ..graphs.profile import GraphSpec, Profile
+from ..verify.reference import Reference
 
 SIDECAR_NAME = "clip.json"
 
@@ -54,14 +61,42 @@ def write_onnx(model: Model, folder: Path, profile: Profile) -> None:
 
 def write_sidecar(model: Model, folder: Path) -> None:
     """Write `clip.json`: what a caller needs beside the graphs."""
-    sidecar = {
-        "preprocess_cfg": model.config["preprocess_cfg"],
-        "text_cfg": model.config["model_cfg"]["text_cfg"],
-        "context_length": model.tokenizer(["a photo"]).shape[1],
-        "embedding_size": model.tower.d_embed,
+    sidecar = describe_sidecar(model.config, model.tokenizer(["a photo"]).shape[1], model.tower.d_embed)
+    (folder / SIDECAR_NAME).write_text(json.dumps(sidecar, indent=2, default=list) + "\n", encoding="utf-8")
+
+
+def describe_sidecar(config: Mapping[str, Any], context: int, d_embed: int) -> dict[str, Any]:
+    """The content of `clip.json`."""
+    return {
+        "preprocess_cfg": config["preprocess_cfg"],
+        "text_cfg": config["model_cfg"]["text_cfg"],
+        "context_length": context,
+        "embedding_size": d_embed,
         "normalised": False,
     }
-    (folder / SIDECAR_NAME).write_text(json.dumps(sidecar, indent=2, default=list) + "\n", encoding="utf-8")
+
+
+def tell_sidecar(folder: Path, reference: Reference, inside: str = "") -> Statement:
+    """What `clip.json` says, in the folder or one inside it."""
+    sizes = reference.tensors["tokens"].shape[1], reference.tensors["image_embedding"].shape[1]
+    path = f"{inside}/{SIDECAR_NAME}" if inside else SIDECAR_NAME
+    return Statement(path, describe_sidecar(reference.config, *sizes), read_said(folder / path))
+
+
+def read_preprocess(path: Path) -> Preprocess:
+    """Preprocessing as a `clip.json` says it.
+
+    Raises:
+        VerificationError: If it says none that can be made.
+    """
+    try:
+        return build_preprocess(read_said(path))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise VerificationError(f"cannot verify {path}: its preprocess_cfg cannot be used ({error}).") from None
+
+
+def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
+    return load_graphs(folder, reference, profile, preprocess=read_preprocess(folder / SIDECAR_NAME))
 
 
 TARGET = Target(
@@ -73,7 +108,8 @@ TARGET = Target(
         precisions=("fp32", "fp16", "int8"),
     ),
     write=write_onnx,
-    load=load_graphs,
+    load=_load,
+    tell=lambda folder, reference, profile: [tell_sidecar(folder, reference)],
     card=CARD,
     row=TargetRow(
         "`visual.onnx`, `textual.onnx` (dynamic batch, unnormalised embeddings), `clip.json`", "ONNX Runtime"

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ...editor.files.whole import save_tensors
+from ...editor.models.identity import describe_function
 from ...editor.models.loaders import WEIGHTS_NAME
 from ...editor.models.model import Model
-from ...editor.models.open_clip_config import CONFIG_NAME
+from ...editor.models.open_clip_config import CONFIG_NAME, read_open_clip_config
 from ..consumers.consumer import Consumer, build_torch_consumer
+from ..consumers.shipped import Statement
 from ..consumers.target import Target, TargetRow
 from ..graphs.profile import Profile, require_plain
 from ..verify.reference import Reference
@@ -47,6 +49,13 @@ def write_open_clip_folder(model: Model, folder: Path) -> None:
         wrapped.save_pretrained(folder)
 
 
+def tell_open_clip(folder: Path, reference: Reference, inside: str = "") -> Statement:
+    """What the configuration says, defaults filled in as open_clip does."""
+    found = describe_function(read_open_clip_config(folder / inside))
+    path = f"{inside}/{CONFIG_NAME}" if inside else CONFIG_NAME
+    return Statement(path, describe_function(reference.config), found)
+
+
 def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
     import open_clip
 
@@ -64,6 +73,7 @@ TARGET = Target(
     ),
     write=lambda model, folder, profile: write_open_clip_folder(model, folder),
     load=_load,
+    tell=lambda folder, reference, profile: [tell_open_clip(folder, reference)],
     card=CARD,
     row=TargetRow("`open_clip_config.json`, `open_clip_model.safetensors`", "open_clip `local-dir:`"),
 )

@@ -13,9 +13,10 @@ from ...editor.errors import VerificationError
 from ...editor.files.bounded import load_json
 from ...editor.models.model import Model
 from ..consumers.consumer import Consumer
+from ..consumers.preprocessor_config import tell_preprocessor
 from ..consumers.target import Target, TargetRow
 from ..graphs.profile import Profile
-from ..verify.reference import Reference
+from ..verify.reference import Reference, read_scales
 from .hf import SIDECARS, load_by_open_clip, read_features, write_hf
 
 MODULE, MODULE_TYPE = "0_CLIPModel", "sentence_transformers.models.CLIPModel"
@@ -54,7 +55,8 @@ def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
     def embed(inputs: Sequence[Any]) -> Tensor:
         return model.encode(list(inputs), convert_to_tensor=True)
 
-    return Consumer(f"sentence-transformers {sentence_transformers.__version__}", encode_images, embed, embed)
+    runtime = f"sentence-transformers {sentence_transformers.__version__}"
+    return Consumer(runtime, encode_images, embed, embed, scales=read_scales(model[0].auto_model))
 
 
 def _require_own_module(folder: Path) -> None:
@@ -83,6 +85,7 @@ TARGET = Target(
     load=_load,
     card=CARD,
     row=TargetRow("`modules.json` and the files of `hf`", "`SentenceTransformer(DIR)`", "extra `hf`"),
+    tell=lambda folder, reference, profile: [tell_preprocessor(folder, reference, MODULE)],
     stand_in=load_by_open_clip,
     require_no_code=_require_own_module,
 )

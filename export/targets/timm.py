@@ -15,9 +15,14 @@ from ...editor.files.whole import write_text
 from ...editor.models.model import Model
 from ...editor.models.timm import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME
 from ..consumers.consumer import Consumer, after_preprocessing
+from ..consumers.shipped import Statement, read_said
 from ..consumers.target import Target, TargetRow
 from ..graphs.profile import Profile, require_plain
 from ..verify.reference import Reference
+
+# What a model computes with its weights; the rest of the file says where it comes from.
+_COMPUTED = ("architecture", "model_args", "num_classes", "global_pool", "pretrained_cfg")
+_PREPROCESSED = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
 def write_timm_folder(state: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> None:
@@ -32,6 +37,16 @@ def _write(model: Model, folder: Path, _: Profile) -> None:
     if "timm_cfg" not in model.config:
         raise ExportError(f"cannot export {model.name} to timm: it is not a timm model. Use --target open-clip.")
     write_timm_folder(model.stored_state(), model.config["timm_cfg"], folder)
+
+
+def tell_timm(folder: Path, reference: Reference, inside: str = "") -> Statement:
+    """What timm's configuration says of the architecture and of preprocessing."""
+    path = f"{inside}/{TIMM_CONFIG_NAME}" if inside else TIMM_CONFIG_NAME
+    wanted = {key: value for key, value in reference.config["timm_cfg"].items() if key in _COMPUTED}
+    wanted["pretrained_cfg"] = {
+        key: value for key, value in wanted.get("pretrained_cfg", {}).items() if key in _PREPROCESSED
+    }
+    return Statement(path, wanted, read_said(folder / path))
 
 
 def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
@@ -49,6 +64,7 @@ TARGET = Target(
     Profile(target="timm", sidecars=(TIMM_CONFIG_NAME,), needs_texts=False),
     write=_write,
     load=_load,
+    tell=lambda folder, reference, profile: [tell_timm(folder, reference)],
     card="",
     row=TargetRow(
         "`config.json`, `model.safetensors` of a bare vision transformer, classifier included", "timm `local-dir:`"

@@ -18,7 +18,7 @@ from ..graphs.encoders import ImageEncoder, TextEncoder
 from ..graphs.onnx_graphs import draw_examples, quiet_exporter
 from ..graphs.profile import Profile
 from ..verify.reference import Reference
-from .onnx import SIDECAR_NAME, write_sidecar
+from .onnx import SIDECAR_NAME, read_preprocess, tell_sidecar, write_sidecar
 
 VISUAL_NAME, TEXTUAL_NAME = "visual.pt2", "textual.pt2"
 
@@ -66,7 +66,7 @@ def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
     return Consumer(
         f"torch {torch.__version__}",
         visual,
-        after_preprocessing(visual, reference.preprocess),
+        after_preprocessing(visual, read_preprocess(folder / SIDECAR_NAME)),
         lambda texts: textual(tokens(texts)),
     )
 
@@ -78,6 +78,7 @@ TARGET = Target(
     ),
     write=lambda model, folder, profile: write_programs(model, folder),
     load=_load,
+    tell=lambda folder, reference, profile: [tell_sidecar(folder, reference)],
     card=CARD,
     row=TargetRow(
         "`visual.pt2`, `textual.pt2`, which run without clipedit and open_clip, `clip.json`", "`torch.export.load`"

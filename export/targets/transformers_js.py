@@ -19,6 +19,8 @@ from ...editor.errors import VerificationError
 from ...editor.models.model import Model
 from ..consumers.consumer import Consumer
 from ..consumers.onnx_runtime import load_graphs
+from ..consumers.preprocessor_config import NAME as PREPROCESSOR_NAME
+from ..consumers.preprocessor_config import build_processor, tell_preprocessor
 from ..consumers.target import Target, TargetRow
 from ..graphs.onnx_graphs import write_graphs
 from ..graphs.profile import GraphSpec, Profile
@@ -74,6 +76,10 @@ def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
     model = _NodeModel(folder, "q8" if profile.precision == "int8" else profile.precision)
     runtime = f"transformers.js {model.version} under Node"
     return Consumer(runtime, model.encode_images, model.embed_images, model.embed_texts)
+
+
+def _stand_in(folder: Path, reference: Reference, profile: Profile) -> Consumer:
+    return load_graphs(folder, reference, profile, preprocess=build_processor(folder / PREPROCESSOR_NAME))
 
 
 class _NodeModel:
@@ -163,6 +169,7 @@ TARGET = Target(
         "transformers.js under Node, if `NODE_PATH` or the working directory has it",
         "Node and `@huggingface/transformers`",
     ),
-    stand_in=load_graphs,
+    tell=lambda folder, reference, profile: [tell_preprocessor(folder, reference)],
+    stand_in=_stand_in,
     require_no_code=_require_apart,
 )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ...editor.errors import VerificationError
 from ...editor.models.model import Model
 from ..consumers.consumer import Consumer
 from ..consumers.onnx_runtime import load_graphs
+from ..consumers.shipped import Statement
 from ..consumers.target import Target, TargetRow
 from ..graphs.onnx_graphs import write_graphs
 from ..graphs.profile import GraphSpec, Profile
 from ..verify.reference import Reference
-from .onnx import write_sidecar
+from .onnx import SIDECAR_NAME, read_preprocess, tell_sidecar, write_sidecar
 
 MAX_BATCH_SIZE = 64
 _CONFIG = """\
@@ -73,11 +77,19 @@ def write_triton(model: Model, folder: Path, profile: Profile) -> None:
 
     The server batches: dimensions are without the batch axis.
     """
-    assert profile.visual is not None and profile.textual is not None
     write_graphs(model, folder, profile)
     context = model.tokenizer(["a photo"]).shape[1]
+    for inside, text in describe_configs(profile, model.image_shape, context, model.tower.d_embed).items():
+        (folder / inside / "config.pbtxt").write_text(text, encoding="utf-8")
+        write_sidecar(model, folder / inside)
+
+
+def describe_configs(profile: Profile, image: Sequence[int], context: int, d_embed: int) -> dict[str, str]:
+    """The content of `config.pbtxt`, by the folder of its model."""
+    assert profile.visual is not None and profile.textual is not None
+    found = {}
     for spec, kind, dims in (
-        (profile.visual, "TYPE_FP32", [3, *model.image_shape]),
+        (profile.visual, "TYPE_FP32", [3, *image]),
         (profile.textual, "TYPE_INT64", [context]),
     ):
         text = _CONFIG.format(
@@ -86,15 +98,40 @@ def write_triton(model: Model, folder: Path, profile: Profile) -> None:
             output=spec.output_name,
             type=kind,
             dims=json.dumps(dims),
-            d_embed=model.tower.d_embed,
+            d_embed=d_embed,
         )
-        text += _HALF if profile.precision == "fp16" else ""
-        (folder / Path(spec.path).parts[0] / "config.pbtxt").write_text(text, encoding="utf-8")
-        write_sidecar(model, folder / Path(spec.path).parts[0])
+        found[Path(spec.path).parts[0]] = text + (_HALF if profile.precision == "fp16" else "")
+    return found
+
+
+def _tell(folder: Path, reference: Reference, profile: Profile) -> list[Statement]:
+    """Of each model `clip.json`, and what `config.pbtxt` says of its tensors; batching is the operator's."""
+    context, d_embed = reference.tensors["tokens"].shape[1], reference.tensors["image_embedding"].shape[1]
+    found = []
+    for inside, text in describe_configs(profile, reference.pixels().shape[2:], context, d_embed).items():
+        path = folder / inside / "config.pbtxt"
+        if not path.is_file():
+            raise VerificationError(f"cannot verify {folder}: {inside}/config.pbtxt is missing. Export again.")
+        said = read_tensor_lines(path.read_text(encoding="utf-8", errors="replace"))
+        found += [Statement(f"{inside}/config.pbtxt", read_tensor_lines(text), said)]
+        found += [tell_sidecar(folder, reference, inside)]
+    return found
+
+
+def read_tensor_lines(text: str) -> dict[str, str]:
+    """The platform and, of the input and the output, name, type and dimensions, as `config.pbtxt` spells them."""
+    plain = re.sub(r"#.*", "", text)
+    found = {"platform": "".join(re.findall(r'platform\s*:\s*"([^"]*)"', plain))}
+    for part, body in re.findall(r"\b(input|output)\s*:?\s*\[\s*\{([^}]*)\}", plain):
+        for key, value in re.findall(r'(\w+)\s*:\s*(\[[^\]]*\]|"[^"]*"|\w+)', body):
+            found[f"{part}.{key}"] = re.sub(r'[\s"]', "", value)
+    return found
 
 
 def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
-    consumer = load_graphs(folder, reference, profile)
+    assert profile.visual is not None
+    preprocess = read_preprocess(folder / Path(profile.visual.path).parts[0] / SIDECAR_NAME)
+    consumer = load_graphs(folder, reference, profile, preprocess=preprocess)
     return replace(consumer, runtime=f"{consumer.runtime}, standing in for Triton's backend")
 
 
@@ -108,6 +145,7 @@ TARGET = Target(
     ),
     write=write_triton,
     load=_load,
+    tell=_tell,
     card=CARD,
     row=TargetRow(
         "`clip_visual/`, `clip_textual/`: `config.pbtxt`, `1/model.onnx`", "ONNX Runtime, standing in for Triton"

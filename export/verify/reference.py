@@ -25,9 +25,11 @@ from ...editor.measure.thresholds import ThresholdShift, compute_threshold_shift
 from ...editor.models.model import Model
 from ...editor.models.preprocessing import build_preprocess
 from ..graphs.precision import FORCED, LIMITS, Limits
+from .odd_images import compose_odd_images, has_odd_images
 from .verify import REFERENCE_NAME
 
 KIND = "clipedit-reference-1"
+SCALES = ("logit_scale", "logit_bias")
 _IMAGE = re.compile("image_[0-9]{1,6}")
 IMAGES, IMAGES_LOWER, IMAGES_SHIFT = 8, 32, 32
 TEXTS = (
@@ -46,7 +48,8 @@ TEXTS = (
 class Reference:
     """Inputs and expected answers. `tensors`: `image_N` uint8 `[height, width, 3]`, `tokens`, and the embeddings
     `image_embedding` (of a classifier, logits), `text_embedding`, and of the unedited model `base_image_embedding` (of
-    the first images), `base_text_embedding`; `shift_before`, `shift_after` are those of more images, by both models.
+    the first images), `base_text_embedding`; `shift_before`, `shift_after` are those of more images, by both models;
+    `logit_scale` and `logit_bias`, where the model has them.
     `config`: as `Model.config`. `options`: what was asked for, `precision` among it.
     """
 
@@ -106,7 +109,9 @@ def write_reference(
     source = list_images(images) if images is not None else _rendered(IMAGES_SHIFT)
     opened = earlier.images() if earlier else []
     # The base answered the earlier images only: they come first, and those asked for now after them.
-    opened += _open_some(source, count)[len(opened) if images is None else 0 :]
+    opened += _open_some(source, count, model.image_size)[len(opened) if images is None else 0 :]
+    if not has_odd_images(opened, model.image_shape):
+        opened += compose_odd_images(opened, model.image_shape)
     pixels = torch.stack([model.preprocess(image) for image in opened])
     tensors = {f"image_{i}": torch.from_numpy(np.array(image)) for i, image in enumerate(opened)}
     if model.has_texts:
@@ -117,8 +122,9 @@ def write_reference(
         if which is not None and model.has_texts:
             tensors[f"{prefix}text_embedding"] = which.encode_text(list(TEXTS)).cpu()
     if model.base is not None and model.has_texts:
-        more = torch.stack([model.preprocess(image) for image in _open_some(source, IMAGES_SHIFT)])
+        more = torch.stack([model.preprocess(image) for image in _open_some(source, IMAGES_SHIFT, model.image_size)])
         tensors |= {"shift_before": model.base.encode_image(more).cpu(), "shift_after": model.encode_image(more).cpu()}
+    tensors |= {name: torch.tensor([value]) for name, value in read_scales(model.module).items()}
     if earlier is not None:
         tensors |= {name: tensor for name, tensor in earlier.tensors.items() if name.startswith(("base_", "shift_"))}
     described = {"target": target, "config": model.config, "texts": TEXTS, "options": asked}
@@ -130,6 +136,14 @@ def answer_images(model: Model, pixels: Tensor) -> Tensor:
     """What a model's consumer gets of images: embeddings, or of a classifier its logits."""
     is_classifier = not model.has_texts and getattr(model.module, "num_classes", 0) > 0
     return model.classify(pixels) if is_classifier else model.encode_image(pixels)
+
+
+def read_scales(module: Any) -> dict[str, float]:
+    """`logit_scale` and `logit_bias`, as a CLIP keeps them; what a model has not is left out."""
+    found = {name: getattr(module, name, None) for name in SCALES}
+    return {
+        name: float(value.detach()) for name, value in found.items() if isinstance(value, Tensor) and value.numel() == 1
+    }
 
 
 def load_reference(folder: Path) -> Reference:
@@ -169,6 +183,8 @@ def _require_whole(reference: Reference) -> None:
         fewer = name == "base_image_embedding" and len(tensor) < wanted[kind]
         if kind in wanted and (tensor.ndim != 2 or not (len(tensor) == wanted[kind] or fewer)):
             raise ValueError(f"its {name} is damaged.")
+    if any(reference.tensors[name].numel() != 1 for name in SCALES if name in reference.tensors):
+        raise ValueError("its logit_scale is damaged.")
     shifts = [reference.tensors[name] for name in ("shift_before", "shift_after") if name in reference.tensors]
     if len(shifts) == 1 or any(shift.ndim != 2 or shift.shape != shifts[0].shape for shift in shifts):
         raise ValueError("its shifts are damaged.")
@@ -186,19 +202,19 @@ def _rendered(count: int) -> ImageSource:
     return example_source(count)
 
 
-def _open_some(source: ImageSource, count: int) -> list[Image.Image]:
+def _open_some(source: ImageSource, count: int, size: int) -> list[Image.Image]:
     """The first images that can be read; bad ones were counted when the source was scanned."""
     opened: list[Image.Image] = []
     for index in range(len(source)):
         if len(opened) < count:
             with contextlib.suppress(ImageError):
-                opened.append(_shrink(source.open(index)))
-    return opened or _open_some(_rendered(count), count)
+                opened.append(_shrink(source.open(index), size))
+    return opened or _open_some(_rendered(count), count, size)
 
 
-def _shrink(image: Image.Image) -> Image.Image:
-    """At most 288 pixels on the shorter side: the reference stays small, and preprocessing is still exercised."""
-    factor = 288 / min(image.size)
+def _shrink(image: Image.Image, size: int) -> Image.Image:
+    """A little more than the model takes on the shorter side: small, and resizing is still exercised."""
+    factor = max(288, round(1.25 * size)) / min(image.size)
     if factor >= 1:
         return image
     return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)

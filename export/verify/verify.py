@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ...editor.errors import VerificationError
 from ...editor.files.whole import write_text
@@ -29,6 +31,10 @@ class Check:
     def holds(self) -> bool:
         """Whether the figure is within the tolerance; never for NaN."""
         return self.figure <= self.tolerance if self.relation == "<=" else self.figure >= self.tolerance
+
+    def report(self) -> dict[str, Any]:
+        """Plain data; a figure that is no number is null, which JSON can hold."""
+        return {**asdict(self), "figure": self.figure if math.isfinite(self.figure) else None, "holds": self.holds}
 
     def __str__(self) -> str:
         mark = "ok  " if self.holds else "FAIL"
@@ -105,7 +111,7 @@ def verify_in_child(folder: Path, *, trusted: bool = True) -> list[Check]:
             else f" in fp32; {precision} costs too much here. Use another --precision, or --force"
         )
         raise VerificationError(
-            f"{folder} does not compute what the edited model computes{cost}: {failed}. Export again."
+            f"{folder} does not compute what the edited model computes{cost}: {failed}. Export again.", checks
         )
     report = {key: answer[key] for key in ("target", "runtime")} | answer["options"]
     report["checks"] = [asdict(check) for check in checks]

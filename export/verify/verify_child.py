@@ -16,13 +16,19 @@ from torch import Tensor
 
 from ...editor.errors import ClipeditError
 from ..consumers.consumer import Consumer
-from ..consumers.target import load_consumer, require_no_code
+from ..consumers.target import Target, load_consumer, require_no_code
 from ..written_for import find_written
 from .foreign_code import refuse_unpickling
-from .reference import Reference, load_reference
+from .reference import SCALES, Reference, load_reference
 from .verify import Check
 
 DISTANCE = 1e-4
+# Of embeddings of length 1: a consumer that normalises pixels as the model does is within rounding, one whose standard
+# deviation is wrong by .02 is not.
+NORMALISING = 2e-3
+SCALE_TOLERANCE = {"fp32": 1e-5}
+# Half of a step between numbers of half precision, at the logarithm of 100.
+LOWER_SCALE_TOLERANCE = 5e-3
 
 
 @torch.no_grad()
@@ -41,6 +47,7 @@ def compute_checks(consumer: Consumer, reference: Reference, *, resizing: float)
         found[kind], compared = _compare(kind, encode, inputs, expected[kind], reference)
         checks += compared
     checks += _compare_preprocessing(consumer, reference, expected["image"], resizing)
+    checks += _compare_scales(consumer, reference)
     agreement = (_classify(found) == _classify(expected)).float().mean()
     name = "zero-shot agreement" if "text" in found else "agreement of the classes"
     checks.append(Check(name, float(agreement), ">=", reference.limits.agreement))
@@ -84,12 +91,40 @@ def _compare_preprocessing(
     height, width = reference.pixels().shape[2:]
     sized = [image.resize((width, height)) for image in images]
     ours = consumer.encode_images(torch.stack([reference.preprocess(image) for image in sized])).float()
-    worst = float(F.cosine_similarity(consumer.embed_images(sized).float(), ours).min())
-    mean = float(F.cosine_similarity(consumer.embed_images(images).float(), expected).mean())
-    return [
+    theirs = consumer.embed_images(sized).float()
+    worst = float(F.cosine_similarity(theirs, ours).min())
+    # Images that need no resizing would only raise the mean.
+    rows = [row for row, image in enumerate(images) if image.size != (width, height)] or list(range(len(images)))
+    resized = consumer.embed_images([images[row] for row in rows]).float()
+    mean = float(F.cosine_similarity(resized, expected[rows]).mean())
+    checks = [
         Check("image, normalised by the consumer, worst cosine", worst, ">=", limit),
         Check("image, resized by the consumer, mean cosine", mean, ">=", min(resizing, limit)),
     ]
+    if reference.options["precision"] != "fp32":
+        return checks
+    # The consumer may give unit vectors; a cosine is blind to what a distance shows.
+    apart = float((F.normalize(theirs, dim=1) - F.normalize(ours, dim=1)).norm(dim=1).max())
+    return [Check("image, normalised by the consumer, worst difference", apart, "<=", NORMALISING), *checks]
+
+
+def _compare_scales(consumer: Consumer, reference: Reference) -> list[Check]:
+    """What turns cosines into logits, where the export holds it."""
+    wanted = {name: float(reference.tensors[name]) for name in SCALES if name in reference.tensors}
+    tolerance = SCALE_TOLERANCE.get(reference.options["precision"], LOWER_SCALE_TOLERANCE)
+    found = consumer.scales
+    # One that is missing counts as zero: the logarithm of a scale of one, and no bias.
+    return [
+        Check(f"{name}, difference", abs(found.get(name, 0.0) - value), "<=", tolerance)
+        for name, value in wanted.items()
+        if found
+    ]
+
+
+def _compare_statements(target: Target, folder: Path, reference: Reference) -> list[Check]:
+    """What the files say of preprocessing and sizes: consumers believe them, and an index goes wrong in silence."""
+    statements = target.tell(folder, reference, target.profile)
+    return [Check(one.describe(), float(len(one.differences())), "<=", 0.0) for one in statements]
 
 
 def _classify(embeddings: dict[str, Tensor]) -> Tensor:
@@ -109,6 +144,18 @@ def _distance_to_base(found: dict[str, Tensor], expected: dict[str, Tensor], ref
     return Check(f"{kind}, distance to the unedited model", distance(found, kind), ">=", 0.5 * distance(expected, kind))
 
 
+def run_checks(target: Target, folder: Path, reference: Reference) -> tuple[str, list[Check]]:
+    """What ran, and its checks: first of what the files say, and of what the consumer computes only if that is right.
+
+    Sizes that are wrong would end the consumer before it could be said which they are.
+    """
+    told = _compare_statements(target, folder, reference)
+    if not all(check.holds for check in told):
+        return "none: what the files say is wrong", told
+    consumer = load_consumer(target, folder, reference)
+    return consumer.runtime, told + compute_checks(consumer, reference, resizing=target.profile.resizing)
+
+
 def main() -> None:
     """Print one JSON object with the checks of the folder in argument 1; argument 2 says whether it is trusted."""
     folder, trusted = Path(sys.argv[1]), sys.argv[2:] == ["trusted"]
@@ -117,13 +164,12 @@ def main() -> None:
         reference = load_reference(folder)
         target = find_written(reference.target, reference.options["precision"])
         require_no_code(target, folder, trusted=trusted)
-        consumer = load_consumer(target, folder, reference)
-        checks = compute_checks(consumer, reference, resizing=target.profile.resizing)
+        runtime, checks = run_checks(target, folder, reference)
     except ClipeditError as error:
         sys.exit(str(error))
     answer = {
         "target": reference.target,
-        "runtime": consumer.runtime,
+        "runtime": runtime,
         "options": reference.options,
         "checks": [asdict(check) for check in checks],
     }
