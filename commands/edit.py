@@ -90,21 +90,24 @@ def diff(
     base: Annotated[str, typer.Argument(help="A folder, a safetensors file, `demo`, or `name:pretrained`.")],
     edited: Annotated[str, typer.Argument(help="The same, of the edited model.")],
     model: Annotated[str | None, typer.Option("--model", help="The architecture, where neither side says it.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="What the edited model was made with; by default the recipe beside it.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what an edit changed, and that nothing else did.
 
-    Exit 0 if nothing else changed, else 1.
+    What the recipe makes of the base is computed again. Exit 0 if nothing else changed, else 1.
     """
     from ..editor.edits.diff import diff_models
 
-    found = diff_models(base, edited, architecture=model)
+    found = diff_models(base, edited, architecture=model, recipe=recipe)
     if as_json:
         print_json({**vars(found), "same": found.same, "changed": [vars(change) for change in found.changed]})
     else:
         _print_diff(found)
     if found.others:
-        fail(f"error: {len(found.others)} things changed that no edit changes; the first: {found.others[0]}.")
+        fail(f"error: {len(found.others)} things changed that the edit does not change; the first: {found.others[0]}.")
 
 
 def _print_diff(found: ModelDiff) -> None:
@@ -119,7 +122,7 @@ def _print_diff(found: ModelDiff) -> None:
     also = f"{len(found.others)} other changes" if found.others else "nothing else changed"
     out_console.print(f"{len(found.changed)} of {found.tensors} tensors changed; {also}", highlight=False)
     if found.heads:
-        say(f"its recipe names {', '.join(found.heads)}")
+        say(f"its recipe names {', '.join(found.heads)}: {'; '.join(found.steps)}")
     if found.unknown:
         say(f"heads are not told apart: {found.unknown}. Add --model NAME.")
 

@@ -72,6 +72,88 @@ def test_the_norm_of_a_change_is_that_of_the_difference(edited: dict[str, Path])
     assert not found.others
 
 
+def test_a_refitted_readout_concerns_the_heads_that_it_was_refitted_without(edited: dict[str, Path]) -> None:
+    found = clipedit.diff_models("demo", edited["distilled"])
+    assert {change.name for change in found.changed} == {"visual.ln_post.bias", "visual.proj"}
+    assert all(change.heads == {"L1H0": 1.0, "L3H1": 1.0, "L3H6": 1.0} for change in found.changed)
+    assert found.steps == ("mean-ablate L3H1, L3H6, L1H0",)
+
+
+def forged(edited: Path, folder: Path, change) -> Path:  # type: ignore[no-untyped-def]
+    """An edited folder, its recipe beside it, whose weights were changed once more."""
+    shutil.copytree(edited, folder)
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    return folder
+
+
+def _scale_one_number(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["visual.proj"][3, 5] *= 1.05
+
+
+def _draw_readout(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["visual.proj"] = torch.randn_like(tensors["visual.proj"])
+
+
+PROJ, W_2, W_3 = "visual.proj", W_O.format(2), W_O.format(3)
+NOT_MADE, NOT_WRITTEN = "is not what recipe t makes of the base", "changed, which recipe t does not write"
+FORGERIES = {
+    "a random readout": ("distilled", PROJ, NOT_MADE, _draw_readout),
+    "the base's readout": ("distilled", PROJ, NOT_MADE, lambda t: t[PROJ].copy_(base_tensor(PROJ))),
+    "one number of the readout": ("distilled", PROJ, NOT_MADE, _scale_one_number),
+    "another bias": ("distilled", "visual.ln_post.bias", NOT_MADE, lambda t: t["visual.ln_post.bias"].add_(0.01)),
+    "nothing of the edit": ("distilled", PROJ, NOT_MADE, lambda t: t.update(load_file(demo_folder() / WEIGHTS))),
+    "a head that no step names": ("total", W_2, NOT_WRITTEN, lambda t: t[W_2][:, :16].zero_()),
+    "half of an ablation": ("total", W_3, NOT_MADE, lambda t: t[W_3].copy_(base_tensor(W_3))),
+    "the texts' projection": ("total", "text_projection", NOT_WRITTEN, lambda t: t["text_projection"].mul_(1.1)),
+}
+
+
+def base_tensor(name: str) -> torch.Tensor:
+    return load_file(demo_folder() / WEIGHTS)[name]
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_what_the_recipe_does_not_make_of_the_base_is_said(name: str, edited: dict[str, Path], tmp_path: Path) -> None:
+    effect, tensor, sentence, change = FORGERIES[name]
+    found = clipedit.diff_models("demo", forged(edited[effect], tmp_path / "forged", change))
+    assert any(other.startswith(f"{tensor} {sentence}") for other in found.others), found.others
+    assert not clipedit.diff_models("demo", edited[effect]).others
+
+
+def test_changes_that_no_recipe_explains_are_said_and_a_recipe_from_elsewhere_explains_them(
+    edited: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(edited["total"], tmp_path / "bare", ignore=shutil.ignore_patterns("recipe.*"))
+    (other,) = clipedit.diff_models("demo", tmp_path / "bare").others
+    assert "and 1 more changed, and no recipe beside the edited weights says how (--recipe" in other
+    for recipe in (edited["total"], edited["total"] / "recipe.yaml", clipedit.load_recipe(edited["total"])):
+        assert not clipedit.diff_models("demo", tmp_path / "bare", recipe=recipe).others
+    assert clipedit.diff_models("demo", tmp_path / "bare", recipe=edited["distilled"]).others
+
+
+def test_the_weights_file_inside_an_edited_folder_finds_its_recipe(edited: dict[str, Path]) -> None:
+    assert not clipedit.diff_models("demo", edited["total"] / WEIGHTS).others
+    # A copy of what is compared with itself has nothing to explain.
+    assert clipedit.diff_models(edited["total"], edited["total"]).same
+
+
+def test_an_export_of_an_edited_model_is_explained_by_what_it_keeps_to_be_reproduced(
+    edited: dict[str, Path], tmp_path: Path
+) -> None:
+    from clipedit.export.targets.registry import load_target
+    from clipedit.export.verify.record import write_record
+
+    model, target = clipedit.load_model(str(edited["distilled"])), load_target("open-clip")
+    (tmp_path / "out").mkdir()
+    target.write(model, tmp_path / "out", target.profile)
+    write_record(model, tmp_path / "out", target.profile, target.profile.options())
+    assert not (tmp_path / "out" / "recipe.yaml").is_file()
+    found = clipedit.diff_models("demo", tmp_path / "out")
+    assert [other for other in found.others if "visual" in other or "recipe" in other] == [] and len(found.changed) == 2
+
+
 def test_a_direct_edit_changes_no_tensor_and_is_named_all_the_same(edited: dict[str, Path]) -> None:
     found = clipedit.diff_models("demo", edited["direct"])
     assert not found.changed and not found.others and not found.same
@@ -142,7 +224,7 @@ def test_the_command_exits_with_1_only_if_something_else_changed(
     assert code == 0 and "4 of 98 tensors changed; nothing else changed" in out, err
     assert "L3H1 (100.00%), L3H6" in " ".join(out.split())
     code, _, err = run("demo", other)
-    assert code == 1 and err.startswith("error: 1 things changed that no edit changes")
+    assert code == 1 and err.startswith("error: 1 things changed that the edit does not change")
     answer = json.loads(run("demo", edited["direct"], "--json")[1])
     assert answer["direct"] == {"L1H0": 1.0, "L3H1": 1.0, "L3H6": 1.0} and answer["same"] is False
     code, _, err = run("demo", tmp_path / "nothing")

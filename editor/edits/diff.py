@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from ..models.architecture import load_architecture
 from ..models.loaders import BASE_FOLDER, find_checkpoint, pretrained_tags
 from ..models.open_clip_config import CONFIG_NAME
 from ..towers.tower import Tower
-from .recipe import Recipe, load_recipe
+from .diff_recipe import compare_with_recipe, describe_unexplained, measure_refitted_heads
+from .document import describe_step
+from .recipe import Recipe, load_recipe, require_bound
 
 _CHUNK = 2**20
 _COMPANIONS = frozenset({".json", ".txt", ".model"})
@@ -41,7 +43,8 @@ class TensorChange:
             `readout`, `texts`, or `other`.
         norm: Frobenius norm of the difference; float64.
         relative: `norm` over the norm of the base's tensor; None where that is 0.
-        heads: For tensors whose columns belong to heads, the relative change of each changed head, by name.
+        heads: For tensors whose columns belong to heads, the relative change of each changed head, by name; for a
+            readout that was refitted, the heads that it was refitted without, and how much of each went.
     """
 
     name: str
@@ -60,9 +63,11 @@ class ModelDiff:
         changed: Those whose values differ.
         direct: For a `direct` edit, what the recipe does at the readout: relative norm of `I - B`, by head or `output`.
         others: Everything that no edit does, a sentence each: tensors added, removed, of another dtype or shape, or
-            changed where no edit writes; other metadata; other configuration or tokenizer files.
+            changed where no edit writes, or not as the recipe makes them; other metadata; other configuration or
+            tokenizer files.
         heads: The heads that the recipe beside the edited weights names.
         unknown: Why tensors could not be told apart by heads; empty if they could.
+        steps: What that recipe does, a phrase for each step.
     """
 
     tensors: int
@@ -71,40 +76,54 @@ class ModelDiff:
     others: tuple[str, ...]
     heads: tuple[str, ...]
     unknown: str = ""
+    steps: tuple[str, ...] = ()
 
     @property
     def same(self) -> bool:
         return not (self.changed or self.direct or self.others)
 
 
-def diff_models(base: str | Path, edited: str | Path, *, architecture: str | None = None) -> ModelDiff:
-    """Compare two models as they lie on disk.
+def diff_models(
+    base: str | Path,
+    edited: str | Path,
+    *,
+    architecture: str | None = None,
+    recipe: str | Path | Recipe | None = None,
+) -> ModelDiff:
+    """Compare two models as they lie on disk, and what differs with what the recipe makes of the base.
 
     Args:
         base, edited: A folder (also one that clipedit wrote, `direct` edits included), a safetensors file, `demo`, or
             `name:tag` of open_clip.
         architecture: Needed where neither model says what it is (two bare files): an open_clip name.
+        recipe: What the edited model was made with; by default the one beside its weights. Without any, weights that
+            changed are not accounted for, and `others` says so.
 
     Raises:
         ModelError: If weights are missing, are not safetensors, or hold NaN.
-        RecipeError: If the recipe of a `direct` edit cannot be read.
+        RecipeError: If the recipe cannot be read, or is unbound.
     """
-    first, second = _Side(str(base)), _Side(str(edited))
+    first, second = _Side(str(base)), _Side(str(edited), recipe)
     towers, unknown = _find_towers(architecture, second, first)
     common = [name for name in first.header if name in second.header]
-    changed = tuple(_compare_values(common, first, second, _edit_places(towers)))
+    changed = tuple(
+        _name_refitted_heads(change, second.recipe)
+        for change in _compare_values(common, first, second, _edit_places(towers))
+    )
     others = [*_compare_names(first, second), *_compare_files(first, second)]
     others += [f"{change.name} changed, where no edit writes" for change in changed if change.part == "other"]
+    others += _explain(first, second, [change.name for change in changed if change.part != "other"])
     direct = dict(_direct_changes(first, second))
     heads = tuple(second.recipe.heads) if second.recipe else ()
-    return ModelDiff(len(common), changed, direct, tuple(others), heads, unknown)
+    steps = tuple(map(describe_step, second.recipe.document.steps)) if second.recipe else ()
+    return ModelDiff(len(common), changed, direct, tuple(others), heads, unknown, steps)
 
 
 class _Side:
     """One of the two models: where its weights, configuration and recipe are."""
 
-    def __init__(self, given: str):
-        self.given = given
+    def __init__(self, given: str, recipe: str | Path | Recipe | None = None):
+        self.given, self.given_recipe = given, recipe
         self.outer = demo_folder() if is_demo(given) else Path(given)
         self.direct = (self.outer / BASE_FOLDER).is_dir()
         self.folder = self.outer / BASE_FOLDER if self.direct else self.outer
@@ -120,7 +139,14 @@ class _Side:
 
     @cached_property
     def recipe(self) -> Recipe | None:
-        return load_recipe(self.outer) if (self.outer / "recipe.yaml").is_file() else None
+        """The recipe that was given, or lies beside the weights, or in what `export` keeps to reproduce them."""
+        if self.given_recipe is not None:
+            given = self.given_recipe
+            return given if isinstance(given, Recipe) else load_recipe(given)
+        folder = self.outer if self.outer.is_dir() else self.outer.parent
+        places = (folder / "recipe.yaml", folder / "reproduce" / "recipe.yaml")
+        found = next((path for path in places if path.is_file()), None)
+        return load_recipe(found) if found else None
 
     def direct_tensors(self) -> Mapping[str, Tensor]:
         """The tensors of a `direct` edit; empty for plain models."""
@@ -129,6 +155,25 @@ class _Side:
     @property
     def architecture(self) -> str | None:
         return str(self.folder) if (self.folder / CONFIG_NAME).is_file() else self.named
+
+
+def _explain(first: _Side, second: _Side, changed: list[str]) -> list[str]:
+    """What the recipe does not account for; two copies of one edited model have nothing to explain."""
+    recipe = second.recipe
+    if recipe is None:
+        return [describe_unexplained(changed)] if changed else []
+    mine = first.recipe
+    if not changed and mine is not None and mine.document.tensors == recipe.document.tensors:
+        return []
+    require_bound(recipe)
+    return list(compare_with_recipe(recipe, first.read, second.read, first.header, changed))
+
+
+def _name_refitted_heads(change: TensorChange, recipe: Recipe | None) -> TensorChange:
+    """A refitted readout concerns the heads that the recipe removes, though none of its columns is theirs."""
+    if change.part != "readout" or recipe is None or not recipe.is_bound:
+        return change
+    return replace(change, heads=measure_refitted_heads(recipe))
 
 
 def _find_towers(architecture: str | None, *sides: _Side) -> tuple[dict[Side, Tower], str]:
