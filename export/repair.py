@@ -34,7 +34,7 @@ from ..editor.scan.variety import require_variety
 from ..editor.select.options import EditOptions, HeadChoice
 from ..editor.select.plan import Evidence
 from ..editor.select.selectors import select_recipe
-from ..editor.select.whose_heads import judge_concept
+from ..editor.select.whose_heads import Survey, judge_concept, survey_concepts
 from .edited_folder import write_edited_model
 from .inputs import Follow, demo_test_images, follow_nothing, load_erased, load_evidence, scan_or_load
 from .output import Output
@@ -42,7 +42,7 @@ from .pages.report import write_report
 from .verify.verify import Check
 
 # What is kept with a recipe beside the rows of figures.
-NOT_ROWS = ("frontier", "fidelity", "evidence")
+NOT_ROWS = ("frontier", "fidelity", "evidence", "choice")
 Dataset = str | Path | LabelledImages | RetrievalSet
 
 
@@ -175,9 +175,17 @@ def repair(
     scanned = scan_or_load(model, images, scan, options=scan_options or {}, follow=follow)
     if not choice.force:
         require_variety(scanned)
-    _require_held(scanned, model, named[0], choice)
+    survey = _survey(scanned, model, named[0], choice)
+    _require_held(scanned, model, named[0], survey if not choice.force else None)
     document = select_recipe(
-        scanned, model, select=choice.select, evidence=evidence, concept=named[0], keep=named[1], **vars(options)
+        scanned,
+        model,
+        select=choice.select,
+        evidence=evidence,
+        concept=named[0],
+        keep=named[1],
+        survey=survey,
+        **vars(options),
     )
     erased = load_erased(document, model, choice, follow)
     done = Repair(model, bind_recipe(document, scanned, model, labelled=erased), scanned)
@@ -205,18 +213,25 @@ def _read_before_scanning(
     return named, replace(options, weights=weights), load_evidence(choice)
 
 
-def _require_held(scan: Scan, model: Model, concept: Concept | None, choice: HeadChoice) -> None:
+def _survey(scan: Scan, model: Model, concept: Concept | None, choice: HeadChoice) -> Survey | None:
+    """What the model holds by name. Selectors that look at labels say for themselves what there is; of texts as inputs
+    nothing is known here.
+    """
+    if concept is None or choice.select != "text-difference" or model.side == "text":
+        return None
+    return survey_concepts(scan, model)
+
+
+def _require_held(scan: Scan, model: Model, concept: Concept | None, survey: Survey | None) -> None:
     """Refuse a concept that no few heads hold, or whose heads are another concept's: an edit would harm what they do
     hold.
-
-    Selectors that look at labels say for themselves what there is; of texts as inputs nothing is known here.
 
     Raises:
         ConceptError: With the figures, and what to do instead.
     """
-    if choice.force or concept is None or choice.select != "text-difference" or model.side == "text":
+    if concept is None or survey is None:
         return
-    found = judge_concept(scan, model, concept)
+    found = judge_concept(scan, model, concept, survey=survey)
     if found.verdict != "held":
         advice = f"Look at `clipedit score SCAN --concept {found.other}`" if found.other else "Nothing was changed"
         raise ConceptError(f"cannot remove {concept.name}: {found.because}. {advice}, or add --force to edit anyway.")

@@ -56,15 +56,41 @@ class Judgement:
         return self.selectivity.low, self.selectivity.high
 
 
-def judge_concept(scan: Scan, model: Model, concept: str | Concept) -> Judgement:
+@dataclass(frozen=True)
+class Survey:
+    """What the few best heads of a model hold of every concept that it knows by name: measured once, asked often."""
+
+    probe: Probe
+    library: Mapping[str, Measured]
+
+    def measure(self, concept: Concept) -> Measured:
+        """A concept's figures; those of the library where it is one of them."""
+        known = self.library.get(concept.name)
+        return known if known is not None and known.concept == concept else measure(self.probe, concept)
+
+
+def survey_concepts(scan: Scan, model: Model) -> Survey:
+    """Measure every concept of the model's folder and of the library.
+
+    Raises:
+        StatisticsError: If the scan is not of this model, or saw fewer than two images.
+    """
+    probe = build_probe(scan, model)
+    return Survey(probe, measure_library(probe))
+
+
+def judge_concept(scan: Scan, model: Model, concept: str | Concept, *, survey: Survey | None = None) -> Judgement:
     """Whether a few heads hold a concept in these images, or another concept of the library explains them better.
+
+    Args:
+        survey: Of this scan, where there is one already.
 
     Raises:
         ConceptError, StatisticsError: As `measure_selectivity`.
     """
     found = concept if isinstance(concept, Concept) else load_concept(concept, model.folder)
-    probe = build_probe(scan, model)
-    return judge(measure(probe, found), measure_library(probe))
+    survey = survey or survey_concepts(scan, model)
+    return judge(survey.measure(found), survey.library)
 
 
 def measure_library(probe: Probe) -> dict[str, Measured]:
