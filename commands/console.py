@@ -15,6 +15,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, Task
 
+    from ..editor.measure.readable import Readable
     from ..editor.scan.scan import Scan
     from ..export.verify.verify import Check
 
@@ -137,6 +138,21 @@ def print_measures(rows: Mapping[str, Mapping[str, float]]) -> None:
         say(_LEGEND)
     if any(column.startswith("max_skew") for column in columns):
         say(_SKEW_LEGEND)
+
+
+def print_readable(found: Sequence[Readable]) -> None:
+    """A row for each concept that was read before and after an edit."""
+    if not found:
+        return
+    from ..editor.measure.readable import describe_readable
+
+    print_table(["can it be read?", "how", "before", "after"], [describe_readable(one) for one in found])
+
+
+def exit_if_worse(verdicts: Sequence[str]) -> None:
+    """Exit 3 where one of these verdicts is HARMS."""
+    if "HARMS" in verdicts:
+        sys.exit(3)
 
 
 def print_heads(labels: Mapping[str, Sequence[Any]], heads: Sequence[str]) -> None:

@@ -82,8 +82,13 @@ def apply(
 
 
 def _say_applied(out: Path, model: str, document: RecipeDocument) -> None:
+    from ..editor.measure.verdict import read_verdict
+
+    verdict = read_verdict(document.measured)
+    say(str(verdict))
     say(f"wrote {out}: {model} with recipe {document.name} ({document.effect})")
-    say_next("for deployment", f"clipedit export {out} --target onnx -o {out}-onnx")
+    if verdict.word != "HARMS":
+        say_next("for deployment", f"clipedit export {out} --target onnx -o {out}-onnx")
 
 
 def diff(

@@ -28,6 +28,9 @@ ScanOutOption = Annotated[Path, typer.Option("--out", "-o", help="File to write.
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds.")]
 OverwriteFileOption = Annotated[bool, typer.Option("--overwrite", help="Replace an older file.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
+FailIfWorseOption = Annotated[
+    bool, typer.Option("--fail-if-worse", help="Exit 3 where the verdict is HARMS, after all was written and printed.")
+]
 BatchOption = Annotated[int | None, typer.Option(min=1, help="Images per batch.")]
 DeviceOption = Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1` or `mps`.")]
 WorkersOption = Annotated[int | None, typer.Option(min=0, help="Processes that read images.")]

@@ -31,7 +31,10 @@ def export(
     calibration: Annotated[str | None, typer.Option(help="Images for static int8, without them it is dynamic.")] = None,
     images: ImagesOption = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Keep a lower precision although it answers too differently.")
+        bool,
+        typer.Option(
+            "--force", help="Export although the edit harms, or a lower precision although it answers too differently."
+        ),
     ] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -42,6 +45,7 @@ def export(
     """
     require_apart(out, model, pretrained, images, calibration)
     from ..export.targets.registry import require_target
+    from ..export.verify.evidence import find_verdict
     from ..export.verify.verify import verify_if_edited
     from ..export.write import export_model
 
@@ -49,9 +53,13 @@ def export(
     verify_if_edited(model)  # What was edited must still be what it was when it was measured.
     base, options = open_model(model, pretrained), given(precision=precision, calibration=calibration, images=images)
     checks = export_model(base, out, target=target, prune=prune, overwrite=overwrite, force=force, **options)
+    found = find_verdict(base)
     if as_json:
-        print_json({"out": str(out), "checks": [vars(check) for check in checks]})
+        said = {"verdict": found.word, "because": found.because} if found else {}
+        print_json({**said, "out": str(out), "checks": [vars(check) for check in checks]})
         return
+    if found:
+        say(str(found))
     print_checks(checks)
     say(f"wrote {out}")
     say_next("whenever you doubt it", f"clipedit verify {out}")

@@ -14,11 +14,13 @@ from ..editor.select.options import EditOptions, HeadChoice
 from ..export.output import Output
 from .checks import require_concepts, require_images
 from .console import (
+    exit_if_worse,
     out_console,
     print_checks,
     print_heads,
     print_json,
     print_measures,
+    print_readable,
     print_table,
     progress,
     say,
@@ -31,6 +33,7 @@ from .options import (
     BatchOption,
     DirectionsOption,
     EraseOption,
+    FailIfWorseOption,
     FeaturesOption,
     GroupByOption,
     ImagesOption,
@@ -64,7 +67,7 @@ PANELS = {
         *("weights", "leace", "labelled", "label", "group_by", "split", "retention", "erase", "regions", "budget"),
         *("features", "force"),
     ),
-    "Measure": ("dataset", "batch_size", "max_bad"),
+    "Measure": ("dataset", "fail_if_worse", "batch_size", "max_bad"),
     "Output": ("out", "overwrite", "report", "plot", "as_json", "help"),
 }
 _PANEL_OF = {option: panel for panel, options in PANELS.items() for option in options}
@@ -96,6 +99,7 @@ def demo(out: OutOption = DEMO_OUT, overwrite: OverwriteOption = False, as_json:
     say(f"{result.evidence['verdict']}: {result.evidence['because']}")
     print_heads(result.labels, result.recipe.heads)
     print_measures(result.rows)
+    print_readable(result.readable)
     print_checks([check for checks in result.checks.values() for check in checks], show_all=False)
     for name, path in result.files.items():
         out_console.print(f"{name:12} {path}", soft_wrap=True, highlight=False)
@@ -112,9 +116,7 @@ def remove_heads(
     model: ModelOption = "demo",
     images: ImagesOption = None,
     pretrained: PretrainedOption = None,
-    keep: Annotated[
-        str | None, typer.Option(help="A concept that must stay: its heads are spared, and the output along its texts.")
-    ] = None,
+    keep: Annotated[str | None, typer.Option(help="A concept whose heads to spare.")] = None,
     scan: ScanOption = None,
     aligner: AlignerOption = None,
     tower: TowerOption = "image",
@@ -123,9 +125,7 @@ def remove_heads(
     select: Annotated[Selection, typer.Option(help="How the heads are chosen.")] = HeadChoice.select,
     heads: Annotated[
         int | None,
-        typer.Option(
-            min=0, help="How many heads, at most so many for selectors that search; else chosen for the concept."
-        ),
+        typer.Option(min=0, help="How many heads; at most so many for selectors that search."),
     ] = EditOptions.heads,
     strength: Annotated[float, typer.Option(min=0, max=1, help="Of the operation on heads.")] = EditOptions.strength,
     output_strength: Annotated[
@@ -133,7 +133,7 @@ def remove_heads(
         typer.Option(
             min=0,
             max=1,
-            help="Of the projection of the concept's texts out of the output, 0 for none; else chosen for the concept.",
+            help="Of the projection of the concept's texts out of the output; 0 for none.",
         ),
     ] = EditOptions.output_strength,
     directions: DirectionsOption = EditOptions.directions,
@@ -188,6 +188,7 @@ def remove_heads(
         str | None,
         typer.Option(callback=require_images, help="Labelled images to measure on, as for `evaluate`."),
     ] = None,
+    fail_if_worse: FailIfWorseOption = False,
     batch_size: BatchOption = None,
     max_bad: MaxBadOption = None,
     out: OutOption = DEFAULT_OUT,
@@ -231,6 +232,7 @@ def remove_heads(
         )
     say_skipped(done.scan if scan is None else None)
     print_json(done.report()) if as_json else _print_repair(done)
+    exit_if_worse([done.verdict.word] if fail_if_worse else [])
 
 
 def _require_usage(concept: str | None, tower: str, select: str, effect: str) -> None:
@@ -243,33 +245,35 @@ def _require_usage(concept: str | None, tower: str, select: str, effect: str) ->
 
 
 def _print_repair(done: Repair) -> None:
+    from ..editor.measure.certificate import describe_certificate
+
     document, measured, heads = done.recipe.document, done.measured, done.recipe.heads
     say(str(done.verdict))
     operations = ", ".join(dict.fromkeys(step.operation for step in document.steps if step.target == "heads"))
     say(f"edited {len(heads)} heads ({operations or 'none'}, {document.effect}): {', '.join(heads)}")
-    if "choice" in measured:
-        _print_choice(measured["choice"])
     if "frontier" in measured:
         _print_front(measured["frontier"])
     if done.rows:
         print_measures(done.rows)
-    for line in done.describe_fidelity():
+    print_readable(done.readable)
+    for line in (*describe_certificate(done.certificate), *done.describe_fidelity()):
         say(line)
     print_checks(done.checks)
     say(f"wrote {done.out}: {done.layout}")
     if done.page is not None:
         say(f"wrote {done.page}: open it in a browser")
-    say_next("for deployment", f"clipedit export {done.out} --target onnx -o {done.out}-onnx")
+    _say_what_next(done)
 
 
-def _print_choice(chosen: Mapping[str, Any]) -> None:
-    """What the number of heads and the strength were weighed by, in one line."""
-    projection = f"the output projected at {chosen['output_strength']:.2f}"
-    of = "of texts in general" if chosen["of"] == "general" else f"of {chosen['of']}"
-    say(
-        f"chosen for this model: {chosen['heads']} heads, {projection}: {chosen['removed']:.2f} of the variance along "
-        f"instances left out goes, and {chosen['elsewhere']:.2f} of that {of} (--heads, --output-strength)"
-    )
+def _say_what_next(done: Repair) -> None:
+    """Deployment is next for an edit that was found to harm nothing; of any other, what would say so."""
+    base = " ".join(filter(None, (done.model.name, done.model.pretrained))).replace(" ", ":")
+    if done.verdict.word == "HARMS":
+        say("nothing is exported from it without --force. Try fewer --heads, --keep, or another concept")
+    elif done.verdict.word == "NOT MEASURED":
+        say_next("to know whether it helps", f"clipedit evaluate {base} {done.out} --dataset DIR --control")
+    else:
+        say_next("for deployment", f"clipedit export {done.out} --target onnx -o {done.out}-onnx")
 
 
 def _print_front(frontier: Mapping[str, Any]) -> None:

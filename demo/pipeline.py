@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..editor.concepts.concepts import load_concept
 from ..editor.concepts.textspan import HeadLabel, text_span
-from ..editor.edits.held_out import estimate_fidelity
 from ..editor.edits.recipe import Recipe
 from ..editor.files.whole import staged_folder, write_text
-from ..editor.images.demo import test_source
+from ..editor.images.demo import JUDGED_CONCEPT, test_source
+from ..editor.images.demo_name import DEMO
 from ..editor.images.labelled import write_metadata
 from ..editor.images.listing import list_images
+from ..editor.images.source import ImageSource
 from ..editor.images.texts import load_texts
 from ..editor.load import load_model
-from ..editor.measure.certificate import certify_recipe
 from ..editor.measure.control import MeasuredEdit, compare_models, draw_controls, put_together
 from ..editor.measure.demo_measure import build_demo_measure, task_weights
 from ..editor.measure.demo_outcomes import build_demo_outcomes
+from ..editor.measure.readable import Answers, Readable, find_readable
 from ..editor.scan.collect import collect_embeddings
 from ..editor.scan.scan import scan
 from ..editor.scan.tally import Progress
+from ..export.judge import Made, collect_evidence, describe_fitted
+from ..export.pages.head_cards import Edit
+from ..export.pages.report import read_checks, render_report
 from ..export.repair import Repair, repair
 from ..export.verify.verify import Check
 from ..export.write import export_model
@@ -44,20 +49,29 @@ class DemoResult:
     files: dict[str, Path]
     checks: dict[str, list[Check]]
     seconds: dict[str, float] = field(default_factory=dict)
-    evidence: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def evidence(self) -> Mapping[str, Any]:
+        """What speaks for the edit beside the rows."""
+        return (self.recipe.document.measured or {})["evidence"]
+
+    @property
+    def readable(self) -> list[Readable]:
+        """How well location, and what else the model holds, can be read before and after."""
+        return find_readable(self.recipe.document.measured)
 
     def report(self) -> dict[str, Any]:
         """Plain data; the verdict first."""
-        spread = self.evidence["control_spread"]
         held_out = [place for place in world.PLACES if place not in world.LISTED_PLACES]
         return {
             "verdict": self.evidence["verdict"],
             "because": self.evidence["because"],
             **self.rows,
-            "control": {**self.rows["control"], **spread},
+            "control": {**self.rows["control"], **self.evidence["control_spread"]},
             "differences": self.evidence["differences"],
-            "fidelity": self.evidence["fidelity"],
+            "fidelity": (self.recipe.document.measured or {})["fidelity"],
             "certificate": self.evidence["certificate"],
+            "readable": self.evidence["readable"],
             "places": {"listed": list(world.LISTED_PLACES), "held_out": held_out},
             "usual_place": world.USUAL_PLACE,
             "heads": self.recipe.heads,
@@ -93,20 +107,20 @@ def run_demo(out: Path, *, overwrite: bool = False, progress: Callable[[str], Pr
         with stage("label"):
             labels = text_span(scanned, model, texts=load_texts(model_folder=model.folder))
         with stage("edit"):
-            # What is measured here are the folders that are exported below.
-            done = repair(model, scan=scanned, concept="location", measure=False)
+            # Measured below, with more draws than elsewhere and a picture.
+            done = repair(model, scan=scanned, concept=JUDGED_CONCEPT, measure=False)
+        with stage("measure") as told:
+            found, picture = _measure(done, tests, told)
+            write_text(folder / "picture.svg", picture)
+            done = replace(done, recipe=done.recipe.with_measured(_collect_measured(done, found)))
+            done.recipe.save(folder / "recipe.yaml")
         with stage("export") as told:
             before = export_model(model, folder / "before", target="open-clip", images=tests)
             after = export_model(done.edited, folder / "after", target="open-clip", images=tests)
             graphs = export_model(done.edited, folder / "onnx", target="onnx", images=tests)
-        with stage("measure") as told:
-            found, picture = _measure(done, folder, told)
-            write_text(folder / "picture.svg", picture)
-            rows, evidence = found.rows, found.report() | _judge_closed_form(done)
-        fidelity = evidence["fidelity"]
-        measured = {name: _round(row) for name, row in rows.items()}
-        recipe = done.recipe.with_measured({**measured, "evidence": evidence, "fidelity": fidelity})
-        recipe.save(folder / "recipe.yaml")
+        with stage("report") as told:
+            edit = Edit(done.recipe, model, load_model(str(folder / "after")), scanned, list_images(DEMO))
+            render_report(edit, read_checks(folder / "after"), folder / "report.html", progress=told)
     names = {
         "test_images": "test_images",
         "before": "before",
@@ -115,33 +129,34 @@ def run_demo(out: Path, *, overwrite: bool = False, progress: Callable[[str], Pr
         "scan": "scan.safetensors",
         "onnx": "onnx",
         "picture": "picture.svg",
+        "report": "report.html",
     }
     files = {name: (out / path).absolute() for name, path in names.items()}
     checks = {"before": before, "after": after, "onnx": graphs}
-    return DemoResult(rows, recipe, labels, files, checks, seconds, evidence)
+    return DemoResult(found.rows, done.recipe, labels, files, checks, seconds)
 
 
-def _judge_closed_form(done: Repair) -> dict[str, Any]:
-    """What sums and the sample say without test images: fidelity on images left out, and the certificate."""
-    fidelity = estimate_fidelity(done.recipe, done.scan, done.model)
-    certificate = certify_recipe(done.recipe, done.scan, done.model)
-    assert fidelity is not None and certificate is not None  # The scan was made just now.
-    on = "calibration images, each left out"
-    return {"fidelity": {**vars(fidelity), "n": fidelity.images, "on": on}, "certificate": certificate.report()}
+def _collect_measured(done: Repair, found: MeasuredEdit) -> dict[str, Any]:
+    """All figures of the edit, as its recipe keeps them."""
+    made = Made(done.recipe, done.scan, done.model, load_concept(JUDGED_CONCEPT, done.model.folder))
+    rows = {name: _round(row) for name, row in found.rows.items()}
+    return {**rows, "evidence": collect_evidence(made, found), "fidelity": describe_fitted(made)}
 
 
-def _measure(done: Repair, folder: Path, told: Progress) -> tuple[MeasuredEdit, str]:
-    """Before and after from the exported folders, random heads and the projection beside them; the picture."""
-    tests = list_images(folder / "test_images" / "metadata.csv")
+def _measure(done: Repair, tests: ImageSource, told: Progress) -> tuple[MeasuredEdit, str]:
+    """Before and after, random heads and the output projection beside them; and the picture.
+
+    The edited model has its weights rounded as on disk: it is the one that is exported afterwards, to the bit.
+    """
     measure, weights = build_demo_measure(done.model, tests), task_weights(done.model)
-    embedded = {
-        name: collect_embeddings(load_model(str(folder / name)), tests, progress=told) for name in ("before", "after")
-    }
+    models = {"before": done.model, "after": done.edited}
+    embedded = {name: collect_embeddings(one, tests, progress=told) for name, one in models.items()}
     rows = {name: measure(*found) for name, found in embedded.items()}
     outcomes = build_demo_outcomes(done.model, tests)
     differences = compare_models(outcomes(*embedded["before"]), outcomes(*embedded["after"]))
     controls = draw_controls(done.recipe, done.scan, done.model, tests, measure, draws=DEMO_DRAWS, progress=told)
-    found = put_together(rows, controls, differences)
+    answers = Answers(done.model, *embedded["before"]), Answers(done.edited, *embedded["after"])
+    found = replace(put_together(rows, controls, differences), answers=answers, attributes=tests.attributes)
     examples = choose_examples(tests, *(shape_similarity(one, weights) for one, _ in embedded.values()))
     return found, draw_picture(found.rows, tests, examples)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,39 +11,32 @@ from typing import Any
 from ..editor.concepts.concepts import Concept, load_concept
 from ..editor.edits.apply import apply_recipe
 from ..editor.edits.bind import bind_recipe, check_effect
-from ..editor.edits.held_out import Fidelity, HeldOut, hold_out, require_enough_images
+from ..editor.edits.held_out import require_enough_images
 from ..editor.edits.recipe import Recipe
 from ..editor.edits.singular import load_weights
 from ..editor.errors import ConceptError
 from ..editor.images.demo_name import DEMO, is_demo
-from ..editor.images.labelled import load_labelled_images
-from ..editor.images.listing import list_images
-from ..editor.images.skew import RetrievalSet
-from ..editor.images.source import ImageSource, LabelledImages
-from ..editor.images.texts import list_texts
+from ..editor.images.source import ImageSource
 from ..editor.look.plot import plot_frontier, save_figure
-from ..editor.measure.certificate import certify_recipe
-from ..editor.measure.control import measure_edit
-from ..editor.measure.fidelity import describe_fidelity, measure_fidelity
-from ..editor.measure.verdict import Verdict, judge_edit
+from ..editor.measure.certificate import Certificate, read_certificate
+from ..editor.measure.fidelity import describe_fidelity
+from ..editor.measure.readable import Readable, find_readable
+from ..editor.measure.verdict import Verdict, read_verdict
 from ..editor.models.model import Model
 from ..editor.notebook import html_facts, html_table
-from ..editor.scan.collect import LabelledEmbeddings
 from ..editor.scan.scan import Scan
 from ..editor.scan.variety import require_variety
 from ..editor.select.options import EditOptions, HeadChoice
 from ..editor.select.plan import Evidence
 from ..editor.select.selectors import select_recipe
-from ..editor.select.whose_heads import Survey, judge_concept, survey_concepts
+from ..editor.select.whose_heads import HeldConcepts
 from .edited_folder import write_edited_model
-from .inputs import Follow, demo_test_images, follow_nothing, load_erased, load_evidence, scan_or_load
+from .inputs import Follow, follow_nothing, load_erased, load_evidence, scan_or_load
+from .judge import Dataset, Made, choose_dataset, judge_made
 from .output import Output
+from .pages.model_card import NOT_ROWS
 from .pages.report import write_report
 from .verify.verify import Check
-
-# What is kept with a recipe beside the rows of figures.
-NOT_ROWS = ("frontier", "fidelity", "evidence", "choice")
-Dataset = str | Path | LabelledImages | RetrievalSet
 
 
 @dataclass(frozen=True)
@@ -84,8 +77,17 @@ class Repair:
     @property
     def verdict(self) -> Verdict:
         """Whether the edit helps, and why."""
-        found = self.measured.get("evidence", {})
-        return Verdict(found["verdict"], found["because"]) if "verdict" in found else judge_edit({})
+        return read_verdict(self.measured)
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """What the edit can change at most, on any new image."""
+        return read_certificate(self.measured)
+
+    @property
+    def readable(self) -> list[Readable]:
+        """How well the concept, and every other that the model holds, can be read before and after."""
+        return find_readable(self.measured)
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -107,6 +109,8 @@ class Repair:
         return {
             "verdict": self.verdict.word,
             "because": self.verdict.because,
+            "certificate": self.certificate and self.certificate.report(),
+            "readable": [vars(row) for row in self.readable],
             "heads": self.recipe.heads,
             "measured": dict(self.measured),
             "out": None if self.out is None else str(self.out),
@@ -170,31 +174,25 @@ def repair(
     read = [one for one in (images, scan, dataset, choice.labelled, choice.features) if isinstance(one, str | Path)]
     output.check(out, model.folder, *read)
     if is_demo(model.name):
-        dataset, choice = dataset or DEMO, replace(choice, labelled=choice.labelled or DEMO)
+        choice = replace(choice, labelled=choice.labelled or DEMO)
     named, options, evidence = _read_before_scanning(model, (concept, keep), options, choice)
+    dataset = choose_dataset(model, named[0], dataset, choice.labelled)
     scanned = scan_or_load(model, images, scan, options=scan_options or {}, follow=follow)
+    known = HeldConcepts(scanned, model)
     if not choice.force:
         require_variety(scanned)
-    survey = _survey(scanned, model, named[0], choice)
-    _require_held(scanned, model, named[0], survey if not choice.force else None)
+        _require_held(known, named[0], choice)
     document = select_recipe(
-        scanned,
-        model,
-        select=choice.select,
-        evidence=evidence,
-        concept=named[0],
-        keep=named[1],
-        survey=survey,
-        **vars(options),
+        scanned, model, select=choice.select, evidence=evidence, concept=named[0], keep=named[1], **vars(options)
     )
     erased = load_erased(document, model, choice, follow)
-    done = Repair(model, bind_recipe(document, scanned, model, labelled=erased), scanned)
-    held = hold_out(done.recipe, scanned, model, labelled=erased)
+    recipe = bind_recipe(document, scanned, model, labelled=erased)
+    made = Made(recipe, scanned, model, named[0], erased, choice.select == "text-difference", known)
     if erased is None and not choice.force:
-        require_enough_images(_judge_fit(done.recipe, held), scanned.statistics.n)
+        require_enough_images(made.fitted, scanned.statistics.n)
     if measure:
-        done = _with_rows(done, dataset, erased, held, follow)
-        done = _with_fidelity(done, _find_seen(model, dataset, images), erased, held, follow)
+        recipe = recipe.with_measured(judge_made(made, dataset, images, follow))
+    done = Repair(model, recipe, scanned)
     if out is not None:
         done = _write(done, out, images, output, follow)
     if output.plot is not None and "frontier" in done.measured:
@@ -213,91 +211,20 @@ def _read_before_scanning(
     return named, replace(options, weights=weights), load_evidence(choice)
 
 
-def _survey(scan: Scan, model: Model, concept: Concept | None, choice: HeadChoice) -> Survey | None:
-    """What the model holds by name. Selectors that look at labels say for themselves what there is; of texts as inputs
-    nothing is known here.
-    """
-    if concept is None or choice.select != "text-difference" or model.side == "text":
-        return None
-    return survey_concepts(scan, model)
+def _require_held(known: HeldConcepts, concept: Concept | None, choice: HeadChoice) -> None:
+    """Refuse a concept that no few heads hold, or whose heads are another concept's: an edit would harm what they hold.
 
-
-def _require_held(scan: Scan, model: Model, concept: Concept | None, survey: Survey | None) -> None:
-    """Refuse a concept that no few heads hold, or whose heads are another concept's: an edit would harm what they do
-    hold.
+    Selectors that look at labels say for themselves what there is; of texts as inputs nothing is known here.
 
     Raises:
         ConceptError: With the figures, and what to do instead.
     """
-    if concept is None or survey is None:
+    if concept is None or choice.select != "text-difference" or known.model.side == "text":
         return
-    found = judge_concept(scan, model, concept, survey=survey)
+    found = known.judge(concept)
     if found.verdict != "held":
         advice = f"Look at `clipedit score SCAN --concept {found.other}`" if found.other else "Nothing was changed"
         raise ConceptError(f"cannot remove {concept.name}: {found.because}. {advice}, or add --force to edit anyway.")
-
-
-def _judge_fit(recipe: Recipe, held: HeldOut | None) -> Fidelity | None:
-    """The fidelity of a refit on images left out; None where nothing was refitted, or none could be left out."""
-    return held.fidelity if recipe.document.effect == "distilled" and held is not None and held.left_out else None
-
-
-def _with_rows(
-    done: Repair, dataset: Dataset | None, erased: LabelledEmbeddings | None, held: HeldOut | None, follow: Follow
-) -> Repair:
-    """With the rows of the data set: before, after, random heads, the projection of the output alone."""
-    certificate = certify_recipe(done.recipe, done.scan, done.model, labelled=erased, held=held)
-    evidence: dict[str, Any] = {} if certificate is None else {"certificate": certificate.report()}
-    rows: Mapping[str, Any] = {}
-    if dataset is not None:
-        found = measure_edit(done.recipe, done.scan, done.model, dataset, labelled=erased, progress=follow("measure"))
-        rows, evidence = found.rows, found.report() | evidence
-    return replace(done, recipe=done.recipe.with_measured({**rows, **({"evidence": evidence} if evidence else {})}))
-
-
-def _with_fidelity(
-    done: Repair,
-    seen: tuple[ImageSource, str] | None,
-    erased: LabelledEmbeddings | None,
-    held: HeldOut | None,
-    follow: Follow,
-) -> Repair:
-    """With the fidelity to `direct`: on the scan's own images, each left out, where kept; else on what there is."""
-    fitted = _judge_fit(done.recipe, held)
-    if fitted is not None:
-        on = f"calibration {done.model.side}s, each left out"
-        return replace(done, recipe=done.recipe.with_measured({"fidelity": _describe(fitted, on)}))
-    if done.recipe.document.effect == "direct" or seen is None:
-        return done
-    found = measure_fidelity(done.recipe, done.scan, done.model, seen[0], labelled=erased, progress=follow("fidelity"))
-    # A total edit is fitted to means only; another may have been fitted to the very images that it is judged on.
-    judged = done.recipe.document.effect == "total" or seen[1] == "dataset"
-    return replace(
-        done, recipe=done.recipe.with_measured({"fidelity": _describe(replace(found, held_out=judged), seen[1])})
-    )
-
-
-def _describe(found: Fidelity, on: str) -> dict[str, Any]:
-    return asdict(found) | {"n": found.images, "on": on}
-
-
-def _find_seen(
-    model: Model, dataset: Dataset | None, images: str | Path | ImageSource | None
-) -> tuple[ImageSource, str] | None:
-    """What fidelity is measured on: the images of the data set, else those of the calibration."""
-    if dataset is None and images is None:
-        return None
-    if model.side == "text":
-        return list_texts(images or DEMO), "calibration texts"
-    if dataset is None:
-        return list_images(images or DEMO), "calibration images"
-    return _images_of(dataset), "dataset"
-
-
-def _images_of(dataset: Dataset) -> ImageSource:
-    if is_demo(dataset):
-        return demo_test_images()
-    return load_labelled_images(dataset).source if isinstance(dataset, str | Path) else dataset.source
 
 
 def _write(done: Repair, out: Path, images: str | Path | ImageSource | None, output: Output, follow: Follow) -> Repair:

@@ -15,6 +15,7 @@ from .graphs.profile import Profile, require_graphs, require_texts
 from .graphs.prune import require_constant_heads
 from .pages.model_card import write_model_card
 from .targets.registry import require_target
+from .verify.evidence import find_verdict
 from .verify.record import write_record
 from .verify.reference import write_reference
 from .verify.verify import Check, verify_in_child
@@ -39,23 +40,25 @@ def export_model(
         calibration: Images for static int8, other than those it is verified with; without them int8 is dynamic.
         images: Up to eight of them (32 in lower precision) are used to verify, beside those that an edited folder was
             verified with; by default images of the demo world.
-        force: Keep an export of lower precision although it answers too differently.
+        force: Export an edit although it harms; keep an export of lower precision although it answers too differently.
 
     Returns:
         The checks, each with its figure and tolerance; also in `verification.json`.
 
     Raises:
-        ExportError: If the target is unknown or cannot hold the model, or the folder cannot be written.
+        ExportError: If the target is unknown or cannot hold the model, the edit harms, or the folder cannot be written.
         VerificationError: If a check fails; nothing is left under `out`.
     """
     found = require_target(target, precision)
     profile = found.profile
     require_texts(profile, model)
+    if not force:
+        require_harmless(model)
     if prune:
         require_graphs(profile, "--prune")
     pruned = {"pruned": require_constant_heads(model)} if prune else {}
     profile = replace(profile, prune=prune, calibration=_require_calibration(profile, calibration))
-    options = {**profile.options(), **pruned, **({"forced": True} if force else {})}
+    options = {**profile.options(), **pruned, **({"forced": True} if force and precision != "fp32" else {})}
     require_free_folder(Path(out), overwrite=overwrite)
     with staged_folder(Path(out), overwrite=overwrite) as folder:
         found.write(model, folder, profile)
@@ -64,6 +67,20 @@ def export_model(
         shift, count = reference.threshold_shift(), len(reference.images())
         write_model_card(model, folder, found, images=count, shift=shift)
         return verify_in_child(folder)
+
+
+def require_harmless(model: Model) -> None:
+    """Refuse a model whose recipe says that its edit harms.
+
+    Raises:
+        ExportError: With the figures.
+    """
+    found = find_verdict(model)
+    if found is not None and found.word == "HARMS":
+        raise ExportError(
+            f"cannot export {model.name}: its edit harms, {found.because.rstrip('.')}. Edit again, or add --force to "
+            "export it anyway."
+        )
 
 
 def _require_calibration(profile: Profile, images: ImageSource | str | Path | None) -> ImageSource | None:

@@ -78,6 +78,15 @@ def test_the_report_has_what_it_promises(report: dict) -> None:
     assert set(report["control"]["sd"]) == set(report["control"]["rank"]) == KEYS and report["control"]["draws"] == 100
     assert set(report["files"]) >= {"test_images", "before", "after", "onnx", "recipe"}
     assert all(Path(path).exists() for path in report["files"].values())
+    own, color = report["readable"]
+    assert (own["concept"], own["column"], own["instances"]) == ("location", "place", 4) and own["edited"]
+    assert (color["concept"], color["column"]) == ("color", "color") and own["after"] < own["before"]
+    assert abs(color["after"] - report["after"]["retention"]) < 1e-2
+    for folder in ("after", "onnx"):
+        found = json.loads((Path(report["files"][folder]) / "verification.json").read_text())
+        assert found["verdict"] == "HELPS" and found["certificate"] == report["certificate"]
+        assert "**HELPS**" in (Path(report["files"][folder]) / "README.md").read_text()
+    assert "<b>HELPS</b>" in Path(report["files"]["report"]).read_text()
     assert len(report["places"]["listed"]) == len(report["places"]["held_out"]) == 4
     assert len(report["usual_place"]) == 8 and report["heads"][0].startswith("L")
     assert sum(report["seconds"].values()) < 240
@@ -113,3 +122,10 @@ def test_the_recipe_of_the_demo_rebuilds_its_model(report: dict, tmp_path: Path)
     subprocess.run(command, check=True, capture_output=True)
     name = "open_clip_model.safetensors"
     assert (out / name).read_bytes() == (Path(report["files"]["after"]) / name).read_bytes()
+
+
+def test_the_model_of_the_demo_has_a_report(report: dict, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "clipedit.cli", "report", report["files"]["after"], "-o", str(tmp_path / "r.html")]
+    subprocess.run(command, check=True, capture_output=True)
+    page = (tmp_path / "r.html").read_text()
+    assert "<b>HELPS</b>" in page and page.count('<article class="card') == 32

@@ -29,7 +29,7 @@ from clipedit.editor.select.selectivity import (
     encode_unit,
     measure_selectivity,
 )
-from clipedit.editor.select.whose_heads import Survey, judge, measure, measure_library
+from clipedit.editor.select.whose_heads import judge, measure, measure_library
 
 IMAGES = 1_024
 WIDTH, WIDE, HEADS, PLANTED = 32, 3, 12, (2, 7)
@@ -174,7 +174,7 @@ def test_instances_that_are_not_those_of_the_texts_are_refused(instances: dict[s
 
 def test_the_edit_of_location_takes_a_few_of_its_own_heads_and_leaves_color(probe: Probe) -> None:
     concept = load_concept("location", probe.model.folder)
-    choice = choose_edit(Survey(probe, measure_library(probe)), concept, most=8)
+    choice = choose_edit(probe, concept, measure_library(probe), most=8)
     assert 4 <= len(choice.heads) <= 8 and 0.3 < choice.output_strength <= 1
     assert choice.chosen.removed > 0.5 and choice.chosen.elsewhere < 0.25
     # Projecting the listed places says nothing of a place that is left out: heads alone reach it.
@@ -184,7 +184,7 @@ def test_the_edit_of_location_takes_a_few_of_its_own_heads_and_leaves_color(prob
 
 def test_both_is_heads_alone_where_the_projection_has_no_strength(probe: Probe) -> None:
     concept = load_concept("location", probe.model.folder)
-    task = pose_task(Survey(probe, {}), concept, encode_unit(probe.model, concept.texts))
+    task = pose_task(probe, concept, encode_unit(probe.model, concept.texts), {})
     first, second = task.weigh_heads(3)[3], task.weigh_both(3, 0.0)
     assert (second.removed, second.elsewhere) == pytest.approx((first.removed, first.elsewhere), abs=1e-9)
 
@@ -192,14 +192,14 @@ def test_both_is_heads_alone_where_the_projection_has_no_strength(probe: Probe) 
 @pytest.mark.parametrize("name", ["location", "color", "shape", "emotion"])
 def test_heads_at_or_below_zero_are_never_taken(probe: Probe, name: str) -> None:
     concept = load_concept(name, probe.model.folder)
-    choice = choose_edit(Survey(probe, {}), concept, most=32)
+    choice = choose_edit(probe, concept, {}, most=32)
     shares = probe.subsets.shares(probe.directions(encode_unit(probe.model, concept.texts)))
     scores = dict(zip(probe.subsets.heads, shares.tolist(), strict=True))
     assert all(scores[head] > 0 for head in choice.heads)
 
 
 def test_nothing_is_taken_for_a_concept_that_no_few_heads_hold(probe: Probe) -> None:
-    survey = Survey(probe, measure_library(probe))
+    library = measure_library(probe)
     for name in ("shape", "food"):
-        choice = choose_edit(survey, load_concept(name, probe.model.folder), most=8, project=False)
+        choice = choose_edit(probe, load_concept(name, probe.model.folder), library, most=8, project=False)
         assert (choice.heads, choice.output_strength) == ((), 0.0)

@@ -21,6 +21,8 @@ SPLIT_COUNT = 4_096
 SHAPES, PLACES, COLORS = world.SHAPES, world.PLACES, tuple(world.COLORS)
 COLOR_WORDS = tuple(world.with_article(color) for color in COLORS)
 LISTED_PLACES = world.LISTED_PLACES
+# What the shapes and places of the test split can judge; of any other concept its figures say nothing.
+JUDGED_CONCEPT = "location"
 
 
 def render_source(scenes: Sequence[world.Scene]) -> ImageSource:

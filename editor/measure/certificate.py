@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from ..edits.held_out import HeldOut, hold_out
@@ -74,6 +77,38 @@ def certify_recipe(
     moved = compute_movement(recipe, scan, model)
     probe, mean_square = (float(moved[-1]), float(moved.sum())) if moved is not None else (None, None)
     return Certificate(probe, mean_square, turns, len(angles))
+
+
+def read_certificate(measured: Mapping[str, Any] | None) -> Certificate | None:
+    """The certificate among the figures of a recipe; None where it holds none that can be read."""
+    evidence = (measured or {}).get("evidence")
+    found = evidence.get("certificate") if isinstance(evidence, Mapping) else None
+    try:
+        read = TypeAdapter(Certificate).validate_python(found)
+        figures = [*read.turns.values(), *map(float, read.turns), read.probe_change or 0.0, read.mean_square or 0.0]
+    except ValueError:
+        return None
+    return read if all(map(math.isfinite, figures)) else None
+
+
+def describe_certificate(found: Certificate | None) -> list[str]:
+    """What a certificate promises, in sentences; none without one."""
+    if found is None:
+        return []
+    bounds = [f"{change:.3f} ({float(level):.0%})" for level, change in found.cosine_changes().items()]
+    said = []
+    if bounds:
+        said.append(
+            f"certificate: on a new image like those of the calibration, the cosine of any text changes by at most "
+            f"{' or '.join(bounds)}, from {found.images} images left out; two images keep their order for every query "
+            "whose cosines differ by more than twice that"
+        )
+    if found.probe_change is not None and found.mean_square is not None:
+        said.append(
+            f"any linear probe of unit length changes by at most {found.probe_change:.4f} in mean square, an embedding "
+            f"moves by {found.mean_square:.4f} (of its squared length)"
+        )
+    return said
 
 
 def compute_movement(recipe: Recipe, scan: Scan, model: Model) -> Float[Tensor, " d_embed"] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ..scan.tally import Progress
 from ..select.plan import draw_random_heads
 from .evaluate import Measure, build_measure, build_outcomes
 from .intervals import Difference, Outcomes, compare_outcomes
+from .readable import Answers, describe_images
 from .verdict import Verdict, judge_edit
 
 DRAWS = 10
@@ -44,6 +45,8 @@ class MeasuredEdit:
         spread: The standard deviation of every figure over the draws of random heads.
         rank: How many draws of random heads do at least as well as the edit, by figure.
         draws: How many draws there were.
+        answers: Embeddings of the labelled images, before and after.
+        attributes: What is known of each of these images, by column.
     """
 
     rows: dict[str, dict[str, float]]
@@ -51,6 +54,8 @@ class MeasuredEdit:
     spread: Mapping[str, float] = field(default_factory=dict)
     rank: Mapping[str, int] = field(default_factory=dict)
     draws: int = 0
+    answers: tuple[Answers, Answers] | None = None
+    attributes: Sequence[Mapping[str, str]] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -103,7 +108,9 @@ def measure_edit(
     differences = compare_models(
         build_outcomes(model.editable, dataset)(*before), build_outcomes(edited, dataset)(*after)
     )
-    return put_together(rows, controls, differences)
+    found = put_together(rows, controls, differences)
+    answers = Answers(model.editable, *before), Answers(edited, *after)
+    return replace(found, answers=answers, attributes=describe_images(dataset, source))
 
 
 def compare_models(
@@ -206,7 +213,9 @@ def measure_text_edit(
     controls = _control_rows(recipe, scan, model, figures, labelled=labelled, draws=draws)
     edited = apply_recipe(recipe, model)
     outcomes = [build_outcomes(one, dataset, templates=templates)(*embedded) for one in (model, edited)]
-    return put_together(rows, controls, compare_models(*outcomes))
+    found = put_together(rows, controls, compare_models(*outcomes))
+    answers = Answers(model, *embedded), Answers(edited, *embedded)
+    return replace(found, answers=answers, attributes=describe_images(dataset, source))
 
 
 @dataclass(frozen=True)

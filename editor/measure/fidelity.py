@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from ..edits.apply import apply_recipe
 from ..edits.bind import bind_recipe
 from ..edits.direct import compute_recipe_embeddings
@@ -26,13 +28,21 @@ def describe_fidelity(measured: Mapping[str, Any] | None, effect: str) -> list[s
     """A recipe's measured fidelity in a sentence, with a warning where it explains too little; none for `direct`."""
     if measured is None:
         return [] if effect == "direct" else [f"fidelity of {effect} to direct: not measured, no images were given"]
-    found = Fidelity(**{key: value for key, value in measured.items() if key not in ("on", "n")})
+    try:
+        found = TypeAdapter(Fidelity).validate_python(measured)
+    except ValueError:
+        return []
     fitted = "" if found.held_out else " (those that it was fitted to: not cross-fitted)"
-    said = [f"fidelity of {effect} to direct, {found.images} of the {measured['on']}{fitted}: {found}"]
+    said = [f"fidelity of {effect} to direct, {found.images} of the {measured.get('on', 'images')}{fitted}: {found}"]
     if found.explained < ENOUGH:
         exact = "--effect direct is exact"
         said.append(f"warning: {effect} explains less than {ENOUGH} of the directly edited embedding; {exact}")
     return said
+
+
+def spread_images(source: ImageSource, most: int = MOST_IMAGES) -> ImageSource:
+    """At most so many images, spread over a source."""
+    return source.subset(range(0, len(source), max(1, -(-len(source) // most))))
 
 
 def measure_fidelity(
@@ -50,7 +60,7 @@ def measure_fidelity(
     Raises:
         ImageError: If images cannot be read.
     """
-    spread = source.subset(range(0, len(source), -(-len(source) // MOST_IMAGES)))
+    spread = spread_images(source)
     direct = bind_recipe(recipe.document.model_copy(update={"effect": "direct"}), scan, model, labelled=labelled)
     parts = ablated_names(require_bound(direct))
     features, _ = collect_features(

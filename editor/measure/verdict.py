@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from .intervals import Difference
 
@@ -32,6 +34,21 @@ class Verdict:
         return f"{self.word}: {self.because}"
 
 
+def not_measured(why: str = "no labelled images were given") -> Verdict:
+    """Nothing speaks for an edit or against it: why, and what to give."""
+    return Verdict("NOT MEASURED", f"{why}. Add --dataset DIR: images with a class and a group.")
+
+
+def read_verdict(measured: Mapping[str, Any] | None) -> Verdict:
+    """The verdict among the figures of a recipe; NOT MEASURED where it holds none that can be read."""
+    evidence = (measured or {}).get("evidence")
+    found = evidence if isinstance(evidence, Mapping) else {}
+    try:
+        return TypeAdapter(Verdict).validate_python({"word": found.get("verdict"), "because": found.get("because")})
+    except ValueError:
+        return not_measured()
+
+
 def judge_edit(
     differences: Mapping[str, Difference],
     *,
@@ -51,9 +68,7 @@ def judge_edit(
         projection: The edit's projection of the output, without its heads.
     """
     if not differences:
-        return Verdict(
-            "NOT MEASURED", "no labelled images were given. Add --dataset DIR: images with a class and a group."
-        )
+        return not_measured()
     named = GOALS | KEPT
     fallen = [
         name for name, found in differences.items() if name in named and found.falls and found.change < -TOLERATED

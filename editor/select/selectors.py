@@ -9,7 +9,6 @@ from ..edits.document import RecipeDocument
 from ..errors import RecipeError, nearest_names
 from ..models.model import Model
 from ..scan.scan import Scan
-from .amounts import settle_amounts
 from .attention_region import select_by_attention_region
 from .frontier import select_by_frontier
 from .labelled_contrast import select_by_labelled_contrast
@@ -18,10 +17,11 @@ from .plan import (
     EditPlan,
     Evidence,
     Selector,
+    default_heads,
+    default_output_strength,
     select_by_text_difference,
     warn_of_overlap,
 )
-from .whose_heads import Survey
 
 SELECTORS: dict[str, Selector] = {
     "text-difference": select_by_text_difference,
@@ -49,7 +49,6 @@ def select_recipe(
     weights: dict[str, tuple[float, ...]] | None = None,
     factor: float | None = None,
     leace: bool = EditOptions.leace,
-    survey: Survey | None = None,
 ) -> RecipeDocument:
     """An unbound recipe with the heads that a selector chooses; `bind_recipe` gives it its numbers.
 
@@ -57,10 +56,9 @@ def select_recipe(
         select: `text-difference`, `labelled-contrast`, `attention-region` or `frontier`.
         evidence: Labelled images and the like, for selectors that need them.
         concept: Needed by `text-difference`, and by operations that work along its texts.
-        heads: How many; by default as `settle_amounts` finds.
-        output_strength: Of the projection of the concept's texts out of the output; by default as `settle_amounts`
-            finds, none for `attention-region`, whose attack no list of texts names.
-        survey: Of this scan, where there is one already.
+        heads: How many; by default as `default_heads`.
+        output_strength: Of the projection of the concept's texts out of the output; 0.9 by default, none for
+            `attention-region`, whose attack no list of texts names.
 
     Raises:
         RecipeError: If there is no such selector, or it finds nothing.
@@ -69,23 +67,11 @@ def select_recipe(
     if select not in SELECTORS:
         raise RecipeError(f"unknown selector {select!r}. {nearest_names(select, SELECTORS)}")
     check_effect(effect, model)
-    removed = load_concept(concept, model.folder) if isinstance(concept, str) else concept
-    amounts = settle_amounts(
-        scan,
-        model,
-        removed,
-        select=select,
-        effect=effect,
-        keep=keep,
-        heads=heads,
-        output_strength=output_strength,
-        survey=survey,
-    )
+    default = 0.0 if select == "attention-region" else default_output_strength(effect, model)
     plan = EditPlan(
-        concept=removed,
-        heads=amounts.heads,
-        output_strength=amounts.output_strength,
-        choice=amounts.choice,
+        concept=load_concept(concept, model.folder) if isinstance(concept, str) else concept,
+        heads=default_heads(scan, model) if heads is None else heads,
+        output_strength=default if output_strength is None else output_strength,
         keep=keep,
         operation=operation,
         effect=effect,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch.nn.functional as F
@@ -57,40 +58,35 @@ class Judgement:
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What the few best heads of a model hold of every concept that it knows by name: measured once, asked often."""
+class HeldConcepts:
+    """What the heads of a model hold: prepared once, when it is first asked for, for every question about it."""
 
-    probe: Probe
-    library: Mapping[str, Measured]
+    scan: Scan
+    model: Model
 
-    def measure(self, concept: Concept) -> Measured:
-        """A concept's figures; those of the library where it is one of them."""
-        known = self.library.get(concept.name)
-        return known if known is not None and known.concept == concept else measure(self.probe, concept)
+    @cached_property
+    def probe(self) -> Probe:
+        """The heads."""
+        return build_probe(self.scan, self.model)
+
+    @cached_property
+    def library(self) -> dict[str, Measured]:
+        """Every concept that the model's folder and the library know."""
+        return measure_library(self.probe)
+
+    def judge(self, concept: Concept) -> Judgement:
+        """The verdict on one concept."""
+        return judge(measure(self.probe, concept), self.library)
 
 
-def survey_concepts(scan: Scan, model: Model) -> Survey:
-    """Measure every concept of the model's folder and of the library.
-
-    Raises:
-        StatisticsError: If the scan is not of this model, or saw fewer than two images.
-    """
-    probe = build_probe(scan, model)
-    return Survey(probe, measure_library(probe))
-
-
-def judge_concept(scan: Scan, model: Model, concept: str | Concept, *, survey: Survey | None = None) -> Judgement:
+def judge_concept(scan: Scan, model: Model, concept: str | Concept) -> Judgement:
     """Whether a few heads hold a concept in these images, or another concept of the library explains them better.
-
-    Args:
-        survey: Of this scan, where there is one already.
 
     Raises:
         ConceptError, StatisticsError: As `measure_selectivity`.
     """
     found = concept if isinstance(concept, Concept) else load_concept(concept, model.folder)
-    survey = survey or survey_concepts(scan, model)
-    return judge(survey.measure(found), survey.library)
+    return HeldConcepts(scan, model).judge(found)
 
 
 def measure_library(probe: Probe) -> dict[str, Measured]:

@@ -20,11 +20,17 @@ from ... import __version__
 from ...editor.edits.document import Base
 from ...editor.edits.recipe import Recipe
 from ...editor.images.demo import example_source
+from ...editor.measure.certificate import describe_certificate, read_certificate
+from ...editor.measure.fidelity import describe_fidelity
+from ...editor.measure.readable import describe_readable, find_readable
 from ...editor.measure.thresholds import ThresholdShift, format_threshold_shift
+from ...editor.measure.verdict import read_verdict
 from ...editor.models.model import Model
 from ..consumers.model_name import spell_model_name
 from ..consumers.target import Target
 
+# What is kept among a recipe's figures beside the rows of them.
+NOT_ROWS = ("frontier", "fidelity", "evidence")
 CARD_NAME, EXAMPLE_NAME, EXAMPLE_TEXT = "README.md", "example.png", "a photo of a circle"
 
 
@@ -59,7 +65,8 @@ def write_model_card(
     height, width = model.image_shape
     example = example_source(1).open(0).resize((width, height))
     example.save(folder / EXAMPLE_NAME)
-    rows = _measured_rows(recipe.document.measured if recipe else None)
+    measured = recipe.document.measured if recipe else None
+    rows = _measured_rows(measured)
     loader = jinja2.PackageLoader("clipedit.export.pages", "cards")
     environment = jinja2.Environment(
         loader=loader, finalize=_escape, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
@@ -76,6 +83,9 @@ def write_model_card(
         version=__version__,
         title=name.replace("__", " "),
         document=recipe.document if recipe else None,
+        verdict=read_verdict(measured) if recipe else None,
+        promises=_list_promises(recipe),
+        readable=[describe_readable(one) for one in find_readable(measured)],
         rows=rows,
         columns=list(dict.fromkeys(column for row in rows.values() for column in row)),
         expected=_expected_lines(model, example),
@@ -97,10 +107,21 @@ def _expected_lines(model: Model, example: Image.Image) -> list[str]:
     return [f"image  {spelled[0]}", f"text   {spelled[1]}", f"cosine {float(image @ text):.4f}"]
 
 
+def _list_promises(recipe: Recipe | None) -> list[str]:
+    """What was found of the edit beside its figures: the certificate, and how near it comes to the direct one."""
+    if recipe is None:
+        return []
+    measured = recipe.document.measured or {}
+    near = describe_fidelity(measured["fidelity"], recipe.document.effect) if "fidelity" in measured else []
+    return [*describe_certificate(read_certificate(measured)), *near]
+
+
 def _measured_rows(measured: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
     """The table of a recipe's figures: rows of numbers only, under the names people read."""
     found = {}
     for name, row in (measured or {}).items():
+        if name in NOT_ROWS:
+            continue
         numbers = (
             {k: float(v) for k, v in row.items() if isinstance(v, int | float)} if isinstance(row, Mapping) else {}
         )

@@ -14,6 +14,7 @@ from ...editor.components import HeadId
 from ...editor.concepts.concepts import Concept, list_concepts, load_concept
 from ...editor.concepts.scores import HeadScore, score_heads
 from ...editor.concepts.textspan import text_span
+from ...editor.edits.apply import apply_recipe
 from ...editor.edits.recipe import Recipe, load_recipe
 from ...editor.errors import ExportError
 from ...editor.files.bounded import load_json
@@ -23,14 +24,20 @@ from ...editor.images.listing import list_images
 from ...editor.images.source import ImageSource
 from ...editor.images.texts import load_texts
 from ...editor.load import load_aligned, load_model
+from ...editor.measure.certificate import describe_certificate, read_certificate
+from ...editor.measure.readable import describe_readable, find_readable
+from ...editor.measure.verdict import read_verdict
+from ...editor.models.loaders import BASE_FOLDER
 from ...editor.models.model import Model
 from ...editor.scan.scan import Scan, load_scan
 from ...editor.scan.tally import Progress
+from ..verify.evidence import find_recipe_file
 from ..verify.verify import REPORT_NAME as VERIFICATION_NAME
 from .head_cards import PICTURED, Edit, HeadCard, Pictures, build_cards, collect_pictures
 from .report_figures import build_measures, describe_edit, describe_result
 
 NAME, TEXTS, MOST_BYTES = "report.html", 8, 5_000_000
+SCAN_NAME, MODEL_FILES = "scan.safetensors", ("open_clip_config.json", "config.json", BASE_FOLDER)
 
 
 def write_report(
@@ -41,7 +48,7 @@ def write_report(
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write the report of a folder that `remove-heads` or `apply` wrote.
+    """Write the report of a folder that `remove-heads`, `apply`, `export` or `demo` wrote.
 
     Args:
         base: The unedited model; by default the one that the folder's scan or recipe names is loaded.
@@ -54,15 +61,28 @@ def write_report(
         ExportError: If the folder holds no recipe, or the file cannot be written.
     """
     folder = Path(folder)
-    if not (folder / "recipe.yaml").is_file():
+    path = find_recipe_file(folder)
+    if path is None:
         raise ExportError(f"cannot report on {folder}: it has no recipe.yaml. Give a folder that `remove-heads` wrote.")
-    recipe = load_recipe(folder)
-    scan = load_scan(folder / "scan.safetensors") if (folder / "scan.safetensors").is_file() else None
+    recipe = load_recipe(path)
+    scan = _find_scan(folder, recipe)
     base = base or _load_base(recipe, scan)
     given = images if images is not None else DEMO if is_demo(base.name) else None
     source = list_images(given) if given is not None else None
-    edit = Edit(recipe, base, load_model(str(folder)), scan, source)
-    return render_report(edit, _read_checks(folder), Path(out) if out else folder / NAME, progress=progress)
+    # What other consumers read was verified to compute what the recipe gives: only our own folders are loaded.
+    own = path.parent == folder and any((folder / name).exists() for name in MODEL_FILES)
+    edited = load_model(str(folder)) if own else apply_recipe(recipe, base)
+    edit = Edit(recipe, base, edited, scan, source)
+    return render_report(edit, read_checks(folder), Path(out) if out else folder / NAME, progress=progress)
+
+
+def _find_scan(folder: Path, recipe: Recipe) -> Scan | None:
+    """The scan in a folder; else the one beside it, if the recipe was bound to that."""
+    if (folder / SCAN_NAME).is_file():
+        return load_scan(folder / SCAN_NAME)
+    beside, calibration = folder.absolute().parent / SCAN_NAME, recipe.document.calibration
+    found = load_scan(beside) if beside.is_file() and calibration else None
+    return found if found and calibration and found.fingerprint == calibration.fingerprint else None
 
 
 def _load_base(recipe: Recipe, scan: Scan | None) -> Model:
@@ -89,6 +109,9 @@ def render_report(edit: Edit, checks: Mapping[str, Any], out: Path, *, progress:
         .get_template("report.html.jinja")
         .render(
             title=f"{edit.base.name} without {concept.name}" if concept else f"{edit.base.name}, edited",
+            verdict=read_verdict(edit.recipe.document.measured),
+            promises=describe_certificate(read_certificate(edit.recipe.document.measured)),
+            readable=[describe_readable(one) for one in find_readable(edit.recipe.document.measured)],
             result=describe_result(edit.recipe.document.measured),
             sentence=describe_edit(edit.recipe, edit.base.name, concept, scores),
             measures=build_measures(edit.recipe.document.measured),
@@ -175,7 +198,8 @@ def _provenance(edit: Edit) -> dict[str, str]:
     return found
 
 
-def _read_checks(folder: Path) -> dict[str, Any]:
+def read_checks(folder: Path) -> dict[str, Any]:
+    """What the verification of a folder found; empty where it was not verified."""
     try:
         found = load_json(folder / VERIFICATION_NAME)
         return found if isinstance(found, dict) and isinstance(found.get("checks"), list) else {}

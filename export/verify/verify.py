@@ -13,6 +13,7 @@ from typing import Any
 
 from ...editor.errors import VerificationError
 from ...editor.files.whole import write_text
+from .evidence import read_evidence
 
 REPORT_NAME, REFERENCE_NAME = "verification.json", "verification.safetensors"
 TIMEOUT_SECONDS = 1_800
@@ -113,7 +114,7 @@ def verify_in_child(folder: Path, *, trusted: bool = True) -> list[Check]:
         raise VerificationError(
             f"{folder} does not compute what the edited model computes{cost}: {failed}. Export again.", checks
         )
-    report = {key: answer[key] for key in ("target", "runtime")} | answer["options"]
+    report = read_evidence(folder) | {key: answer[key] for key in ("target", "runtime")} | answer["options"]
     report["checks"] = [asdict(check) for check in checks]
     write_text(folder / REPORT_NAME, json.dumps(report, indent=2) + "\n")
     return checks

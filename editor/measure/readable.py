@@ -1,0 +1,271 @@
+"""Is a concept still readable after an edit? Of the one that it removes, and of every other that this model holds.
+
+Labelled images answer it where one of their columns says the concept: zero-shot, by the texts of its instances. Without
+them the variance along its instances does, on the sample of a scan. Fixing one shortcut can make another stronger, so
+every other concept of the library that a few heads hold is read before and after as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from ..concepts.concepts import Concept
+from ..edits.recipe import Recipe
+from ..errors import ConceptError
+from ..images.skew import RetrievalSet
+from ..images.source import ImageSource, LabelledImages
+from ..models.model import Model
+from ..select.choice import removed_by_both
+from ..select.selectivity import Fold, Probe, cut_folds, encode_unit, rank_heads
+from ..select.whose_heads import Measured, judge
+
+ZERO_SHOT, VARIANCE = "zero-shot accuracy", "share of the variance"
+LEAST_IMAGES = 20
+# Of a column: what has more values is no attribute, but a name of each image.
+MOST_VALUES = 256
+
+
+@dataclass(frozen=True)
+class Readable:
+    """How well one concept can be read before and after an edit.
+
+    Attributes:
+        edited: Whether it is the concept that the edit removes.
+        measure: `zero-shot accuracy` over the instances that a column of labelled images names, mean of the instances;
+            or the `share of the variance` of unit embeddings along an instance, mean of the instances.
+        images: How many images.
+        instances: How many instances; by chance zero-shot is right in one of so many cases.
+        column: Of the labelled images.
+        left_out: Whether each instance was left out of the edit that was read along it; of a concept that took no part
+            in the edit there is nothing to leave out.
+    """
+
+    concept: str
+    edited: bool
+    measure: str
+    before: float
+    after: float
+    images: int
+    instances: int
+    column: str | None = None
+    left_out: bool = True
+
+
+_ROW = TypeAdapter(Readable)
+
+
+@dataclass(frozen=True)
+class Column:
+    """The images whose value in a column names an instance of a concept.
+
+    Attributes:
+        texts: Of each instance that is named.
+        rows: Positions of the images.
+        found: The instance of each of them.
+    """
+
+    name: str
+    texts: tuple[tuple[str, ...], ...]
+    rows: tuple[int, ...]
+    found: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's embeddings of labelled images, and the position of each in its source."""
+
+    model: Model
+    embeddings: Float[Tensor, "image d_embed"]
+    kept: Sequence[int]
+
+
+def describe_images(dataset: str | Path | LabelledImages | RetrievalSet, source: ImageSource) -> list[dict[str, str]]:
+    """What is known of each image of a data set, by column: its attributes, and its class."""
+    rows = [dict(row) for row in source.attributes] or [{} for _ in source.names]
+    if isinstance(dataset, str | Path):
+        return rows
+    columns = dataset.attributes if isinstance(dataset, RetrievalSet) else {}
+    labels = [dataset.classes[label] for label in dataset.labels] if isinstance(dataset, LabelledImages) else None
+    if labels is not None:
+        columns = {**columns, "class": labels}
+    return [row | {name: column[index] for name, column in columns.items()} for index, row in enumerate(rows)]
+
+
+def find_column(concept: Concept, rows: Sequence[Mapping[str, str]]) -> Column | None:
+    """The column that names an instance of most images: as the instance is called, or by a word of its texts only.
+
+    Returns:
+        None where no column names two instances.
+    """
+    values = {name: [row.get(name, "") for row in rows] for name in (rows[0] if rows else ())}
+    columns = [
+        _match_column(concept, name, column) for name, column in values.items() if len(set(column)) <= MOST_VALUES
+    ]
+    fitting = [column for column in columns if len(column.texts) > 1]
+    return max(fitting, key=lambda column: len(column.rows), default=None)
+
+
+def _match_column(concept: Concept, name: str, values: Sequence[str]) -> Column:
+    match = {value: _match_texts(concept, value) for value in sorted(set(values))}
+    texts = tuple(dict.fromkeys(found for found in match.values() if found))
+    rows = tuple(index for index, value in enumerate(values) if match[value])
+    return Column(name, texts, rows, tuple(texts.index(match[values[index]]) for index in rows))
+
+
+def _match_texts(concept: Concept, value: str) -> tuple[str, ...]:
+    """The texts of the one instance that a value names; of a plain list, those with the value in them."""
+    wanted = _words(value)
+    if not wanted:
+        return ()
+    pattern = re.compile(rf"\b{re.escape(wanted)}\b")
+    if concept.instances is None:
+        return tuple(text for text in concept.texts if pattern.search(_words(text)))
+    called = [texts for part, texts in concept.instances.items() if _words(part) == wanted]
+    said = [texts for texts in concept.instances.values() if any(pattern.search(_words(text)) for text in texts)]
+    found = called or said
+    return tuple(found[0]) if len(found) == 1 else ()
+
+
+def _words(text: str) -> str:
+    return " ".join(re.sub(r"[_\W]+", " ", text.casefold()).split())
+
+
+def read_column(column: Column, answers: Answers) -> tuple[float, int]:
+    """Zero-shot accuracy over a column's instances, mean of the instances; and over how many images."""
+    where = {position: row for row, position in enumerate(answers.kept)}
+    pairs = [(where[row], found) for row, found in zip(column.rows, column.found, strict=True) if row in where]
+    if not pairs:
+        return 0.0, 0
+    weights = torch.stack([encode_unit(answers.model, texts).mean(0) for texts in column.texts])
+    embedded = answers.embeddings[[row for row, _ in pairs]].cpu().double()
+    right = (embedded @ F.normalize(weights, dim=1).T).argmax(1)
+    truth = torch.tensor([found for _, found in pairs])
+    shares = [float((right[truth == index] == index).double().mean()) for index in truth.unique().tolist()]
+    return sum(shares) / len(shares), len(pairs)
+
+
+def read_variance(
+    embeddings: Float[Tensor, "image d_embed"], directions: Float[Tensor, "direction d_embed"]
+) -> Float[Tensor, " direction"]:
+    """Shares of the variance of unit embeddings along unit directions, in [0, 1]; 0 where nothing varies."""
+    unit = F.normalize(embeddings.double(), dim=1)
+    centred = unit - unit.mean(0)
+    total = centred.square().sum()
+    along = (centred @ F.normalize(directions.double(), dim=1).T).square().sum(0)
+    return along / total if total > 1e-12 * len(unit) else torch.zeros_like(along)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What concepts are read from: labelled images by both models, or unlabelled embeddings before and after.
+
+    Attributes:
+        probe: The heads of the unedited model, and its texts.
+        recipe: The edit.
+        rows: Columns of the labelled images.
+        answers: Of the labelled images, before and after.
+        plain: Embeddings of other images before and after, of which nothing is known.
+        by_texts: Whether the heads were chosen by the concept's texts.
+    """
+
+    probe: Probe
+    recipe: Recipe
+    rows: Sequence[Mapping[str, str]] = ()
+    answers: tuple[Answers, Answers] | None = None
+    plain: tuple[Float[Tensor, "image d_embed"], Float[Tensor, "image d_embed"]] | None = None
+    by_texts: bool = True
+
+    def read(self, concept: Concept, *, edited: bool) -> Readable | None:
+        """One concept; None where there are no images to read it from."""
+        column = find_column(concept, self.rows) if self.answers is not None else None
+        if column is not None and self.answers is not None:
+            (before, images), (after, _) = (read_column(column, one) for one in self.answers)
+            if images >= LEAST_IMAGES:
+                count = len(column.texts)
+                return Readable(concept.name, edited, ZERO_SHOT, before, after, images, count, column.name)
+        if self.plain is None:
+            return None
+        return self._read_variance(concept, edited=edited)
+
+    def _read_variance(self, concept: Concept, *, edited: bool) -> Readable | None:
+        assert self.plain is not None
+        folds = cut_folds(concept, encode_unit(self.probe.model, concept.texts))
+        directions = torch.stack([fold.direction for fold in folds])
+        before, after = (read_variance(one, directions) for one in self.plain)
+        left_out = not edited
+        if edited and self.recipe.document.effect != "total" and self._is_closed_form():
+            kept = torch.tensor([1 - self._removed(fold) for fold in folds]).double()
+            after, left_out = before * kept, True
+        figures = float(before.mean()), float(after.mean())
+        return Readable(concept.name, edited, VARIANCE, *figures, len(self.plain[0]), len(folds), left_out=left_out)
+
+    def _is_closed_form(self) -> bool:
+        """Whether the edit is ablated heads and a projection of texts: of those any subset is known in closed form."""
+        steps = self.recipe.document.steps
+        heads = [step for step in steps if step.target == "heads"]
+        outputs = [step for step in steps if step.target == "output"]
+        ablated = all(
+            step.operation in ("mean-ablate", "zero-ablate") and step.strength == 1 and not step.then for step in heads
+        )
+        projected = all(step.operation == "project-out" and step.along == "texts" for step in outputs)
+        return len(heads) + len(outputs) == len(steps) and len(outputs) < 2 and ablated and projected
+
+    def _removed(self, fold: Fold) -> float:
+        """The share of the variance along an instance that the same edit, made from the others, removes."""
+        named, subsets = self.recipe.heads, self.probe.subsets
+        if self.by_texts:
+            taken: Sequence[int] = rank_heads(self.probe, fold.chosen_from)[: len(named)]
+        else:
+            taken = [index for index, head in enumerate(subsets.heads) if str(head) in named]
+        output = next((step for step in self.recipe.document.steps if step.target == "output"), None)
+        strength = output.strength if output is not None else 0.0
+        span = self.probe.directions(fold.chosen_from)
+        return removed_by_both(subsets, fold.direction[:, None], taken, span, strength)
+
+
+def read_concepts(reader: Reader, concept: Concept | None, library: Mapping[str, Measured]) -> list[Readable]:
+    """The concept that an edit removes first, then every other one that a few heads of this model hold."""
+    found = []
+    if concept is not None:
+        # Without one of its instances a concept may have nothing left that differs: that is no reason not to edit.
+        with contextlib.suppress(ConceptError):
+            found.append(reader.read(concept, edited=True))
+    name = concept.name if concept is not None else None
+    held = [other for key, other in library.items() if key != name and judge(other, library).verdict == "held"]
+    return [one for one in [*found, *(reader.read(other.concept, edited=False) for other in held)] if one is not None]
+
+
+def find_readable(measured: Mapping[str, Any] | None) -> list[Readable]:
+    """What a recipe's figures say of concepts; what cannot be read is left out."""
+    evidence = (measured or {}).get("evidence")
+    rows = evidence.get("readable") if isinstance(evidence, Mapping) else None
+    found = []
+    for row in rows if isinstance(rows, list | tuple) else ():
+        with contextlib.suppress(ValidationError):
+            found.append(_ROW.validate_python(row))
+    return [one for one in found if math.isfinite(one.before) and math.isfinite(one.after)]
+
+
+def describe_readable(one: Readable) -> tuple[str, str, str, str]:
+    """The cells of a table: the concept, how it was read, before and after."""
+    name = f"{one.concept} (removed)" if one.edited else one.concept
+    return name, _describe_how(one), f"{one.before:.3f}", f"{one.after:.3f}"
+
+
+def _describe_how(one: Readable) -> str:
+    if one.measure == ZERO_SHOT:
+        return f"zero-shot, column {one.column}: {one.instances} instances, {one.images} images"
+    left = ", each left out of the edit" if one.edited and one.left_out else ""
+    return f"share of the variance along {one.instances} instances{left}; {one.images} images"
