@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from os import PathLike
 from typing import Any
 
 
@@ -69,8 +70,53 @@ class VerificationError(ClipeditError):
         self.checks = tuple(checks)
 
 
+# What gives an object of a class that users hand from one function to the next; by name, since the classes stand above.
+_SOURCES = {
+    "Model": "`clipedit.load_model(NAME)`",
+    "Scan": "`clipedit.scan(model, IMAGES)` or `clipedit.load_scan(FILE)`",
+    "Recipe": "`clipedit.make_recipe(scan, model, ...)` or `clipedit.load_recipe(FILE)`",
+    "RecipeDocument": "`clipedit.load_recipe(FILE).document`",
+}
+
+
+def require_kinds(doing: str, **arguments: tuple[object, type]) -> None:
+    """Refuse arguments of another kind where they come in: further down the error would be of something else.
+
+    Args:
+        doing: What the caller is about to do, after "cannot".
+        arguments: By name, what was given and the class that is needed.
+
+    Raises:
+        TypeError: Saying what was given, and what to give instead.
+    """
+    for name, (given, kind) in arguments.items():
+        if not isinstance(given, kind):
+            raise TypeError(
+                f"cannot {doing}: {describe_given(name, given)}, a {kind.__name__} is needed. "
+                f"Give what {_SOURCES[kind.__name__]} returned."
+            )
+
+
+def require_path(doing: str, path: object, needed: str) -> None:
+    """Refuse what is neither a path nor a name.
+
+    Raises:
+        TypeError: Saying what was given, and what is needed.
+    """
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"cannot {doing}: {describe_given('path', path)}. Give {needed}.")
+
+
+def describe_given(name: str, given: object) -> str:
+    """What an argument is: a word or a number itself, with its type; of anything else only the type."""
+    kind = type(given).__name__
+    if isinstance(given, str | int | float):
+        return f"`{name}` is {repr(given)[:60]} ({kind})"
+    return f"`{name}` is None" if given is None else f"`{name}` is of type {kind}"
+
+
 def nearest_names(name: str, known: Iterable[str]) -> str:
     """A sentence with the closest known names, or with all of them when none is close."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
     return f"Did you mean {', '.join(close)}?" if close else f"Known: {', '.join(names[:40])}."

@@ -9,7 +9,7 @@ from pathlib import Path
 from .choices import Side
 from .edits.apply import apply_recipe
 from .edits.recipe import Recipe, load_recipe
-from .errors import AlignmentError
+from .errors import AlignmentError, describe_given, require_kinds
 from .images.demo_name import is_demo
 from .models.aligner import Aligner, check_aligner, load_aligner
 from .models.loaders import BASE_FOLDER, load_plain_model
@@ -19,7 +19,7 @@ from .towers.aligned import AlignedTower
 RECIPE_NAME = "recipe.yaml"
 
 
-def load_model(name: str, pretrained: str | None = None, *, device: str = "cpu") -> Model:
+def load_model(name: str | Path, pretrained: str | None = None, *, device: str = "cpu") -> Model:
     """Load a model.
 
     Args:
@@ -32,6 +32,12 @@ def load_model(name: str, pretrained: str | None = None, *, device: str = "cpu")
     Raises:
         ModelError: If the model is unknown, cannot be read, holds NaN, or has no tower.
     """
+    if not isinstance(name, str | Path):
+        raise TypeError(
+            f"cannot load a model: {describe_given('name', name)}, a name or a folder is needed. "
+            'Give for example `clipedit.load_model("demo")`.'
+        )
+    name = str(name)
     named = is_demo(name) or name.startswith(HF_PREFIX)
     if not named and pretrained is None and (Path(name) / BASE_FOLDER).is_dir():
         return _load_direct(Path(name), device)
@@ -40,7 +46,7 @@ def load_model(name: str, pretrained: str | None = None, *, device: str = "cpu")
 
 
 def load_aligned(
-    name: str,
+    name: str | Path,
     pretrained: str | None = None,
     *,
     aligner: str | Path | None = None,
@@ -75,6 +81,7 @@ def apply_aligner(model: Model, aligner: str | Path | Aligner, *, clip: Model | 
         AlignmentError: If the aligner cannot be read or is of other weights.
         ModelError: If the CLIP cannot be loaded.
     """
+    require_kinds("align the model", model=(model, Model))
     if model.alignment is not None or model.readout_edit is not None:
         raise AlignmentError(f"cannot align {model.name}: it is aligned or directly edited already. Give its base.")
     path = "memory" if isinstance(aligner, Aligner) else str(aligner)

@@ -14,7 +14,7 @@ from ..editor.edits.bind import bind_recipe, check_effect
 from ..editor.edits.held_out import require_enough_images
 from ..editor.edits.recipe import Recipe
 from ..editor.edits.singular import load_weights
-from ..editor.errors import ConceptError
+from ..editor.errors import ConceptError, require_kinds
 from ..editor.images.demo_name import DEMO, is_demo
 from ..editor.images.source import ImageSource
 from ..editor.look.plot import plot_frontier, save_figure
@@ -169,6 +169,7 @@ def repair(
         ExportError: If the folder cannot be written.
         VerificationError: If what was written is not what was made; nothing is left then.
     """
+    require_kinds("repair a model", model=(model, Model))
     out, follow = None if out is None else Path(out), progress or follow_nothing
     options, choice, output = options or EditOptions(), choice or HeadChoice(), output or Output()
     read = [one for one in (images, scan, dataset, choice.labelled, choice.features) if isinstance(one, str | Path)]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..editor.choices import WeightPrecision
-from ..editor.errors import ExportError
+from ..editor.errors import ExportError, require_kinds
 from ..editor.files.whole import require_free_folder, staged_folder
 from ..editor.images.listing import list_images
 from ..editor.images.source import ImageSource
@@ -49,6 +49,7 @@ def export_model(
         ExportError: If the target is unknown or cannot hold the model, the edit harms, or the folder cannot be written.
         VerificationError: If a check fails; nothing is left under `out`.
     """
+    require_kinds("export a model", model=(model, Model))
     found = require_target(target, precision)
     profile = found.profile
     require_texts(profile, model)

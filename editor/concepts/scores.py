@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..components import ComponentGroup
+from ..errors import require_kinds
 from ..models.model import Model
 from ..notebook import html_table
 from ..scan.scan import Scan
@@ -64,6 +65,7 @@ def score_heads(
         ConceptError: If a concept is unknown.
         StatisticsError: If the scan is not of this model, or saw fewer than two images.
     """
+    require_kinds("score heads", scan=(scan, Scan), model=(model, Model))
     scan.statistics.require(2)
     spurious = concept if isinstance(concept, Concept) else load_concept(concept, model.folder)
     core = keep or spurious.keep

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import ConceptError
+from ..errors import ConceptError, require_kinds
 from ..models.model import Model
 from ..notebook import html_table
 from ..scan.scan import Scan
@@ -48,6 +48,7 @@ def text_span(scan: Scan, model: Model, *, texts: Sequence[str], texts_per_head:
         StatisticsError: If the scan is not of this model.
         ConceptError: If there are fewer texts than `texts_per_head`.
     """
+    require_kinds("label heads", scan=(scan, Scan), model=(model, Model))
     scan.statistics.require(2)
     if len(texts) < texts_per_head:
         raise ConceptError(f"cannot label with {len(texts)} texts: {texts_per_head} a head are asked for. Add texts.")

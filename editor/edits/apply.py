@@ -13,7 +13,7 @@ import open_clip
 from torch import Tensor
 
 from ..components import HeadId
-from ..errors import RecipeError
+from ..errors import RecipeError, require_kinds
 from ..files.tensors import ReadTensor, copy_with_tensors, hash_checkpoint, tensor_reader
 from ..images.demo_name import DEMO
 from ..models.architecture import load_architecture
@@ -44,6 +44,9 @@ def apply_recipe(recipe: Recipe, model: Model, *, scan: Scan | None = None, forc
         RecipeError: If the recipe is unbound and there is no scan, names heads that the model lacks, or was made for
             other weights.
     """
+    require_kinds("apply a recipe", recipe=(recipe, Recipe), model=(model, Model))
+    if scan is not None:
+        require_kinds("apply a recipe", scan=(scan, Scan))
     if not recipe.is_bound and scan:
         recipe = bind_recipe(recipe.document, scan, model.with_tower(recipe.document.tower))
     model = model.editable

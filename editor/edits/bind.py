@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..choices import EFFECTS
 from ..components import HeadId
-from ..errors import RecipeError
+from ..errors import RecipeError, require_kinds
 from ..models.identity import describe_function
 from ..models.model import Model
 from ..scan.collect import LabelledEmbeddings
@@ -40,6 +40,8 @@ def bind_recipe(
         RecipeError: If a step names heads that the model does not have or the scan did not see, or lacks what it needs.
         StatisticsError: If the scan is not of this model.
     """
+    wanted = {"document": (document, RecipeDocument), "scan": (scan, Scan), "model": (model, Model)}
+    require_kinds("bind a recipe", **wanted)
     scan.statistics.require(2)
     check_effect(document.effect, model)
     check_heads(document, model)

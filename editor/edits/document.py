@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ... import recipes
 from ..choices import Along, Effect, HeadOperation, Side
 from ..concepts.concepts import describe_validation
-from ..errors import RecipeError, nearest_names
+from ..errors import RecipeError, nearest_names, require_path
 from ..files.bounded import load_yaml
 from ..files.whole import is_plain_name
 from ..identities import HeadId
@@ -176,6 +176,7 @@ def load_document(path: str | Path) -> tuple[RecipeDocument, Path]:
     Raises:
         RecipeError: If the file cannot be read, or has unknown keys.
     """
+    require_path("read a recipe", path, "a file, a folder, or the name of a shipped recipe")
     path = Path(path)
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
         known = list_recipes()

@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike
 from pathlib import Path
 
 from PIL import Image
 
-from ..errors import ImageError
+from ..errors import ImageError, describe_given
 from ..files.locations import Location, expand_range, is_remote, list_locations, open_location
 from .decode import SUFFIXES, read_image
 from .demo_name import is_demo
@@ -57,7 +58,9 @@ def list_shards(source: str | Path | ImageSource | Sequence[str | Path], rows: i
     """
     if isinstance(source, ImageSource) or is_demo(source):
         return []
-    given = [source] if isinstance(source, str | Path) else list(source)
+    given = list(source) if isinstance(source, Iterable) and not isinstance(source, str) else [source]
+    for item in given:
+        _require_place(item)
     if not all(_may_hold_shards(item) for item in given):
         return []
     located = [location for item in given for location in list_locations(item, SHARD_SUFFIXES)]
@@ -65,6 +68,19 @@ def list_shards(source: str | Path | ImageSource | Sequence[str | Path], rows: i
     located = [location for location in located if not os.path.basename(location.path).startswith("cache-")]
     units = [unit for location in located for unit in _units_of(location, rows)]
     return sorted(units, key=lambda unit: unit.name)
+
+
+def _require_place(item: object) -> None:
+    """Refuse what no images can be read from.
+
+    Raises:
+        TypeError: Saying what may be given.
+    """
+    if not isinstance(item, str | PathLike):
+        raise TypeError(
+            f"cannot read images: {describe_given('images', item)}. "
+            "Give a folder, a CSV with a column of paths, a list of files, or `demo`."
+        )
 
 
 def read_remote_folder(uri: str) -> ImageSource:

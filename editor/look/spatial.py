@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..components import ComponentId, HeadId
 from ..concepts.queries import encode_contrast
-from ..errors import ModelError
+from ..errors import ModelError, require_kinds
 from ..models.model import Model
 from ..towers.tower import SpatialTower
 from .view import View, find_view
@@ -133,6 +133,7 @@ def heatmap(
         ConceptError: If a text is empty or too long.
         ModelError: As `compute_token_shares`.
     """
+    require_kinds("draw a heatmap", model=(model, Model))
     chosen = [HeadId.parse(head) if isinstance(head, str) else head for head in heads] if heads is not None else None
     return draw_heatmaps(model, image, [text], encode_contrast(model, [text], against), heads=chosen)[0]
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..concepts.class_weights import DEFAULT_TEMPLATES, compute_class_weights
+from ..errors import describe_given, require_kinds
 from ..images.demo import test_source
 from ..images.demo_name import is_demo
 from ..images.layouts import load_dataset
@@ -55,6 +56,13 @@ def evaluate(
     Raises:
         ImageError: If images or labels cannot be read.
     """
+    if not isinstance(models, Mapping):
+        raise TypeError(
+            f"cannot evaluate: {describe_given('models', models)}, a mapping from names to models is needed. "
+            'Give for example {"before": model, "after": edited}.'
+        )
+    for name, model in models.items():
+        require_kinds("evaluate", **{f"models[{name!r}]": (model, Model)})
     rows = {}
     for name, model in models.items():
         source, measure = build_measure(model, dataset, templates=templates)
@@ -85,6 +93,11 @@ def build_measure(
         source = test_source()
         return source, build_demo_measure(model, source, by_group=by_group)
     task = load_dataset(dataset) if isinstance(dataset, str | Path) else dataset
+    if not isinstance(task, LabelledImages | RetrievalSet):
+        raise TypeError(
+            f"cannot evaluate: {describe_given('dataset', dataset)}. "
+            "Give a folder or a CSV of labelled images, or `demo`."
+        )
     if isinstance(task, RetrievalSet):
         weights = compute_class_weights(model, task.queries, templates)
         return task.source, lambda embeddings, kept: measure_retrieval(embeddings, kept, task, weights)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..components import Decomposition
+from ..errors import require_kinds
 from .model import Model
 
 
@@ -16,6 +17,7 @@ def decompose(model: Model, pixels: Tensor) -> Decomposition:
     Contributions and the constant sum to `model.encode_image(pixels)`; in the joint space, unnormalised. The array has
     `image x component x d_embed` numbers: for many images use `scan`.
     """
+    require_kinds("decompose embeddings", model=(model, Model))
     groups = model.tower.groups(range(model.tower.n_layers), mlps=True)
     features = model.tower.collect_features(pixels.to(model.device), groups)
     readouts = model.tower.compute_readouts(groups)

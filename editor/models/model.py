@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,17 @@ class Model:
     applied: Any = None
     read_recipe: Callable[[], Any] | None = None
     alignment: Alignment | None = None
+
+    def __repr__(self) -> str:
+        towers = [f"{len(list(run))} layers of {heads} heads" for heads, run in groupby(self.tower.heads_per_layer)]
+        kind = "text tower" if self.side == "text" else "image tower"
+        facts = [" + ".join(towers), f"{self.tower.d_embed} dimensions", str(self.device)]
+        if self.alignment is not None:
+            facts.append(f"read through an aligner to {self.alignment.clip.name}")
+        if self.applied is not None:
+            facts.append(f"edited by {self.applied.document.name}")
+        name = self.name if self.pretrained is None else f"{self.name} {self.pretrained}"
+        return f"<Model {name}, {kind}: {', '.join(facts)}>"
 
     @property
     def editable(self) -> Model:

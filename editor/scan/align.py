@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import AlignmentError, ModelError
+from ..errors import AlignmentError, ModelError, require_kinds
 from ..files.tensors import load_tensors
 from ..files.whole import save_tensors
 from ..images.batches import load_batches
@@ -75,6 +75,7 @@ def align(
             that of another run.
         ImageError: If images cannot be read.
     """
+    require_kinds("learn an aligner", model=(model, Model), clip=(clip, Model))
     options = options or AlignOptions()
     if not clip.has_texts:
         raise AlignmentError(f"cannot align to {clip.name}: it has no text tower. Give a CLIP as --to.")

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ..choices import PassPrecision
-from ..errors import ImageError, StatisticsError
+from ..errors import ImageError, StatisticsError, require_kinds
 from ..images.batches import Batch
 from ..images.source import ImageSource
 from ..images.units import AnySource, WorkUnit, choose_shard, list_units
+from ..models.model import Model
 from .partials import Partials, find_difference, partial_path, read_description, remove_partials
 from .scan import choose_layers, describe_scan, read_batches
 from .scanner import Scanner
@@ -65,7 +66,7 @@ class InProcess:
 
 
 def scan_units(
-    model: Any,
+    model: Model,
     images: AnySource | list[WorkUnit],
     folder: str | Path,
     *,
@@ -103,6 +104,7 @@ def scan_units(
         ImageError: If there are no images, or more than `max_bad` of them cannot be read. Units that cannot be opened do
             not stop the others: they are `failed`.
     """
+    require_kinds("scan images", model=(model, Model))
     units = _given_units(model, images, unit_size)
     mine = choose_shard(units, shard)
     folder = Path(folder)
@@ -206,7 +208,7 @@ def _count_images(units: Sequence[WorkUnit]) -> int | None:
     return sum(known) if len(known) == len(units) else None
 
 
-def _given_units(model: Any, images: AnySource | list[WorkUnit], unit_size: int | None) -> list[WorkUnit]:
+def _given_units(model: Model, images: AnySource | list[WorkUnit], unit_size: int | None) -> list[WorkUnit]:
     if isinstance(images, list) and images and isinstance(images[0], WorkUnit):
         return [unit for unit in images if isinstance(unit, WorkUnit)]
     return list_units(images, unit_size, texts=model.side == "text")  # pyright: ignore[reportArgumentType]

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..components import ComponentGroup
-from ..errors import StatisticsError
+from ..errors import StatisticsError, require_kinds
 from ..images.listing import list_images
 from ..images.source import ImageSource
 from ..images.texts import list_texts
@@ -95,6 +95,7 @@ def monitor(
         StatisticsError: If there are too few images, a head was not scanned, or the scan is of another model.
         ImageError: If the images cannot be read.
     """
+    require_kinds("compare images with a scan", scan=(scan, Scan), model=(model, Model))
     groups = [group for group in scan.groups(model) if group.ids[0].kind == "head"]
     source = list_texts(images) if model.side == "text" else list_images(images)  # pyright: ignore[reportArgumentType]
     if len(source) < MIN_IMAGES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..choices import PassPrecision, Side
 from ..components import ComponentGroup, Features
-from ..errors import ModelError, StatisticsError
+from ..errors import ModelError, StatisticsError, describe_given, require_kinds, require_path
 from ..files.inputs import require_scan_file
 from ..files.tensors import load_tensors
 from ..files.whole import save_tensors
@@ -85,6 +85,14 @@ class Scan:
     def is_folded(self) -> bool:
         """Whether figures can be judged on images that they were not fitted to."""
         return sum(fold.n >= LEAST_FOLD for fold in self.folds) > 1
+
+    def __repr__(self) -> str:
+        model = " ".join(filter(None, (self.model_name, self.pretrained)))
+        layers = ", ".join(map(str, self.layers))
+        kind = "images" if self.tower == "image" else "texts"
+        bad = len(self.bad) + self.more_bad
+        unreadable = f", {bad} more could not be read" if bad else ""
+        return f"<Scan of {model}: {self.statistics.n} {kind}, layers {layers}, {len(self.folds)} folds{unreadable}>"
 
     def _repr_html_(self) -> str:
         facts = (
@@ -217,6 +225,7 @@ def scan(
     Raises:
         ImageError: If there are no images, or more than `max_bad` of them cannot be read.
     """
+    require_kinds("scan images", model=(model, Model))
     source = list_texts(images) if model.side == "text" else list_images(images)
     chosen = choose_layers(model, layers)
     scanner = Scanner(model, chosen, mlps, self_attention, batch_size, precision, compiled)
@@ -268,6 +277,8 @@ def choose_layers(model: Model, layers: Sequence[int] | None) -> tuple[int, ...]
         StatisticsError: If the model has no such layer.
     """
     n_layers = model.tower.n_layers
+    if layers is not None and not isinstance(layers, Iterable):
+        raise TypeError(f"cannot scan: {describe_given('layers', layers)}. Give a list, such as [{n_layers - 1}].")
     chosen = tuple(sorted(set(layers))) if layers is not None else tuple(range(max(0, n_layers - 4), n_layers))
     if not chosen or not set(chosen) <= set(range(n_layers)):
         raise StatisticsError(f"cannot scan layers {list(chosen)}: {model.name} has layers 0-{n_layers - 1}.")
@@ -280,6 +291,7 @@ def load_scan(path: str | Path) -> Scan:
     Raises:
         StatisticsError: If the file is missing or is no scan.
     """
+    require_path("read a scan", path, "the file that `clipedit scan` wrote")
     path = Path(path)
     require_scan_file(path)
     try:

@@ -7,6 +7,7 @@ from ..concepts.concepts import Concept, load_concept
 from ..edits.bind import bind_recipe, check_effect
 from ..edits.held_out import estimate_fidelity, require_enough_images
 from ..edits.recipe import Recipe
+from ..errors import require_kinds
 from ..models.model import Model
 from ..scan.scan import Scan
 from ..scan.variety import require_variety
@@ -42,6 +43,7 @@ def make_recipe(
     Raises:
         ConceptError, StatisticsError, RecipeError: As `select_by_text_difference` and `bind_recipe`.
     """
+    require_kinds("make a recipe", scan=(scan, Scan), model=(model, Model))
     require_variety(scan)
     check_effect(effect, model, output_strength=output_strength)
     plan = EditPlan(

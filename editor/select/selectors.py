@@ -6,7 +6,7 @@ from ..choices import Along, Effect, HeadOperation
 from ..concepts.concepts import Concept, load_concept
 from ..edits.bind import check_effect
 from ..edits.document import RecipeDocument
-from ..errors import RecipeError, nearest_names
+from ..errors import RecipeError, nearest_names, require_kinds
 from ..models.model import Model
 from ..scan.scan import Scan
 from .attention_region import select_by_attention_region
@@ -64,6 +64,7 @@ def select_recipe(
         RecipeError: If there is no such selector, or it finds nothing.
         ConceptError, ImageError, StatisticsError: If what the selector needs is missing.
     """
+    require_kinds("choose heads", scan=(scan, Scan), model=(model, Model))
     if select not in SELECTORS:
         raise RecipeError(f"unknown selector {select!r}. {nearest_names(select, SELECTORS)}")
     check_effect(effect, model)

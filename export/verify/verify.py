@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...editor.errors import VerificationError
+from ...editor.errors import VerificationError, require_path
 from ...editor.files.whole import write_text
 from .evidence import read_evidence
 
@@ -51,6 +51,7 @@ def verify(folder: str | Path, *, trust: bool = False) -> list[Check]:
     Raises:
         VerificationError: If a check fails, or the folder is no export.
     """
+    require_path("verify an export", folder, "the folder that it was written to")
     return verify_in_child(Path(folder), trusted=trust)
 
 
