@@ -156,7 +156,12 @@ def reindex(
     normalised: Annotated[
         bool | None, typer.Option("--normalised/--unnormalised", help="By default what the vectors are.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Take vectors that do not look like the model's.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Take vectors that do not look like the model's, or were carried over, and a poor map."
+        ),
+    ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, in the same format.")] = VECTORS_OUT,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,

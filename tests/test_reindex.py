@@ -6,6 +6,8 @@ import json
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +145,9 @@ def test_parquet_keeps_every_other_column_and_the_schema(
     )
     assert clipedit.reindex_vectors(mapping, tmp_path / "in.parquet", tmp_path / "out.parquet") == 64
     before, after = pq.read_table(tmp_path / "in.parquet"), pq.read_table(tmp_path / "out.parquet")
-    assert after.schema.equals(before.schema, check_metadata=True)
+    assert after.schema.equals(before.schema)
+    marked = {b"clipedit.reindexed.vector": b'{"recipe": "remove-location"}'}
+    assert after.schema.metadata == {**before.schema.metadata, **marked}
     assert after["id"].equals(before["id"]) and after["tags"].equals(before["tags"])
     expected = mapping.apply(torch.from_numpy(rows), normalised=False).numpy()
     assert np.abs(np.stack(after["vector"].to_numpy()) - expected).max() < 1e-3 * np.abs(expected).max()
@@ -285,3 +289,60 @@ def test_recipes_that_the_statistics_do_not_determine_are_refused(
     other = demo_model.with_tensors({"visual.ln_post.bias": torch.zeros(128)})
     with pytest.raises(clipedit.RecipeError, match="it was made for weights"):
         clipedit.compute_embedding_map(recipe, demo_scan, other)
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+def test_what_was_carried_over_is_not_carried_over_again(
+    kind: str, mapping: EmbeddingMap, stored: np.ndarray, tmp_path: Path
+) -> None:
+    old, new, newer = (tmp_path / f"{name}.{kind}" for name in ("old", "new", "newer"))
+    if kind == "npy":
+        np.save(old, stored)
+    else:
+        pq.write_table(pa.table({"vector": list(stored)}), old)
+    clipedit.reindex_vectors(mapping, old, new)
+    with pytest.raises(clipedit.VectorError, match="it is marked as carried over by recipe remove-location"):
+        clipedit.reindex_vectors(mapping, new, newer)
+    assert not newer.exists()
+    assert clipedit.reindex_vectors(mapping, new, newer, force=True) == 64
+    # The unedited vectors are carried over as often as one likes, also under the name of a marked file.
+    clipedit.reindex_vectors(mapping, old, tmp_path / f"again.{kind}")
+    new.write_bytes(old.read_bytes())
+    assert clipedit.reindex_vectors(mapping, new, tmp_path / f"third.{kind}") == 64
+
+
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("place", [None, "forest", "ocean", "space"])
+def test_the_vectors_themselves_tell_that_they_were_carried_over(
+    place: str | None, unit: bool, mapping: EmbeddingMap, demo_model: clipedit.Model, tmp_path: Path
+) -> None:
+    """Without a mark, and also of images that all show one instance of the concept."""
+    scenes = [one for one in world.draw_balanced_scenes(1024, seed=80) if place in (None, one.place)][:64]
+    source = render_source(scenes)
+    pixels = torch.stack([demo_model.preprocess(source.open(index)) for index in range(len(scenes))])
+    rows = demo_model.encode_image(pixels)
+    rows = F.normalize(rows, dim=1) if unit else rows
+    np.save(tmp_path / "old.npy", rows.numpy())
+    assert clipedit.reindex_vectors(mapping, tmp_path / "old.npy", tmp_path / "out.npy") == 64
+    np.save(tmp_path / "bare.npy", np.load(tmp_path / "out.npy"))
+    with pytest.raises(clipedit.VectorError, match="along the directions that the edit removes"):
+        clipedit.reindex_vectors(mapping, tmp_path / "bare.npy", tmp_path / "twice.npy")
+
+
+@pytest.mark.parametrize(("share", "refused"), [(-0.56, True), (0.79, True), (0.85, False), (0.96, False)])
+def test_a_map_is_refused_by_its_error_on_images_left_out(
+    share: float, refused: bool, mapping: EmbeddingMap, stored: np.ndarray, tmp_path: Path
+) -> None:
+    assert mapping.held_out is not None and mapping.images == 1024
+    poor = replace(mapping, images=64, held_out=replace(mapping.held_out, explained_change=share))
+    np.save(tmp_path / "old.npy", stored)
+    if refused:
+        wanted = {-0.56: 512, 0.79: 96}[share]
+        with pytest.raises(
+            clipedit.VectorError, match=f"reproduces {share:.2f} .* at least 0.8 .* About {wanted} images"
+        ):
+            clipedit.reindex_vectors(poor, tmp_path / "old.npy", tmp_path / "new.npy")
+        assert clipedit.reindex_vectors(poor, tmp_path / "old.npy", tmp_path / "new.npy", force=True) == 64
+        return
+    with pytest.warns(UserWarning, match="64 images are few") if share < 0.95 else nullcontext():
+        clipedit.reindex_vectors(poor, tmp_path / "old.npy", tmp_path / "new.npy")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ExportError, VectorError
+from .carried import name_metadata, read_metadata, read_sidecar, write_sidecar
 from .whole import staged_file
 
 CHUNK_ROWS = 4_096
@@ -37,13 +39,18 @@ class NpyVectors:
             flat = np.fromfile(self.path, self.dtype, count * self.width, offset=offset)
             yield _checked(flat.reshape(count, self.width), first, self.path)
 
-    def rewrite(self, out: Path, function: Rewrite) -> None:
-        """Write the rewritten rows to another file, in the same dtype; it is whole or absent."""
+    def mark(self) -> dict[str, str] | None:
+        """What the file was carried over with, if it was (`editor/files/carried.py`)."""
+        return read_sidecar(self.path)
+
+    def rewrite(self, out: Path, function: Rewrite, mark: Mapping[str, str]) -> None:
+        """Write the rewritten rows to another file, in the same dtype, and a mark beside it; it is whole or absent."""
         with staged_file(out) as temporary, temporary.open("wb") as stream:
             described = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.rows, self.width)}
             np.lib.format.write_array_header_1_0(stream, described)
             for chunk in self.chunks():
                 stream.write(function(chunk).numpy().astype(self.dtype).tobytes())
+        write_sidecar(out, mark)
 
 
 @dataclass(frozen=True)
@@ -62,13 +69,22 @@ class ParquetVectors:
             yield self._vectors(batch, first)
             first += len(batch)
 
-    def rewrite(self, out: Path, function: Rewrite) -> None:
-        """Write the rewritten rows to another file, column types and metadata as they are; it is whole or absent."""
+    def mark(self) -> dict[str, str] | None:
+        """What the column was carried over with, if it was (`editor/files/carried.py`)."""
+        return read_metadata(_open_parquet(self.path).schema_arrow.metadata, self.column)
+
+    def rewrite(self, out: Path, function: Rewrite, mark: Mapping[str, str]) -> None:
+        """Write the rewritten rows to another file, column types and metadata as they are, and a mark in the metadata.
+
+        It is whole or absent.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         source, first = _open_parquet(self.path), 0
         schema = source.schema_arrow
+        noted = {name_metadata(self.column): json.dumps(dict(mark)).encode()}
+        schema = schema.with_metadata({**(schema.metadata or {}), **noted})
         at = schema.get_field_index(self.column)
         kind = schema.field(at).type
         with staged_file(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:

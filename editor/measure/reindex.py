@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,14 @@ from ..edits.apply import check_base
 from ..edits.bind import bind_recipe
 from ..edits.direct import compute_recipe_embeddings
 from ..edits.head_maps import edited_groups
-from ..edits.held_out import Fidelity, compute_fidelity, leave_out, measure_leverages
+from ..edits.held_out import (
+    ENOUGH_SHARE,
+    LEAST_SHARE,
+    Fidelity,
+    compute_fidelity,
+    leave_out,
+    measure_leverages,
+)
 from ..edits.parts import ablated_names
 from ..edits.recipe import Recipe, require_bound
 from ..edits.refit import UNJUDGED_RIDGE, NormalEquations, choose_ridge, factor_gram, solve_ridge, sum_equations
@@ -33,6 +42,8 @@ from ..scan.tally import Progress
 
 UNIT_TOLERANCE = 2e-3
 LEAST_RESEMBLANCE = 0.5
+# Fewer vectors, or directions of which more is left, do not tell whether they were carried over.
+LEAST_ROWS, MOST_LEFT = 16, 0.1
 
 
 @dataclass(frozen=True)
@@ -44,12 +55,18 @@ class EmbeddingMap:
         mean_direction: The mean of `z / |z|` over the scan: what embeddings of the unedited model look like.
         held_out: How well it does on images that it was not fitted to; None for scans of format 1.
         ridge: Relative to the mean of the Gram matrix's diagonal.
+        images: How many it was fitted to.
+        recipe: The name of the recipe, which marks what was carried over.
+        second_moment: The mean of `y y^T`, `y = z / |z|`, over the scan; tells vectors that were carried over already.
     """
 
     matrix: Float[Tensor, "d_embed d_embed"]
     mean_direction: Float[Tensor, " d_embed"]
     held_out: Fidelity | None = None
     ridge: float = UNJUDGED_RIDGE
+    images: int = 0
+    recipe: str = ""
+    second_moment: Float[Tensor, "d_embed d_embed"] | None = None
 
     def apply(self, embeddings: Float[Tensor, "row d_embed"], *, normalised: bool) -> Float[Tensor, "row d_embed"]:
         """Embeddings of the edited encoder, float64; normalised again if the given ones are. Zeros stay zeros."""
@@ -97,9 +114,9 @@ def compute_embedding_map(recipe: Recipe, scan: Scan, model: Model) -> Embedding
     change = solve_ridge(equations, ridge).T
     matrix = torch.eye(len(change)).double() + change
     mean = scan.statistics.gg[-1] @ read / scan.statistics.n
-    return EmbeddingMap(
-        matrix, mean, _judge_held_out(recipe, scan, model, matrix, factor_gram(equations.gram, ridge)), ridge
-    )
+    held_out = _judge_held_out(recipe, scan, model, matrix, factor_gram(equations.gram, ridge))
+    n = scan.statistics.n
+    return EmbeddingMap(matrix, mean, held_out, ridge, n, recipe.document.name, equations.gram / n)
 
 
 def _judge_held_out(
@@ -132,7 +149,8 @@ def reindex_vectors(
         vectors: A `.npy` or `.parquet` file of embeddings of the unedited encoder, a row each.
         column: Of a Parquet file; by default its only column of vectors.
         normalised: Whether the stored vectors have length 1; by default what the first rows have. Then the new ones do.
-        force: Take vectors that do not resemble embeddings of the scanned model.
+        force: Take vectors that do not resemble embeddings of the scanned model, or were carried over already, and a
+            map that does not hold on images left out.
 
     Returns:
         The number of rows.
@@ -148,6 +166,9 @@ def reindex_vectors(
             f"{len(mapping.matrix)}. Give embeddings of that model."
         )
     first = next(stored.chunks())
+    if not force:
+        require_enough_images(mapping)
+        _require_not_carried(stored.mark(), first, mapping, Path(vectors))
     unit = _are_unit(first) if normalised is None else normalised
     resemblance = compute_resemblance(first, mapping)
     if resemblance < LEAST_RESEMBLANCE and not force:
@@ -165,8 +186,74 @@ def reindex_vectors(
             )
         return mapping.apply(chunk, normalised=unit)
 
-    stored.rewrite(Path(out), rewrite)
+    stored.rewrite(Path(out), rewrite, {"recipe": mapping.recipe})
     return stored.rows
+
+
+def require_enough_images(mapping: EmbeddingMap) -> None:
+    """Refuse a map that does not hold on images it was not fitted to; warn of one that loses some of the change.
+
+    Raises:
+        VectorError: With the figure, and about how many images would do.
+    """
+    if mapping.held_out is None:
+        return
+    share, n = mapping.held_out.explained_change, mapping.images
+    said = f"on images left out it reproduces {share:.2f} of what the edit changes"
+    if share < LEAST_SHARE:
+        # What is missed falls about as one over the number of images.
+        needed = math.ceil(n * (1 - share) / (1 - LEAST_SHARE) / 32) * 32
+        raise VectorError(
+            f"cannot reindex from a scan of {n} images: {said}, at least {LEAST_SHARE} is needed. About {needed} "
+            "images would do: scan more, embed the stored images again, or --force."
+        )
+    if share < ENOUGH_SHARE:
+        warnings.warn(f"{n} images are few for a map of stored vectors: {said}; more would do better.", stacklevel=3)
+
+
+def _require_not_carried(
+    mark: Mapping[str, str] | None, rows: Float[Tensor, "row d_embed"], mapping: EmbeddingMap, path: Path
+) -> None:
+    """Refuse vectors that were carried over before: twice mapped, they are of no encoder.
+
+    Raises:
+        VectorError: Saying how that is known.
+    """
+    if mark is not None:
+        how = f"it is marked as carried over by recipe {mark.get('recipe')}"
+    elif _looks_carried(rows, mapping):
+        how = "along the directions that the edit removes its vectors have what the edited encoder leaves there"
+    else:
+        return
+    raise VectorError(
+        f"cannot reindex {path}: {how}. Give the vectors of the unedited model, or --force to carry them over again."
+    )
+
+
+def _looks_carried(rows: Float[Tensor, "row d_embed"], mapping: EmbeddingMap) -> bool:
+    """Whether vectors have, along the directions that the map removes most, what it leaves there.
+
+    Both second moments are compared in the directions where they differ most (a generalised eigenproblem). Where an
+    edit removes too little, or there are few vectors, nothing can be told.
+    """
+    moment = mapping.second_moment
+    if moment is None or len(rows) < LEAST_ROWS:
+        return False
+    after = mapping.matrix @ moment @ mapping.matrix.T
+    before, after = moment / moment.trace(), after / after.trace()
+    eye = torch.eye(len(before)).double()
+    # [d_embed, d_embed]: columns w with w^T before w = 1, once directions that the images hardly have are damped
+    root = torch.linalg.cholesky(before + 1e-3 / len(before) * eye)
+    inner = torch.linalg.solve_triangular(root, torch.linalg.solve_triangular(root, after, upper=False).T, upper=False)
+    left, vectors = torch.linalg.eigh(inner)
+    removed = left < MOST_LEFT
+    if not removed.any():
+        return False
+    directions = torch.linalg.solve_triangular(root.T, vectors[:, removed], upper=True)
+    unit = F.normalize(rows.double(), dim=1)
+    found = (unit @ directions).square().mean()
+    # Half-way between nothing removed and all of it, in ratios.
+    return bool(found < left[removed].clamp_min(1e-6).mean().sqrt())
 
 
 def compute_resemblance(vectors: Float[Tensor, "row d_embed"], mapping: EmbeddingMap) -> float:
