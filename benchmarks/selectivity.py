@@ -26,6 +26,7 @@ from clipedit.editor.load import load_model
 from clipedit.editor.measure.demo_measure import build_demo_measure
 from clipedit.editor.scan.collect import collect_features
 from clipedit.editor.scan.scan import scan
+from clipedit.editor.select.amounts import MOST_SHARE
 from clipedit.editor.select.choice import PROJECTION_ALONE, choose_edit
 from clipedit.editor.select.head_subsets import removed_share
 from clipedit.editor.select.selectivity import COUNTS, Probe, build_probe, encode_unit, rank_heads
@@ -62,9 +63,9 @@ def write_choice(name: str, split: str) -> Iterator[list[object]]:
     features, kept = collect_features(model, source, layers=())
     measure = build_demo_measure(model, source)
     concept, library = load_concept("location", model.folder), measure_library(probe)
-    choice = choose_edit(probe, concept, library, most=len(probe.subsets.heads) // 4)
-    wide = choose_edit(probe, concept, library, most=len(probe.subsets.heads) // 2, project=False)
-    weighed = {one.heads: one for one in wide.weighed}
+    choice = choose_edit(probe, concept, library, most=len(probe.subsets.heads) // MOST_SHARE)
+    every = choose_edit(probe, concept, library, most=len(probe.subsets.heads), project=False)
+    weighed = {one.heads: one for one in every.weighed}
     span = probe.directions(encode_unit(model, concept.texts))
     ranked = rank_heads(probe, encode_unit(model, concept.texts))
     for count, one in weighed.items():

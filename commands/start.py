@@ -116,7 +116,9 @@ def remove_heads(
     model: ModelOption = "demo",
     images: ImagesOption = None,
     pretrained: PretrainedOption = None,
-    keep: Annotated[str | None, typer.Option(help="A concept whose heads to spare.")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="A concept that must stay: its heads are spared, and the output along its texts.")
+    ] = None,
     scan: ScanOption = None,
     aligner: AlignerOption = None,
     tower: TowerOption = "image",
@@ -125,7 +127,9 @@ def remove_heads(
     select: Annotated[Selection, typer.Option(help="How the heads are chosen.")] = HeadChoice.select,
     heads: Annotated[
         int | None,
-        typer.Option(min=0, help="How many heads; at most so many for selectors that search."),
+        typer.Option(
+            min=0, help="How many heads, at most so many for selectors that search; else chosen for the concept."
+        ),
     ] = EditOptions.heads,
     strength: Annotated[float, typer.Option(min=0, max=1, help="Of the operation on heads.")] = EditOptions.strength,
     output_strength: Annotated[
@@ -133,7 +137,7 @@ def remove_heads(
         typer.Option(
             min=0,
             max=1,
-            help="Of the projection of the concept's texts out of the output; 0 for none.",
+            help="Of the projection of the concept's texts out of the output, 0 for none; else chosen for the concept.",
         ),
     ] = EditOptions.output_strength,
     directions: DirectionsOption = EditOptions.directions,
@@ -251,6 +255,8 @@ def _print_repair(done: Repair) -> None:
     say(str(done.verdict))
     operations = ", ".join(dict.fromkeys(step.operation for step in document.steps if step.target == "heads"))
     say(f"edited {len(heads)} heads ({operations or 'none'}, {document.effect}): {', '.join(heads)}")
+    if "choice" in measured:
+        _print_choice(measured["choice"])
     if "frontier" in measured:
         _print_front(measured["frontier"])
     if done.rows:
@@ -274,6 +280,16 @@ def _say_what_next(done: Repair) -> None:
         say_next("to know whether it helps", f"clipedit evaluate {base} {done.out} --dataset DIR --control")
     else:
         say_next("for deployment", f"clipedit export {done.out} --target onnx -o {done.out}-onnx")
+
+
+def _print_choice(chosen: Mapping[str, Any]) -> None:
+    """What the number of heads and the strength were weighed by, in one line."""
+    projection = f"the output projected at {chosen['output_strength']:.2f}"
+    of = "of texts in general" if chosen["of"] == "general" else f"of {chosen['of']}"
+    say(
+        f"chosen for this model: {chosen['heads']} heads, {projection}: {chosen['removed']:.2f} of the variance along "
+        f"instances left out goes, and {chosen['elsewhere']:.2f} of that {of} (--heads, --output-strength)"
+    )
 
 
 def _print_front(frontier: Mapping[str, Any]) -> None:

@@ -184,7 +184,14 @@ def repair(
         require_variety(scanned)
         _require_held(known, named[0], choice)
     document = select_recipe(
-        scanned, model, select=choice.select, evidence=evidence, concept=named[0], keep=named[1], **vars(options)
+        scanned,
+        model,
+        select=choice.select,
+        evidence=evidence,
+        concept=named[0],
+        keep=named[1],
+        known=known,
+        **vars(options),
     )
     erased = load_erased(document, model, choice, follow)
     recipe = bind_recipe(document, scanned, model, labelled=erased)
@@ -214,8 +221,6 @@ def _read_before_scanning(
 
 def _require_held(known: HeldConcepts, concept: Concept | None, choice: HeadChoice) -> None:
     """Refuse a concept that no few heads hold, or whose heads are another concept's: an edit would harm what they hold.
-
-    Selectors that look at labels say for themselves what there is; of texts as inputs nothing is known here.
 
     Raises:
         ConceptError: With the figures, and what to do instead.

@@ -13,6 +13,8 @@ from ..models.model import Model
 from .concepts import Concept
 
 VARIANCE_KEPT, ROUNDING = 0.9, 1e-4
+# The sine below which a direction lies within a kept concept: what is left of it would be noise at full strength.
+SPARED = 0.1
 
 
 def compute_concept_directions(
@@ -51,6 +53,18 @@ def concept_directions(concept: Concept, model: Model, *, directions: int | None
     """Directions `[d_embed, concept]` of a concept in a model's joint space; at most `d_head / 4` by default."""
     texts = model.encode_text(list(concept.texts)).cpu()
     return compute_concept_directions(texts, most=max(1, model.tower.d_head // 4), directions=directions)
+
+
+def spare_directions(
+    directions: Float[Tensor, "d_embed concept"], kept: Float[Tensor, "d_embed kept"]
+) -> Float[Tensor, "d_embed left"]:
+    """Orthonormal directions of what `directions` span outside a kept concept: projecting them out leaves it as it is.
+
+    Directions that lie within the kept ones (a sine below `SPARED`) are left out; there may be none.
+    """
+    basis = torch.linalg.qr(kept)[0]
+    left, singular, _ = torch.linalg.svd(directions - basis @ (basis.T @ directions), full_matrices=False)
+    return left[:, singular > SPARED]
 
 
 def encode_pool(model: Model) -> Float[Tensor, "text d_embed"]:

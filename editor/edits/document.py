@@ -34,6 +34,7 @@ class Step(_Section):
         along: Where directions come from: texts (those here, else the concept's), the head's own TextSpan labels that
             name the concept, the head's main components, or the means of labelled images.
         weights: For `reweight`, by head, a weight for each singular direction; else they come from the concept.
+        spared: Texts of a concept that a projection of the output leaves exactly as it is.
         strength: Of the whole step, in [0, 1].
     """
 
@@ -44,6 +45,7 @@ class Step(_Section):
     layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
     concept: str | None = None
     texts: tuple[str, ...] | None = None
+    spared: tuple[str, ...] | None = None
     along: Along = "texts"
     directions: int | None = Field(default=None, ge=1)
     factor: float | None = None
@@ -72,6 +74,8 @@ class Step(_Section):
             raise ValueError(f"`layers` go with a target of {', '.join(WHOLE_PARTS)}: the target is {self.target}")
         if self.target in WHOLE_PARTS and (self.operation != "mean-ablate" or self.then or self.strength < 1):
             raise ValueError(f"{self.target} can only be mean-ablated, whole")
+        if self.spared is not None and self.target == "heads":
+            raise ValueError("`spared` goes with a projection of the output or of texts")
         if self.operation == "leace" and self.target != "output":
             raise ValueError("leace acts on the output: write `target: output`")
         return self

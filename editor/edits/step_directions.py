@@ -8,7 +8,13 @@ from torch import Tensor
 
 from ..components import HeadId
 from ..concepts.concepts import load_concept
-from ..concepts.directions import compute_concept_directions, compute_mean_differences, concept_directions, encode_pool
+from ..concepts.directions import (
+    compute_concept_directions,
+    compute_mean_differences,
+    concept_directions,
+    encode_pool,
+    spare_directions,
+)
 from ..concepts.textspan import compute_text_span
 from ..errors import ConceptError, RecipeError
 from ..models.model import Model
@@ -23,12 +29,22 @@ def step_directions(
     step: Step, model: Model, labelled: LabelledEmbeddings | None = None
 ) -> Float[Tensor, "d_embed concept"] | None:
     """Orthonormal directions of the step's own texts, else of the concept it names, or of labelled images; None
-    without.
+    without. What the step spares is taken out of them.
 
     Raises:
         ConceptError: If more directions are asked for than there are.
         RecipeError: If the step needs labelled images and there are none.
     """
+    directions = _given_directions(step, model, labelled)
+    if directions is None or step.spared is None:
+        return directions
+    kept = compute_concept_directions(model.encode_text(list(step.spared)).cpu(), most=max(1, model.tower.d_head // 4))
+    return spare_directions(directions, kept)
+
+
+def _given_directions(
+    step: Step, model: Model, labelled: LabelledEmbeddings | None
+) -> Float[Tensor, "d_embed concept"] | None:
     if step.along == "labels":
         found = require_labels(labelled, step)
         return compute_mean_differences(found.embedding, found.labels, directions=step.directions)

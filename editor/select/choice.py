@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..components import HeadId
 from ..concepts.concepts import Concept
+from ..concepts.directions import spare_directions
 from .head_subsets import HeadSubsets, removed_share
 from .selectivity import Fold, Probe, cut_folds, encode_unit, rank_heads
 from .whose_heads import Measured, are_related, judge
@@ -47,6 +49,10 @@ class Candidate:
     def gain(self) -> float:
         """What candidates are compared by."""
         return self.removed - self.elsewhere
+
+    def report(self) -> dict[str, Any]:
+        """Plain data, as a recipe's `measured` keeps it."""
+        return {key: round(value, 4) if isinstance(value, float) else value for key, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,15 @@ class Task:
 
 
 def choose_edit(
-    probe: Probe, concept: Concept, library: Mapping[str, Measured], *, most: int, project: bool = True
+    probe: Probe,
+    concept: Concept,
+    library: Mapping[str, Measured],
+    *,
+    most: int,
+    keep: Concept | None = None,
+    heads: int | None = None,
+    output_strength: float | None = None,
+    project: bool = True,
 ) -> Choice:
     """The number of heads, and the strength of the projection of a concept's texts out of the output.
 
@@ -106,36 +120,56 @@ def choose_edit(
     Args:
         library: What else this model may hold, from `measure_library`: every selective, unrelated concept must stay.
         most: The most heads that may be taken; heads at or below a score of zero never are.
+        keep: A concept that must stay too; its share counts against a head, and the projection leaves it as it is.
+        heads, output_strength: What was chosen already; the other is chosen beside it.
         project: Whether the output may be projected.
     """
     texts = encode_unit(probe.model, concept.texts)
-    span, ranked = probe.directions(texts), rank_heads(probe, texts)
-    task = pose_task(probe, concept, texts, library)
-    weighed = task.weigh_heads(min(most, len(ranked)))
-    best = max(weighed, key=lambda one: one.gain)
-    if project:
-        held = removed_share(probe.subsets.quadratic_forms(span), ranked[: best.heads])
-        alone = task.weigh_both(0, PROJECTION_ALONE)
+    kept = None if keep is None else probe.directions(encode_unit(probe.model, keep.texts))
+    span, ranked = _spare(probe.directions(texts), kept), rank_heads(probe, texts, kept)
+    task = pose_task(probe, concept, texts, library, keep)
+    # Taken as given, many heads are not weighed against fewer.
+    weighed = task.weigh_heads(min(most if heads is None else heads, len(ranked)))
+    best = max(weighed, key=lambda one: one.gain) if heads is None else weighed[-1]
+    if output_strength is not None:
+        best = task.weigh_both(best.heads, output_strength)
+    elif project:
+        held = removed_share(probe.subsets.quadratic_forms(span), ranked[: best.heads]) if span.shape[1] else 0.0
         both = task.weigh_both(best.heads, max(0.0, held) ** 2)
-        weighed = [*weighed, alone, both]
-        best = alone if alone.gain > both.gain else both
-    if best.gain < LEAST_GAIN:
+        alone = [task.weigh_both(0, PROJECTION_ALONE)] if heads is None else []
+        weighed = [*weighed, *alone, both]
+        best = max(both, *alone, key=lambda one: one.gain) if alone else both
+    if best.gain < LEAST_GAIN and heads is None:
         best = weighed[0]
-    heads = tuple(sorted(probe.subsets.heads[index] for index in ranked[: best.heads]))
-    return Choice(heads, best.output_strength, best, tuple(weighed))
+    chosen = tuple(sorted(probe.subsets.heads[index] for index in ranked[: best.heads]))
+    return Choice(chosen, best.output_strength, best, tuple(weighed))
 
 
 def pose_task(
-    probe: Probe, concept: Concept, texts: Float[Tensor, "text d_embed"], library: Mapping[str, Measured]
+    probe: Probe,
+    concept: Concept,
+    texts: Float[Tensor, "text d_embed"],
+    library: Mapping[str, Measured],
+    keep: Concept | None = None,
 ) -> Task:
-    """The folds of a concept, and every direction that must stay: the general pool's, and other selective concepts'."""
-    kept = {GENERAL: probe.general(probe.directions(texts))}
+    """The folds of a concept, and every direction that must stay: the general pool's, other selective concepts', and
+    those of a concept that is kept.
+    """
+    stays = {GENERAL: probe.general(probe.directions(texts))}
     for name, other in library.items():
         if name != concept.name and not are_related(concept, other.concept) and judge(other, library).verdict == "held":
-            kept[name] = probe.directions(encode_unit(probe.model, other.concept.texts))
+            stays[name] = probe.directions(encode_unit(probe.model, other.concept.texts))
+    kept = None if keep is None else probe.directions(encode_unit(probe.model, keep.texts))
+    if keep is not None and kept is not None:
+        stays[keep.name] = kept
     folds = cut_folds(concept, texts)
-    ranked = [rank_heads(probe, fold.chosen_from) for fold in folds]
-    return Task(probe.subsets, folds, ranked, [probe.directions(fold.chosen_from) for fold in folds], kept)
+    ranked = [rank_heads(probe, fold.chosen_from, kept) for fold in folds]
+    spans = [_spare(probe.directions(fold.chosen_from), kept) for fold in folds]
+    return Task(probe.subsets, folds, ranked, spans, stays)
+
+
+def _spare(span: Float[Tensor, "d_embed concept"], kept: Float[Tensor, "d_embed kept"] | None) -> Tensor:
+    return span if kept is None else spare_directions(span, kept)
 
 
 def removed_by_both(

@@ -11,8 +11,9 @@ from ..errors import require_kinds
 from ..models.model import Model
 from ..scan.scan import Scan
 from ..scan.variety import require_variety
+from .amounts import settle_amounts
 from .options import EditOptions
-from .plan import EditPlan, Evidence, default_heads, default_output_strength, select_by_text_difference, warn_of_overlap
+from .plan import EditPlan, Evidence, select_by_text_difference, warn_of_overlap
 
 
 def make_recipe(
@@ -32,12 +33,13 @@ def make_recipe(
     output.
 
     Args:
-        keep: A concept whose heads are spared; by default the one that the concept's file names.
+        keep: A concept whose heads are spared, and which the projection of the output leaves as it is; by default the
+            one that the concept's file names.
         operation: What happens to the chosen heads: `mean-ablate`, `zero-ablate` or `project-out`.
-        heads: How many heads, those of highest score; by default as `default_heads`.
+        heads: How many heads, those of highest score; by default as `choose_edit` weighs them.
         strength: Of the operation on heads, in [0, 1].
-        output_strength: Of the projection on the output, in [0, 1]; 0 leaves that step out. By default 0.9, or 0 where
-            the effect cannot hold it.
+        output_strength: Of the projection on the output, in [0, 1]; 0 leaves that step out. By default as `choose_edit`
+            weighs it, or 0 where the effect cannot hold it.
         directions: Number of directions of the concept.
 
     Raises:
@@ -46,10 +48,22 @@ def make_recipe(
     require_kinds("make a recipe", scan=(scan, Scan), model=(model, Model))
     require_variety(scan)
     check_effect(effect, model, output_strength=output_strength)
+    removed = concept if isinstance(concept, Concept) else load_concept(concept, model.folder)
+    amounts = settle_amounts(
+        scan,
+        model,
+        removed,
+        select="text-difference",
+        effect=effect,
+        keep=keep,
+        heads=heads,
+        output_strength=output_strength,
+    )
     plan = EditPlan(
-        concept=concept if isinstance(concept, Concept) else load_concept(concept, model.folder),
-        heads=default_heads(scan, model) if heads is None else heads,
-        output_strength=default_output_strength(effect, model) if output_strength is None else output_strength,
+        concept=removed,
+        heads=amounts.heads,
+        output_strength=amounts.output_strength,
+        choice=amounts.choice,
         keep=keep,
         operation=operation,
         effect=effect,

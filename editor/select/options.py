@@ -16,10 +16,10 @@ class EditOptions:
     Attributes:
         operation: What happens to the heads.
         effect: How the edit enters the model.
-        heads: How many heads, for selectors that search at most so many; by default as `default_heads`.
+        heads: How many heads, for selectors that search at most so many; chosen for the concept by default.
         strength: Of the operation on heads, in [0, 1].
         output_strength: Of the projection of the concept's texts out of the output, in [0, 1]; 0 leaves that step out.
-            By default 0.9, or 0 where the effect cannot hold it or `attention-region` chooses.
+            Chosen for the concept by default; 0 where the effect cannot hold it or `attention-region` chooses.
         directions: Number of directions of the concept; by default what holds 90 % of it.
         along: Where the directions of projections come from, as in a recipe's step.
         weights: Of `reweight`, by head, or a file of them; else they come from the concept.

@@ -7,9 +7,10 @@ evidence (what it may look at beyond the scan). The one here needs no labels: it
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -30,7 +31,7 @@ from ..scan.scan import Scan
 from ..scan.tally import Progress
 from .options import EditOptions, HeadChoice
 
-# The fewest that repaired every demo model; of small towers no more than a quarter.
+# Where labels say which heads: at most so many of them, of small towers no more than a quarter.
 DEFAULT_HEADS, DEFAULT_SHARE = 8, 4
 DEFAULT_OUTPUT_STRENGTH = 0.9
 LEAST_GROUP = 5
@@ -44,10 +45,11 @@ class EditPlan:
 
     Attributes:
         concept: What is removed; None where the evidence says it without words.
-        keep: A concept whose heads are spared.
+        keep: A concept whose heads are spared, and which a projection of the output leaves as it is.
         heads: How many heads; for selectors that search, at most so many.
         strength: Of the operation on heads, in [0, 1].
         output_strength: Of the projection of the concept's texts out of the output; 0 leaves that step out.
+        choice: What `heads` and `output_strength` were chosen by, kept in the recipe's `measured`; None where given.
         directions: Number of directions of the concept.
         along: Where the directions of projections come from, as in a recipe's step.
         weights: Of `reweight`, by head; else they come from the concept.
@@ -59,6 +61,7 @@ class EditPlan:
     heads: int
     output_strength: float
     keep: Concept | str | None = None
+    choice: Mapping[str, Any] | None = None
     operation: HeadOperation = EditOptions.operation
     effect: Effect = EditOptions.effect
     strength: float = EditOptions.strength
@@ -129,7 +132,11 @@ def write_document(plan: EditPlan, heads: Sequence[HeadId], model: Model) -> Rec
             )
         )
     if plan.output_strength > 0 and concept:
-        steps.append(Step(operation="project-out", target="output", strength=plan.output_strength, **named))
+        kept = find_kept(concept, plan.keep, model)
+        spared = None if kept is None else kept.texts
+        steps.append(
+            Step(operation="project-out", target="output", strength=plan.output_strength, spared=spared, **named)
+        )
     if plan.leace:
         steps.append(Step(operation="leace", target="output"))
     return RecipeDocument(
@@ -138,16 +145,24 @@ def write_document(plan: EditPlan, heads: Sequence[HeadId], model: Model) -> Rec
         base=Base(model=model.name, pretrained=model.pretrained),
         effect=plan.effect,
         steps=tuple(steps),
+        measured=None if plan.choice is None else {"choice": dict(plan.choice)},
     )
+
+
+def find_kept(concept: Concept, keep: Concept | str | None, model: Model) -> Concept | None:
+    """What is kept beside a concept: the one given, else the one that the concept's file names."""
+    kept = keep or concept.keep
+    return load_concept(kept, model.folder) if isinstance(kept, str) else kept
 
 
 def warn_of_overlap(plan: EditPlan, evidence: Evidence, model: Model) -> None:
     """Warn where the concept's texts span the core task, the kept concept or labelled classes, and say the angle."""
-    concept, keep = plan.concept, plan.keep or (plan.concept.keep if plan.concept else None)
+    concept = plan.concept
+    keep = None if concept is None else find_kept(concept, plan.keep, model)
     if concept is None or (keep is None and evidence.labelled is None):
         return
     if keep is not None:
-        core = (keep if isinstance(keep, Concept) else load_concept(keep, model.folder)).texts
+        core = keep.texts
     else:
         core = tuple(f"a photo of a {name}" for name in evidence.labelled.classes) if evidence.labelled else ()
     most = max(1, model.tower.d_head // 4)
@@ -217,7 +232,7 @@ def draw_random_heads(
 
 
 def default_heads(scan: Scan, model: Model) -> int:
-    """How many heads are edited unless told: eight, at most a quarter of those scanned, at least one."""
+    """How many heads a search by labels may take unless told: eight, a quarter of those scanned, at least one."""
     scanned = sum(model.tower.heads_per_layer[layer] for layer in scan.layers)
     return min(DEFAULT_HEADS, max(1, scanned // DEFAULT_SHARE))
 

@@ -149,9 +149,12 @@ def _cut_wordings(first: Float[Tensor, "text d_embed"], second: Float[Tensor, "o
     return found
 
 
-def rank_heads(probe: Probe, texts: Float[Tensor, "text d_embed"]) -> list[int]:
-    """Heads of positive score for some texts, best first."""
+def rank_heads(
+    probe: Probe, texts: Float[Tensor, "text d_embed"], kept: Float[Tensor, "d_embed kept"] | None = None
+) -> list[int]:
+    """Heads of positive score for some texts, best first; the share along `kept` directions counts against a head."""
     scores = probe.subsets.shares(probe.directions(texts))
+    scores = scores if kept is None else scores - probe.subsets.shares(kept)
     order = scores.argsort(descending=True, stable=True).tolist()
     return [index for index in order if scores[index] > 0]
 

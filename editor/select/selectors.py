@@ -9,6 +9,7 @@ from ..edits.document import RecipeDocument
 from ..errors import RecipeError, nearest_names, require_kinds
 from ..models.model import Model
 from ..scan.scan import Scan
+from .amounts import settle_amounts
 from .attention_region import select_by_attention_region
 from .frontier import select_by_frontier
 from .labelled_contrast import select_by_labelled_contrast
@@ -17,11 +18,10 @@ from .plan import (
     EditPlan,
     Evidence,
     Selector,
-    default_heads,
-    default_output_strength,
     select_by_text_difference,
     warn_of_overlap,
 )
+from .whose_heads import HeldConcepts
 
 SELECTORS: dict[str, Selector] = {
     "text-difference": select_by_text_difference,
@@ -49,6 +49,7 @@ def select_recipe(
     weights: dict[str, tuple[float, ...]] | None = None,
     factor: float | None = None,
     leace: bool = EditOptions.leace,
+    known: HeldConcepts | None = None,
 ) -> RecipeDocument:
     """An unbound recipe with the heads that a selector chooses; `bind_recipe` gives it its numbers.
 
@@ -56,9 +57,10 @@ def select_recipe(
         select: `text-difference`, `labelled-contrast`, `attention-region` or `frontier`.
         evidence: Labelled images and the like, for selectors that need them.
         concept: Needed by `text-difference`, and by operations that work along its texts.
-        heads: How many; by default as `default_heads`.
-        output_strength: Of the projection of the concept's texts out of the output; 0.9 by default, none for
-            `attention-region`, whose attack no list of texts names.
+        heads: How many; by default as `settle_amounts` finds.
+        output_strength: Of the projection of the concept's texts out of the output; by default as `settle_amounts`
+            finds, none for `attention-region`, whose attack no list of texts names.
+        known: What the heads of this model hold, where it was looked at already.
 
     Raises:
         RecipeError: If there is no such selector, or it finds nothing.
@@ -68,11 +70,23 @@ def select_recipe(
     if select not in SELECTORS:
         raise RecipeError(f"unknown selector {select!r}. {nearest_names(select, SELECTORS)}")
     check_effect(effect, model)
-    default = 0.0 if select == "attention-region" else default_output_strength(effect, model)
+    removed = load_concept(concept, model.folder) if isinstance(concept, str) else concept
+    amounts = settle_amounts(
+        scan,
+        model,
+        removed,
+        select=select,
+        effect=effect,
+        keep=keep,
+        heads=heads,
+        output_strength=output_strength,
+        known=known,
+    )
     plan = EditPlan(
-        concept=load_concept(concept, model.folder) if isinstance(concept, str) else concept,
-        heads=default_heads(scan, model) if heads is None else heads,
-        output_strength=default if output_strength is None else output_strength,
+        concept=removed,
+        heads=amounts.heads,
+        output_strength=amounts.output_strength,
+        choice=amounts.choice,
         keep=keep,
         operation=operation,
         effect=effect,

@@ -30,7 +30,7 @@ from ..consumers.model_name import spell_model_name
 from ..consumers.target import Target
 
 # What is kept among a recipe's figures beside the rows of them.
-NOT_ROWS = ("frontier", "fidelity", "evidence")
+NOT_ROWS = ("frontier", "fidelity", "evidence", "choice")
 CARD_NAME, EXAMPLE_NAME, EXAMPLE_TEXT = "README.md", "example.png", "a photo of a circle"
 
 

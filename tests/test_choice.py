@@ -1,0 +1,120 @@
+"""How much of an edit, where nobody says: chosen in closed form; and what is kept is spared by heads and projection."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import clipedit
+from clipedit.editor.concepts.concepts import load_concept
+from clipedit.editor.concepts.directions import compute_concept_directions, spare_directions
+from clipedit.editor.edits.document import Step
+from clipedit.editor.models.model import Model
+from clipedit.editor.scan.scan import Scan
+from clipedit.editor.select.amounts import MOST_SHARE, settle_amounts
+from clipedit.editor.select.whose_heads import HeldConcepts
+
+
+@pytest.fixture(scope="module")
+def known(demo_scan: Scan, demo_model: Model) -> HeldConcepts:
+    return HeldConcepts(demo_scan, demo_model)
+
+
+def test_what_was_asked_for_is_taken(demo_scan: Scan, demo_model: Model, known: HeldConcepts) -> None:
+    concept = load_concept("location", demo_model.folder)
+    kind = {"select": "text-difference", "effect": "distilled", "known": known}
+    both = settle_amounts(demo_scan, demo_model, concept, heads=3, output_strength=0.25, **kind)
+    assert (both.heads, both.output_strength, both.choice) == (3, 0.25, None)
+    heads = settle_amounts(demo_scan, demo_model, concept, heads=3, **kind)
+    assert heads.heads == 3 and 0 < heads.output_strength < 0.9
+    strength = settle_amounts(demo_scan, demo_model, concept, output_strength=0.25, **kind)
+    assert strength.output_strength == 0.25 and strength.heads > 3
+
+
+def test_more_heads_hold_more_of_the_concept_so_the_projection_is_stronger(
+    demo_scan: Scan, demo_model: Model, known: HeldConcepts
+) -> None:
+    concept = load_concept("location", demo_model.folder)
+    strengths = [
+        settle_amounts(
+            demo_scan, demo_model, concept, heads=n, select="text-difference", effect="distilled", known=known
+        ).output_strength
+        for n in (1, 4, 16)
+    ]
+    assert 0 < strengths[0] < strengths[1] < strengths[2] <= 1
+
+
+def test_the_default_of_location_is_not_a_constant_and_is_kept_in_the_recipe(
+    demo_scan: Scan, demo_model: Model
+) -> None:
+    document = clipedit.make_recipe(demo_scan, demo_model, concept="location").document
+    assert document.measured is not None
+    chosen = document.measured["choice"]
+    assert 8 <= chosen["heads"] <= demo_model.tower.n_layers * 8 // MOST_SHARE
+    assert len(document.steps[0].heads) == chosen["heads"]
+    assert document.steps[1].strength == pytest.approx(chosen["output_strength"], abs=1e-4)
+    assert chosen["removed"] - chosen["elsewhere"] > 0.35
+
+
+def test_an_absent_concept_has_no_number_of_heads_worth_taking(
+    demo_scan: Scan, demo_model: Model, known: HeldConcepts
+) -> None:
+    with pytest.warns(UserWarning, match="no number of heads removes much more of food"):
+        found = settle_amounts(
+            demo_scan,
+            demo_model,
+            load_concept("food", demo_model.folder),
+            output_strength=0.0,
+            select="text-difference",
+            effect="distilled",
+            known=known,
+        )
+    assert found.choice is None
+
+
+@pytest.mark.parametrize("effect", ["distilled", "direct"])
+def test_what_is_kept_is_not_changed_by_the_projection(demo_scan: Scan, demo_model: Model, effect: str) -> None:
+    recipe = clipedit.make_recipe(
+        demo_scan,
+        demo_model,
+        concept="location",
+        keep="shape",
+        heads=0,
+        output_strength=1.0,
+        effect=effect,  # pyright: ignore[reportArgumentType]
+    )
+    shape = load_concept("shape", demo_model.folder)
+    kept = compute_concept_directions(
+        demo_model.encode_text(list(shape.texts)).cpu(), most=max(1, demo_model.tower.d_head // 4)
+    )
+    assert recipe.tensors is not None
+    moved = recipe.tensors["output.map"].double()
+    # The map is symmetric: what it leaves of a kept direction is all of it.
+    assert torch.allclose(moved @ kept, kept, atol=1e-6)
+    plain = clipedit.make_recipe(demo_scan, demo_model, concept="location", heads=0, output_strength=1.0)
+    assert plain.tensors is not None
+    assert float((plain.tensors["output.map"].double() @ kept - kept).norm()) > 0.1
+    assert recipe.document.steps[-1].spared == shape.texts
+
+
+def test_directions_within_what_is_kept_are_left_out() -> None:
+    basis = torch.eye(4).double()
+    assert spare_directions(basis[:, :2], basis[:, :2]).shape == (4, 0)
+    left = spare_directions(basis[:, :2], basis[:, 1:3])
+    assert torch.allclose(left.abs(), basis[:, :1])
+
+
+def test_a_kept_concept_costs_what_an_edit_removes_of_it(
+    demo_scan: Scan, demo_model: Model, known: HeldConcepts
+) -> None:
+    concept, shape = (load_concept(name, demo_model.folder) for name in ("location", "shape"))
+    kind = {"select": "text-difference", "effect": "distilled", "known": known}
+    free = settle_amounts(demo_scan, demo_model, concept, **kind)
+    kept = settle_amounts(demo_scan, demo_model, concept, keep=shape, **kind)
+    assert kept.choice is not None and free.choice is not None
+    assert kept.choice["removed"] < free.choice["removed"] and kept.choice["elsewhere"] < free.choice["elsewhere"]
+
+
+def test_heads_spare_nothing_by_texts() -> None:
+    with pytest.raises(ValueError, match="`spared` goes with"):
+        Step(operation="project-out", heads=("L0H0",), concept="location", spared=("a", "b"))
