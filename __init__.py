@@ -32,7 +32,9 @@ _HOMES = {
         "VectorError",
         "VerificationError",
     ),
+    "editor.images.labelled_options": ("LabelledOptions",),
     "editor.measure.evaluate": ("evaluate",),
+    "editor.measure.table": ("FigureTable",),
     "editor.scan.features": ("load_features",),
     "editor.models.decompose": ("decompose",),
     "editor.models.model": ("Model",),
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
     from .editor.errors import StatisticsError as StatisticsError
     from .editor.errors import VectorError as VectorError
     from .editor.errors import VerificationError as VerificationError
+    from .editor.images.labelled_options import LabelledOptions as LabelledOptions
     from .editor.load import apply_aligner as apply_aligner
     from .editor.load import load_model as load_model
     from .editor.look.plot import plot_completeness as plot_completeness
@@ -103,6 +106,7 @@ if TYPE_CHECKING:
     from .editor.measure.evaluate import evaluate as evaluate
     from .editor.measure.reindex import compute_embedding_map as compute_embedding_map
     from .editor.measure.reindex import reindex_vectors as reindex_vectors
+    from .editor.measure.table import FigureTable as FigureTable
     from .editor.models.aligner import Aligner as Aligner
     from .editor.models.aligner import load_aligner as load_aligner
     from .editor.models.decompose import decompose as decompose

@@ -23,6 +23,7 @@ from clipedit import ClipeditError
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.recipe import Recipe, load_recipe
 from clipedit.editor.images.labelled import load_labelled_images
+from clipedit.editor.images.labelled_options import LabelledOptions
 from clipedit.editor.images.source import LabelledImages
 from clipedit.editor.images.texts import load_texts
 from clipedit.editor.load import load_model
@@ -86,7 +87,12 @@ def imagenet_rows(
         return [["unedited", _percent(IMAGENET), f"{100 * found:.2f}"]]
     scanned = scan(model, calibration)
     rows = measure_completeness(
-        scanned, model, task, pools={"general": load_texts()}, steps=[texts_per_head], templates=templates
+        scanned,
+        model,
+        task,
+        pools={"general": load_texts()},
+        steps=[texts_per_head],
+        labels=LabelledOptions(templates=tuple(templates)),
     )
     shown = {"unedited": IMAGENET, "general": IMAGENET_60_TEXTS, RANDOM_TEXTS: None}
     names = {"general": f"{texts_per_head} texts a head", RANDOM_TEXTS: f"{texts_per_head} random texts a head"}

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, Task
 
     from ..editor.measure.readable import Readable
+    from ..editor.measure.table import FigureTable, Share
     from ..editor.scan.scan import Scan
     from ..export.verify.verify import Check
 
+# Of the groups that are served worst; a file has room for all of them.
+MOST_GROUPS = 16
 Follow = Callable[[str], Callable[[int, int], None]]
 
 out_console, err_console = Console(), Console(stderr=True)
@@ -153,6 +156,39 @@ def exit_if_worse(verdicts: Sequence[str]) -> None:
     """Exit 3 where one of these verdicts is HARMS."""
     if "HARMS" in verdicts:
         sys.exit(3)
+
+
+def print_measured(table: FigureTable) -> None:
+    """A row for each model, a row for each group, and what was measured."""
+    print_measures(table)
+    print_groups(table)
+    if table.measure:
+        say(f"measured: {table.measure}")
+
+
+def print_groups(table: FigureTable) -> None:
+    """A row for each group, those that are served worst first: n, and each model's accuracy with its interval."""
+    first = next(iter(table.details.values()), None)
+    if first is None or not first.groups:
+        return
+    worst_first = sorted(first.groups, key=lambda name: first.groups[name].value)
+    shown, models = worst_first[:MOST_GROUPS], list(table.details)
+    cells = [
+        [name, str(first.groups[name].n), *(_spell_share(table.details[model].groups.get(name)) for model in models)]
+        for name in shown
+    ]
+    print_table(["group (95 % interval)", "n", *(_TITLES.get(model, model) for model in models)], cells)
+    if len(worst_first) > len(shown):
+        say(f"{len(worst_first) - len(shown)} more groups, served better: --csv FILE writes all of them")
+
+
+def _spell_share(share: Share | None) -> str:
+    return "" if share is None else spell_interval(share.value, share.spread.low or 0.0, share.spread.high or 0.0)
+
+
+def spell_interval(value: float, low: float, high: float) -> str:
+    """`0.935 (0.921 to 0.947)`."""
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def print_heads(labels: Mapping[str, Sequence[Any]], heads: Sequence[str]) -> None:

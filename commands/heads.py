@@ -12,14 +12,24 @@ from ..editor.images.demo_name import is_demo
 from .checks import require_scan
 from .console import print_heads, print_json, print_measures, print_table, progress, say
 from .draw import plot_to
+from .labelled import csv_to, read_options, require_own_columns
 from .load import open_scan
 from .options import (
     BatchOption,
+    ClassesOption,
+    CsvOption,
     DatasetOption,
     DirectionsOption,
+    GroupByOption,
     JsonOption,
+    LabelOption,
+    LayoutOption,
     OverwriteFileOption,
+    RetentionOption,
     ScanArgument,
+    SplitOption,
+    TemplatesOption,
+    TopOption,
     given,
     split_columns,
 )
@@ -140,8 +150,17 @@ def _figure(value: float | None) -> str:
 def ablate_layers(
     scan: Annotated[Path, typer.Argument(help="A scan of all layers: `clipedit scan IMAGES --layers all --mlps`.")],
     dataset: DatasetOption,
+    layout: LayoutOption = None,
+    classes: ClassesOption = None,
+    templates: TemplatesOption = None,
+    label: LabelOption = None,
+    group_by: GroupByOption = "",
+    split: SplitOption = None,
+    top: TopOption = None,
+    retention: RetentionOption = None,
     plot: Annotated[Path | None, typer.Option(help="File to draw to: .svg, .png or .pdf.")] = None,
     batch_size: BatchOption = None,
+    csv: CsvOption = None,
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -149,17 +168,19 @@ def ablate_layers(
 
     Attention, MLPs or both, from the last layer to the first.
     """
-    plotted = plot_to(plot, overwrite=overwrite)
+    asked, plotted, write = locals(), plot_to(plot, overwrite=overwrite), csv_to(csv, overwrite=overwrite)
+    require_own_columns(asked)
     scanned, model = open_scan(require_scan(scan))
     from ..editor.look.plot import plot_layer_ablation
     from ..editor.measure.layer_ablation import measure_layer_ablation
 
+    labels, options = read_options(asked), given(batch_size=batch_size)
     with progress() as follow:
-        curves = measure_layer_ablation(
-            scanned, model, dataset, progress=follow("ablate"), **given(batch_size=batch_size)
-        )
+        curves = measure_layer_ablation(scanned, model, dataset, labels=labels, progress=follow("ablate"), **options)
     plotted(plot_layer_ablation, curves)
+    write(curves.rows)
     if as_json:
         print_json(curves)
         return
     print_measures({f"{kind}, last {n}": row for kind, rows in curves.items() for n, row in enumerate(rows)})
+    say(f"measured: {curves.measure}; --csv FILE writes n, intervals and groups")

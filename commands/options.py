@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ..editor.choices import Reading, Side
+from ..editor.choices import Layout, Reading, Side
 from .checks import require_aligner, require_features, require_images, require_scan
 
 ModelOption = Annotated[
@@ -55,7 +55,15 @@ ScanOption = Annotated[
 ImagesOption = Annotated[
     str | None, typer.Option(callback=require_images, help="Unlabelled images: a folder, a CSV, or shards.")
 ]
-DatasetOption = Annotated[str, typer.Option(callback=require_images, help="Labelled images, as for `evaluate`.")]
+_DATASET: Any = typer.Option(
+    "--dataset",
+    callback=require_images,
+    help="Labelled images: `demo`, a CSV, or a folder: Waterbirds, CelebA, FairFace, CounterAnimal, typographic, or "
+    "one folder per class.",
+)
+DatasetOption = Annotated[str, _DATASET]
+MaybeDatasetOption = Annotated[str | None, _DATASET]
+LayoutOption = Annotated[Layout | None, typer.Option(help="The layout, where it is not what is seen.")]
 LabelledOption = Annotated[
     str | None,
     typer.Option(
@@ -66,7 +74,22 @@ LabelledOption = Annotated[
 ]
 LabelOption = Annotated[str | None, typer.Option(help="Column of classes.")]
 GroupByOption = Annotated[str, typer.Option(help="Columns that make groups, separated by commas.")]
-SplitOption = Annotated[str | None, typer.Option(help="Value of the `split` column to keep.")]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Value of the `split` column to keep, or `all`. By default the test rows; for a head, the training rows."
+    ),
+]
+RetentionOption = Annotated[
+    str | None, typer.Option(help="A column with a second task, on which nothing should change.")
+]
+TopOption = Annotated[
+    int | None,
+    typer.Option("--top", min=1, help="K of FairFace's MaxSkew@K; lowered to half of the images where it is more."),
+]
+CsvOption = Annotated[
+    Path | None, typer.Option("--csv", help="Also write every figure and group, with n and interval, to this file.")
+]
 EraseOption = Annotated[
     str | None,
     typer.Option(

@@ -21,8 +21,7 @@ from ..editor.images.source import ImageSource
 from ..editor.images.texts import load_texts
 from ..editor.load import load_model
 from ..editor.measure.control import MeasuredEdit, compare_models, draw_controls, put_together
-from ..editor.measure.demo_measure import build_demo_measure, task_weights
-from ..editor.measure.demo_outcomes import build_demo_outcomes
+from ..editor.measure.demo_measure import build_demo_measure, build_demo_outcomes, task_weights
 from ..editor.measure.readable import Answers, Readable, find_readable
 from ..editor.scan.collect import collect_embeddings
 from ..editor.scan.scan import scan

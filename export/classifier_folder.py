@@ -11,7 +11,7 @@ import torch
 
 from ..editor.errors import ModelError
 from ..editor.files.whole import staged_folder, write_text
-from ..editor.images.source import LabelledImages
+from ..editor.images.source import LabelledImages, mark_contents
 from ..editor.measure.linear_head import TRAINED_ON_NAME, choose_head, find_head
 from ..editor.models.model import Model
 from ..editor.scan.collect import collect_embeddings
@@ -53,7 +53,8 @@ def train_head_to_folder(
     config = _describe(model.config["timm_cfg"], task, {**report, "seed": seed, "images": len(kept)})
     with staged_folder(out, overwrite=overwrite) as folder:
         write_timm_folder(module.state_dict(), config, folder)
-        write_text(folder / TRAINED_ON_NAME, "\n".join(task.source.subset(kept).marks()) + "\n")
+        trained = task.source.subset(kept)
+        write_text(folder / TRAINED_ON_NAME, "\n".join([*trained.marks(), *mark_contents(trained)]) + "\n")
     return report
 
 

@@ -137,8 +137,9 @@ def test_a_trained_head_is_an_ordinary_classifier_and_is_not_measured_on_its_own
     assert rows[str(out)]["overall"] > 0.3
     code, _, told = run("evaluate", out, "--dataset", labelled, "--split", "train")
     assert code == 1 and "160 of the 160 images trained its head. Give another --split." in told
-    code, _, told = run("evaluate", out, "--dataset", labelled)
+    code, _, told = run("evaluate", out, "--dataset", labelled, "--split", "all")
     assert code == 1 and "160 of the 256 images trained its head" in told
+    assert json.loads(run("evaluate", out, "--dataset", labelled, "--json")[1]) == rows  # The test split by default.
     code, _, told = run("train-head", "demo", "--dataset", labelled, "-o", tmp_path / "x")
     assert code == 1 and "it is a CLIP, its texts classify" in told
 

@@ -147,4 +147,4 @@ def test_the_command_prints_a_table(
     assert code == 1 and "its suffix is not one of .svg, .png, .pdf" in err
     assert run("--steps", "1;2")[0] == 2
     code, out, _ = run("--steps", "4", "--json")
-    assert {"variant", "texts", "accuracy", "explained"} == set(json.loads(out)[0])
+    assert {"variant", "texts", "accuracy", "explained", "n", "low", "high"} == set(json.loads(out)[0])

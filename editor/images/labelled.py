@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ImageError
 from ..files.bounded import read_text
 from .demo import test_source
 from .demo_name import is_demo
+from .labelled_options import ALL, NUMBERED, Purpose, choose_split, is_split
 from .listing import PATH_COLUMNS, list_images, read_csv_source
 from .source import ImageSource, LabelledImages
 
@@ -27,55 +29,101 @@ def load_labelled_images(
     classes: Mapping[str, str] | None = None,
     group_by: Sequence[str] = (),
     split: str | None = None,
+    retention: str | None = None,
+    purpose: Purpose = "report",
 ) -> LabelledImages:
     """Read a labelled set.
 
     Args:
-        path: A folder with `metadata.csv`, a CSV, or a folder that holds one folder per class.
-        label: The column of classes; by default the first there is of label, class, y, shape.
-        classes: From a column's values to the words used in prompts; by default the values themselves.
-        group_by: Columns that make groups together with the class. By default `place` if there is one, else none.
-        split: Keep rows whose `split` column has this value. Waterbirds keeps its test split, `2`, by default.
+        path: A folder with `metadata.csv`, a CSV, or a folder that holds one folder per class; those may lie in folders
+            `train`, `val` and `test`.
+        label, classes, group_by, split, retention: As in `LabelledOptions`.
+        purpose: What the images are for: says which split is kept where none is named.
 
     Raises:
-        ImageError: If a column is missing, a value has no class, or nothing is left.
+        ImageError: If a column is missing, a value has no class, images are not there, or nothing is left.
     """
     path = Path(path)
     table = path / "metadata.csv" if (path / "metadata.csv").is_file() else path
     if table.is_dir() or not table.exists():
-        if label or group_by or split:
+        if label or group_by or retention:
             raise ImageError(f"cannot use columns with {path}: it has no metadata.csv, its folders are the classes.")
-        return _from_class_folders(path, classes)
+        return _from_class_folders(path, classes, split, purpose)
     source = read_csv_source(table)
-    rows = source.attributes
-    column = label or next((name for name in LABEL_COLUMNS if name in rows[0]), None)
-    if column is None or column not in rows[0]:
+    first = source.attributes[0]
+    column = label or next((name for name in LABEL_COLUMNS if name in first), None)
+    if column is None or column not in first:
         raise ImageError(
             f"cannot read labels from {table}: no column {column or ' or '.join(LABEL_COLUMNS)}, "
-            f"there are {', '.join(rows[0])}. Name one with --label."
+            f"there are {', '.join(first)}. Name one with --label."
         )
-    waterbirds = {"img_filename", "y", "place"} <= rows[0].keys()
-    split = "2" if waterbirds and split is None and "split" in rows[0] else split
+    waterbirds = {"img_filename", "y", "place"} <= first.keys()
+    kept, split = _keep_rows(table, source.attributes, split, purpose, numbered=waterbirds)
+    columns = list(group_by) or (["place"] if "place" in first else [])
+    for name in columns:
+        if name not in first:
+            raise ImageError(f"cannot group by {name}: {table} has {', '.join(first)}. Correct --group-by.")
+    found = _Table(table, source, kept, split)
+    named = classes or (WATERBIRDS if waterbirds and column == "y" else None)
+    # The class itself is part of every group.
+    labelled = found.label(column, named, [name for name in columns if name != column])
+    return replace(labelled, retention=found.label(retention, None, []) if retention else None)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The rows of a CSV that are kept."""
+
+    path: Path
+    source: ImageSource
+    kept: Sequence[int]
+    split: str | None
+
+    def label(self, column: str, classes: Mapping[str, str] | None, columns: Sequence[str]) -> LabelledImages:
+        """The images with the classes of a column."""
+        rows = self.source.attributes
+        if column not in rows[0]:
+            raise ImageError(
+                f"cannot read labels from {self.path}: no column {column}, there are {', '.join(rows[0])}."
+            )
+        empty = next((self.source.names[i] for i in self.kept if not rows[i][column].strip()), None)
+        if empty is not None:
+            raise ImageError(
+                f"cannot read labels from {self.path}: {empty} has no {column}. Fill it in, or leave it out."
+            )
+        names = classes or {value: value for value in sorted({row[column] for row in rows if row[column].strip()})}
+        unknown = sorted({rows[i][column] for i in self.kept} - names.keys())
+        if unknown:
+            raise ImageError(
+                f"cannot read labels from {self.path}: {column} {unknown[0]!r} is no class. Add it to --classes."
+            )
+        if len(names) < 2:
+            only = next(iter(names))
+            raise ImageError(f"cannot measure on {self.path}: {column} is {only!r} everywhere, two classes are needed.")
+        order = list(names)
+        return LabelledImages(
+            self.source.subset(self.kept),
+            tuple(names[key] for key in order),
+            tuple(order.index(rows[i][column]) for i in self.kept),
+            tuple(" / ".join([names[rows[i][column]], *(f"{c} {rows[i][c]}" for c in columns)]) for i in self.kept),
+            split=self.split,
+        )
+
+
+def _keep_rows(
+    table: Path, rows: Sequence[Mapping[str, str]], split: str | None, purpose: Purpose, *, numbered: bool
+) -> tuple[list[int], str | None]:
+    """Positions of the rows of a split, and that split's value; None for all rows."""
+    values = {row.get("split", "") for row in rows}
+    if split is None and "split" in rows[0]:
+        split = NUMBERED[purpose] if numbered else choose_split(values, purpose)
+    elif split == ALL and ALL not in values:
+        split = None
     kept = [i for i, row in enumerate(rows) if split is None or row.get("split") == split]
     if not kept:
-        raise ImageError(f"cannot use {table}: no row has split {split}.")
-    names = classes or (
-        WATERBIRDS if waterbirds and column == "y" else {value: value for value in sorted({r[column] for r in rows})}
-    )
-    columns = list(group_by) or (["place"] if "place" in rows[0] else [])
-    for name in columns:
-        if name not in rows[0]:
-            raise ImageError(f"cannot group by {name}: {table} has {', '.join(rows[0])}. Correct --group-by.")
-    unknown = sorted({rows[i][column] for i in kept} - names.keys())
-    if unknown:
-        raise ImageError(f"cannot read labels from {table}: {column} {unknown[0]!r} is no class. Add it to --classes.")
-    order = list(names)
-    return LabelledImages(
-        source.subset(kept),
-        tuple(names[key] for key in order),
-        tuple(order.index(rows[i][column]) for i in kept),
-        tuple(" / ".join([names[rows[i][column]], *(f"{c} {rows[i][c]}" for c in columns)]) for i in kept),
-    )
+        there = f", there are {', '.join(sorted(values))}" if "split" in rows[0] else ": it has no column split"
+        raise ImageError(f"cannot use {table}: no row has split {split}{there}. Choose a --split.")
+    return kept, split
 
 
 def load_attributes(path: str | Path) -> ImageSource:
@@ -129,9 +177,18 @@ def write_metadata(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         writer.writerows(rows)
 
 
-def _from_class_folders(path: Path, classes: Mapping[str, str] | None) -> LabelledImages:
+def _from_class_folders(
+    path: Path, classes: Mapping[str, str] | None, split: str | None, purpose: Purpose
+) -> LabelledImages:
     source = list_images(path)
-    folders = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in source.names]
+    parts = [Path(name).parts for name in source.names]
+    if all(len(names) > 2 and is_split(names[0]) for names in parts):
+        rows = [{"split": names[0]} for names in parts]
+        kept, split = _keep_rows(path, rows, split, purpose, numbered=False)
+        source, parts = source.subset(kept), [parts[index][1:] for index in kept]
+    elif split is not None and split != ALL:
+        raise ImageError(f"cannot use --split with {path}: its folders are the classes. Leave it out.")
+    folders = [names[0] if len(names) > 1 else "" for names in parts]
     names = classes or {name: name.replace("_", " ") for name in sorted(set(folders))}
     if "" in folders or len(names) < 2:
         raise ImageError(
@@ -144,4 +201,4 @@ def _from_class_folders(path: Path, classes: Mapping[str, str] | None) -> Labell
     order = list(names)
     words = tuple(names[key] for key in order)
     labels = tuple(order.index(folder) for folder in folders)
-    return LabelledImages(source, words, labels, tuple(words[i] for i in labels))
+    return LabelledImages(source, words, labels, tuple(words[i] for i in labels), split=None if split == ALL else split)

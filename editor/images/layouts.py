@@ -8,17 +8,25 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..choices import Layout
 from ..errors import ImageError
+from .demo_name import is_demo
 from .labelled import load_labelled_images
-from .listing import list_images, source_of_rows
+from .labelled_options import ALL, NUMBERED, LabelledOptions, Purpose
+from .listing import MISSING, list_images, source_of_rows
 from .skew import RetrievalSet
-from .source import LabelledImages
+from .source import ImageSource, LabelledImages
 
-CELEBA_LABEL, CELEBA_GROUP, CELEBA_VALIDATION, CELEBA_TEST = "Blond_Hair", "Male", "1", "2"
+# What a user names, or what was read from it.
+Dataset = str | Path | LabelledImages | RetrievalSet
+# Of the images that are measured; as `collect_embeddings` tolerates.
+MAX_BAD = 0.01
+
+CELEBA_LABEL, CELEBA_GROUP = "Blond_Hair", "Male"
 CELEBA_CLASSES = {"-1": "celebrity with dark hair", "1": "celebrity with blond hair"}
 FAIRFACE_ATTRIBUTES = ("gender", "race", "age")
 FAIRFACE_QUERIES = tuple(
@@ -47,24 +55,30 @@ def load_dataset(
     classes: Mapping[str, str] | None = None,
     group_by: Sequence[str] = (),
     split: str | None = None,
+    retention: str | None = None,
+    purpose: Purpose = "report",
 ) -> LabelledImages | RetrievalSet:
     """Read a labelled set in any known layout.
 
     Args:
         layout: By default what `detect_layout` sees.
-        label, classes, group_by, split: As for `load_labelled_images`. CelebA: an attribute, words for `1` and `-1`,
-            other attributes, `0`, `1` or `2` (test, the default). FairFace: `classes` are the queries' words,
-            `group_by` the attributes, `split` is `val` by default. The other layouts have no columns.
+        label, classes, group_by, split, retention: As for `load_labelled_images`. CelebA: an attribute, words for `1`
+            and `-1`, other attributes, `0`, `1` or `2` (training, validation, test). FairFace: `classes` are the
+            queries' words, `group_by` the attributes, `split` is `val` by default. The other layouts have no columns.
+        purpose: What the images are for: says which split is kept where none is named.
 
     Raises:
         ImageError: If the folder does not have the layout, or a column, class or split is missing.
     """
     path = Path(path)
     found = layout or detect_layout(path)
+    if retention and found not in ("table", "waterbirds"):
+        raise ImageError(f"cannot use --retention with {path}: the layout {found} has no columns for it. Leave it out.")
     if found not in ("table", "waterbirds", "folders") and not path.is_dir():
         raise ImageError(f"cannot read {path} as {found}: there is no such folder. Give the folder of the data set.")
     if found == "celeba":
-        return _load_celeba(path, label or CELEBA_LABEL, classes, group_by or (CELEBA_GROUP,), split or CELEBA_TEST)
+        chosen = split or NUMBERED[purpose]
+        return _load_celeba(path, label or CELEBA_LABEL, classes, group_by or (CELEBA_GROUP,), chosen)
     if found == "fairface":
         if label:
             raise ImageError(
@@ -76,21 +90,50 @@ def load_dataset(
             raise ImageError(f"cannot use columns with {path}: the layout {found} has none. Leave them out.")
         return (_load_counter_animal if found == "counteranimal" else _load_typographic)(path, classes)
     _require_table(path, found)
-    return load_labelled_images(path, label=label, classes=classes, group_by=group_by, split=split)
+    columns = {"label": label, "classes": classes, "group_by": group_by, "split": split, "retention": retention}
+    return load_labelled_images(path, purpose=purpose, **columns)
 
 
-def load_selection_set(path: str | Path, *, split: str | None = None, **options: Any) -> LabelledImages:
-    """As `load_dataset`, for choosing heads: of CelebA the validation split, since the test split is what is reported.
+def load_selection_set(path: str | Path, **options: Any) -> LabelledImages:
+    """As `load_dataset`, for choosing heads: where there are splits, never the one that is reported on.
 
     Raises:
         ImageError: Also if the set measures retrieval, as FairFace does.
     """
-    if split is None and detect_layout(Path(path)) == "celeba":
-        split = CELEBA_VALIDATION
-    found = load_dataset(path, split=split, **options)
+    found = load_dataset(path, purpose="select", **options)
     if isinstance(found, RetrievalSet):
         raise ImageError(f"cannot choose heads on {path}: it has queries, no classes. Give images with classes.")
+    _require_present(found.source, path)
     return found
+
+
+def open_dataset(dataset: Dataset, options: LabelledOptions | None = None, *, purpose: Purpose = "report") -> Dataset:
+    """Read what a user names, so that whatever is wrong with it is said before anything is measured.
+
+    Returns:
+        `demo` as it is, labelled images, or a set for retrieval; never a path.
+
+    Raises:
+        ImageError: As `load_dataset`, and if images are not there.
+    """
+    options = options or LabelledOptions()
+    if is_demo(dataset) or not isinstance(dataset, str | Path):
+        return dataset
+    found = load_dataset(dataset, purpose=purpose, **options.columns())
+    _require_present(found.source, dataset)
+    return replace(found, top=options.top) if isinstance(found, RetrievalSet) else found
+
+
+def _require_present(source: ImageSource, path: str | Path) -> None:
+    """Refuse a table of images that are not there: it must not cost a scan to find that out."""
+    missing = [
+        name for name, stamp in zip(source.names, source.stamps or source.names, strict=True) if stamp == MISSING
+    ]
+    if len(missing) > MAX_BAD * len(source):
+        raise ImageError(
+            f"cannot measure on {path}: {len(missing)} of {len(source)} images are not there, such as {missing[0]}. "
+            "Correct the paths, which are relative to the table."
+        )
 
 
 def detect_layout(path: Path) -> Layout:
@@ -147,7 +190,7 @@ def _load_celeba(
         raise ImageError(f"cannot name the classes of {label}: give --classes with lines `1: words` and `-1: words`.")
     names = classes or CELEBA_CLASSES
     first = next(iter(rows[0]))
-    kept = [row for row in rows if splits.get(row[first]) == split]
+    kept = [row for row in rows if split in (splits.get(row[first]), ALL)]
     if not kept:
         raise ImageError(
             f"cannot use {path}: no image is in split {split}, there are {', '.join(sorted(set(splits.values())))}."
@@ -160,7 +203,8 @@ def _load_celeba(
     source = source_of_rows([(inner if inner.is_dir() else images) / row[first] for row in kept], kept)
     order = list(names)
     groups = tuple(" / ".join([names[row[label]], *(f"{c} {row[c]}" for c in group_by)]) for row in kept)
-    return LabelledImages(source, tuple(names.values()), tuple(order.index(row[label]) for row in kept), groups)
+    labels = tuple(order.index(row[label]) for row in kept)
+    return LabelledImages(source, tuple(names.values()), labels, groups, split=None if split == ALL else split)
 
 
 def _load_fairface(path: Path, classes: Mapping[str, str] | None, group_by: Sequence[str], split: str) -> RetrievalSet:

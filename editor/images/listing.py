@@ -19,6 +19,8 @@ from .demo_name import is_demo
 from .shards import list_shards, read_remote_folder
 from .source import ImageSource, OpenPath, join_sources
 
+# In place of the size of a file that is not there.
+MISSING = "missing"
 PATH_COLUMNS = ("filename", "img_filename", "path", "file", "image")
 
 
@@ -104,6 +106,6 @@ def _from_paths(paths: Sequence[Path], names: Sequence[str]) -> ImageSource:
 
 def _stamp(path: Path) -> str:
     try:
-        return str(path.stat().st_size) if path.is_file() else "missing"
+        return str(path.stat().st_size) if path.is_file() else MISSING
     except (OSError, ValueError):  # A name that is too long, or holds what no name can.
-        return "missing"
+        return MISSING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ImageError
+from .labelled_options import DEFAULT_TOP
 from .source import ImageSource
-
-DEFAULT_TOP = 1000
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,23 @@ class RetrievalSet:
     queries: tuple[str, ...]
     attributes: Mapping[str, tuple[str, ...]]
     top: int = DEFAULT_TOP
+
+
+def choose_top(top: int, images: int) -> int:
+    """K, lowered to half of the images where it is more: among nearly all of them nobody can be found too often.
+
+    Raises:
+        ImageError: If there are fewer than two images.
+    """
+    if images < 2:
+        raise ImageError(f"cannot measure MaxSkew@{top}: there are {images} images. Give at least two.")
+    if top > images // 2:
+        warnings.warn(
+            f"MaxSkew@{top} is measured as MaxSkew@{images // 2}: there are {images} images, and K is at most half of "
+            "them. Lower --top.",
+            stacklevel=2,
+        )
+    return min(top, images // 2)
 
 
 def compute_max_skew(

@@ -14,7 +14,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
+from ..errors import ImageError
 from .decode import open_image
+
+# In place of an image's mark, where it cannot be read.
+_UNREADABLE = "unreadable"
 
 
 @runtime_checkable
@@ -101,6 +105,8 @@ class LabelledImages:
     Attributes:
         subsets: For sets that compare parts of themselves, the part of each image; empty for others.
         written: For typographic sets, the class that is written on each image; empty for others.
+        split: The value of the `split` column that was kept; None where all rows were.
+        retention: The same images with the classes of a second task, on which nothing should change.
     """
 
     source: ImageSource
@@ -109,6 +115,8 @@ class LabelledImages:
     groups: tuple[str, ...]
     subsets: tuple[str, ...] = ()
     written: tuple[int, ...] = ()
+    split: str | None = None
+    retention: LabelledImages | None = None
 
 
 @dataclass(frozen=True)
@@ -117,3 +125,49 @@ class MaskedImages:
 
     source: ImageSource
     mask: Callable[[int], np.ndarray]
+
+
+def find_shared(one: ImageSource, other: ImageSource) -> list[int]:
+    """Positions in `other` of the images that `one` holds too, by content.
+
+    Of two sets of files the bytes are compared, and only of files that have equals in size; else the pixels are.
+    """
+    if isinstance(one.open, OpenPath) and isinstance(other.open, OpenPath):
+        sizes = set(one.stamps) & set(other.stamps)
+        ours = _mark_files(one.open.paths, one.stamps, sizes)
+        theirs = _mark_files(other.open.paths, other.stamps, sizes)
+    else:
+        ours, theirs = _mark_pixels(one), _mark_pixels(other)
+    known = set(ours) - {_UNREADABLE}
+    return [index for index, mark in enumerate(theirs) if mark in known]
+
+
+def mark_contents(source: ImageSource) -> list[str]:
+    """A short hash per image of what it holds, whatever it is called: of a file's bytes, else of the pixels."""
+    if isinstance(source.open, OpenPath):
+        return _mark_files(source.open.paths, source.stamps, set(source.stamps))
+    return _mark_pixels(source)
+
+
+def _mark_files(paths: Sequence[Path], sizes: Sequence[str], wanted: set[str]) -> list[str]:
+    return [_mark_file(path) if size in wanted else _UNREADABLE for path, size in zip(paths, sizes, strict=True)]
+
+
+def _mark_file(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    except (OSError, ValueError):  # What cannot be read is skipped where it is measured.
+        return _UNREADABLE
+
+
+def _mark_pixels(source: ImageSource) -> list[str]:
+    return [_mark_picture(source, index) for index in range(len(source))]
+
+
+def _mark_picture(source: ImageSource, index: int) -> str:
+    try:
+        picture = source.open(index).convert("RGB")
+    except (OSError, ValueError, ImageError):
+        return _UNREADABLE
+    return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()[:16]

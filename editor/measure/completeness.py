@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +17,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..components import ComponentGroup, Features
-from ..concepts.class_weights import DEFAULT_TEMPLATES
 from ..concepts.textspan import compute_text_span
 from ..errors import ConceptError, StatisticsError
-from ..images.source import LabelledImages
+from ..images.labelled_options import LabelledOptions
+from ..images.layouts import Dataset, open_dataset
+from ..images.skew import RetrievalSet
 from ..models.model import Model
 from ..scan.collect import iterate_pixels
 from ..scan.scan import Scan
 from ..scan.statistics import Statistics
 from ..scan.tally import Progress
-from .evaluate import Measure, build_measure
+from .evaluate import Yardstick, build_yardstick
+from .table import FlatRow
 
 LAST_LAYERS = 4
 RANDOM_TEXTS, RANDOM_DIRECTIONS = "random texts", "random directions"
@@ -46,31 +47,47 @@ class CompletenessRow:
         variant: A pool's name, `random texts`, `random directions`, or of the study what is mean-ablated.
         texts: m, the directions a head; None in the study.
         explained: Share of the heads' variance that the directions hold, mean over heads; None in the study.
+        n, low, high: How many images the accuracy is of, and the ends of its 95 % interval.
     """
 
     variant: str
     texts: int | None
     accuracy: float
     explained: float | None
+    n: int = 0
+    low: float = 0.0
+    high: float = 1.0
+
+
+class CompletenessTable(list[CompletenessRow]):
+    """The rows of `measure_completeness`; `measure` says in words what accuracy is."""
+
+    measure: str = ""
+
+    @property
+    def rows(self) -> list[FlatRow]:
+        """Flat dictionaries, as `pandas.DataFrame` and `csv` take them."""
+        return [dict(vars(row)) for row in self]
 
 
 def measure_completeness(
     scan: Scan,
     model: Model,
-    dataset: str | Path | LabelledImages,
+    dataset: Dataset,
     *,
     pools: Mapping[str, Sequence[str]],
-    steps: Sequence[int],
-    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    steps: Sequence[int] | None = None,
+    labels: LabelledOptions | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> list[CompletenessRow]:
+) -> CompletenessTable:
     """Reconstruct heads from texts and measure; then the mean-ablation study, where the scan has all layers and MLPs.
 
     Args:
         dataset: `demo` or labelled images; zero-shot accuracy over all of them is read.
         pools: Texts that TextSpan chooses from, by name; random texts are drawn from the first.
-        steps: Values of m, at most `d_head`; 0 is everything mean-ablated.
+        steps: Values of m, at most `d_head`; 0 is everything mean-ablated. By default `default_steps`.
+        labels: How the dataset is read, and the prompts of its classes.
         seed: Of the random texts and directions.
 
     Returns:
@@ -84,7 +101,7 @@ def measure_completeness(
     scan.statistics.require(2)
     if model.side == "text":
         raise StatisticsError("cannot measure completeness on the text tower: it reads images. Scan the image tower.")
-    wanted = sorted(set(steps))
+    wanted = sorted(set(default_steps(model.tower.d_head) if steps is None else steps))
     if not wanted or wanted[0] < 0 or wanted[-1] > model.tower.d_head:
         raise ConceptError(
             f"cannot reconstruct heads from {wanted or 'no'} texts: {model.name} has heads of {model.tower.d_head} "
@@ -92,13 +109,13 @@ def measure_completeness(
         )
     groups = scan.groups(model)
     last = [g for g in groups if g.ids[0].kind == "head"][-LAST_LAYERS:]
+    yardstick = _build_yardstick(model, dataset, labels or LabelledOptions())
     bases = _choose_bases(scan.statistics, model, last, pools, steps=max(1, wanted[-1]), seed=seed)
-    source, measure = build_measure(model, dataset, templates=templates)
     readouts = model.tower.compute_readouts(groups)
     study = _study_variants(scan, model, groups)
     found: dict[tuple[str, int | None], list[Tensor]] = {}
     kept: list[int] = []
-    for pixels, indices in iterate_pixels(model, source, 64, 0.01, progress):
+    for pixels, indices in iterate_pixels(model, yardstick.source, 64, 0.01, progress):
         features = model.tower.collect_features(pixels.to(model.device), groups)
         centred = _centre(features, scan.statistics, groups)
         for name, chosen in bases.items():
@@ -111,7 +128,16 @@ def measure_completeness(
             found.setdefault((name, None), []).append(_ablate(unit, centred, readouts, ablated))
         kept += indices
     explained = {name: _explained(scan.statistics, readouts, chosen) for name, chosen in bases.items()}
-    return [_row(key, parts, kept, measure, explained) for key, parts in found.items()]
+    table = CompletenessTable(_row(key, parts, kept, yardstick, explained) for key, parts in found.items())
+    table.measure = yardstick.measure
+    return table
+
+
+def _build_yardstick(model: Model, dataset: Dataset, labels: LabelledOptions) -> Yardstick:
+    task = open_dataset(dataset, labels)
+    if isinstance(task, RetrievalSet):
+        raise StatisticsError("cannot measure completeness on a retrieval set: it has no classes. Give a labelled set.")
+    return build_yardstick(model, task, templates=labels.templates)
 
 
 Bases = Mapping[str, Float[Tensor, "head d_embed step"]]
@@ -239,11 +265,10 @@ def _row(
     key: tuple[str, int | None],
     parts: Sequence[Tensor],
     kept: Sequence[int],
-    measure: Measure,
+    yardstick: Yardstick,
     explained: Mapping[str, Sequence[float]],
 ) -> CompletenessRow:
-    name, m = key
-    figures = measure(torch.cat(list(parts)).float(), kept)
-    if "overall" not in figures:
-        raise StatisticsError("cannot measure completeness on a retrieval set: it has no classes. Give a labelled set.")
-    return CompletenessRow(name, m, figures["overall"], explained[name][m] if m is not None else None)
+    (name, m), embeddings = key, torch.cat(list(parts)).float()
+    accuracy, spread = yardstick.figures(embeddings, kept)["overall"], yardstick.details(embeddings, kept)
+    held = explained[name][m] if m is not None else None
+    return CompletenessRow(name, m, accuracy, held, **vars(spread.figures["overall"]))

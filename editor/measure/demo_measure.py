@@ -19,8 +19,14 @@ from ..images.demo import COLOR_WORDS, COLORS, LISTED_PLACES, PLACES, SHAPES
 from ..images.source import ImageSource
 from ..models.model import Model
 from .accuracy import GROUP
+from .intervals import Cell, Outcomes
 from .linear_head import classify_by_head
+from .table import Details, count_groups, spread_of_outcomes
 
+DEMO_MEASURE = (
+    "the demo's test images; one of 8 shapes, zero-shot with the demo's own prompts; worst groups of pairs: two shapes "
+    "in their two usual places, one of two classes"
+)
 SHAPE_TEMPLATES = ("a photo of a {}", "a picture of a {}", "a {}")
 PLACE_TEMPLATES = ("a photo of the {}", "{}")
 COLOR_TEMPLATES = ("a photo of {} object", "{} object")
@@ -128,4 +134,74 @@ def _pair_groups(
         answer = np.where(similarity[:, a] > similarity[:, b], a, b)
         groups = [(shape == s) & (place == p) for s in (a, b) for p in (a, b)]
         found.append([float((answer[group] == shape[group]).mean()) for group in groups])
+    return found
+
+
+def build_demo_outcomes(
+    model: Model, source: ImageSource, *, listed: Sequence[str] = LISTED_PLACES
+) -> Callable[[Tensor, Sequence[int]], tuple[Outcomes, list[str]]]:
+    """From embeddings of a source of the world to the outcomes of the figures that `build_demo_measure` gives.
+
+    Returns:
+        The function; its second value is the group of every image: shape and place.
+    """
+    answers = {"shape": classify_by_head(model, SHAPES)} if not model.has_texts else _by_texts(model)
+
+    def find(embeddings: Tensor, kept: Sequence[int]) -> tuple[Outcomes, list[str]]:
+        attributes = [source.attributes[index] for index in kept]
+        similarity = {task: np.asarray(answer(embeddings)) for task, answer in answers.items()}
+        groups = [f"{row['shape']} / {row['place']}" for row in attributes]
+        return find_demo_outcomes(similarity, attributes, listed=listed), groups
+
+    return find
+
+
+def find_demo_outcomes(
+    similarity: Mapping[str, np.ndarray], attributes: Sequence[Mapping[str, str]], *, listed: Sequence[str]
+) -> Outcomes:
+    """Overall accuracy, both worst groups over their pairs of places; colour and place where they were asked for."""
+    shape = np.array([SHAPES.index(row["shape"]) for row in attributes])
+    place = np.array([PLACES.index(row["place"]) for row in attributes])
+    every = np.arange(len(shape))
+    inside = [PLACES.index(name) for name in listed]
+    outside = [index for index in range(len(PLACES)) if index not in inside]
+    found: dict[str, list[list[Cell]]] = {
+        "overall": [[Cell(every, similarity["shape"].argmax(1) == shape)]],
+        "worst_group_listed": _pair_cells(similarity["shape"], shape, place, inside),
+        "worst_group_held_out": _pair_cells(similarity["shape"], shape, place, outside),
+    }
+    if "color" in similarity:
+        color = np.array([list(COLORS).index(row["color"]) for row in attributes])
+        found["retention"] = [[Cell(every, similarity["color"].argmax(1) == color)]]
+    if "place" in similarity:
+        found["place_accuracy"] = [[Cell(every, similarity["place"].argmax(1) == place)]]
+    return found
+
+
+def describe_demo(
+    outcomes: Outcomes, attributes: Sequence[Mapping[str, str]], *, listed: Sequence[str] = LISTED_PLACES
+) -> Details:
+    """Intervals of the demo's figures, and shape accuracy in each place, as `PLACE, listed` or `PLACE, held out`."""
+    halves = [outcomes[name] for name in ("worst_group_listed", "worst_group_held_out")]
+    every = [[cell] for tasks in halves for cells in tasks for cell in cells]
+    names = [f"{row['place']}, {'listed' if row['place'] in listed else 'held out'}" for row in attributes]
+    groups = count_groups(outcomes["overall"][0][0].right, names)
+    return Details(spread_of_outcomes({**outcomes, "mean_of_groups": every}), groups)
+
+
+def _by_texts(model: Model) -> dict[str, Callable[[Tensor], Tensor]]:
+    return {task: _against(weights) for task, weights in task_weights(model).items()}
+
+
+def _against(weights: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda embeddings: embeddings @ weights.T
+
+
+def _pair_cells(similarity: np.ndarray, shape: np.ndarray, place: np.ndarray, half: Sequence[int]) -> list[list[Cell]]:
+    """The four groups of each two-class task: shape i is usually seen in place i."""
+    found = []
+    for a, b in combinations(half, 2):
+        right = np.where(similarity[:, a] > similarity[:, b], a, b) == shape
+        members = [np.flatnonzero((shape == s) & (place == p)) for s in (a, b) for p in (a, b)]
+        found.append([Cell(images, right[images]) for images in members])
     return found

@@ -3,59 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..concepts.class_weights import DEFAULT_TEMPLATES, compute_class_weights
+from ..concepts.class_weights import compute_class_weights
 from ..errors import describe_given, require_kinds
 from ..images.demo import test_source
 from ..images.demo_name import is_demo
-from ..images.layouts import load_dataset
-from ..images.skew import RetrievalSet, compute_max_skew
+from ..images.labelled_options import LabelledOptions
+from ..images.layouts import Dataset, open_dataset
+from ..images.skew import RetrievalSet, choose_top, compute_max_skew
 from ..images.source import ImageSource, LabelledImages
 from ..models.model import Model
 from ..scan.collect import collect_embeddings
 from ..scan.tally import Progress
 from .accuracy import GROUP, compute_accuracies
-from .demo_measure import build_demo_measure
-from .demo_outcomes import build_demo_outcomes
+from .demo_measure import DEMO_MEASURE, build_demo_measure, build_demo_outcomes, describe_demo
 from .intervals import Cell, Outcomes
 from .linear_head import classify_by_head, require_unseen
+from .table import Details, FigureTable, Share, Spread, count_groups, spread_of_mean, spread_of_outcomes
 
 Measure = Callable[[Tensor, Sequence[int]], dict[str, float]]
+Similarities = Sequence[Float[Tensor, "image class"]]
 
 
 def evaluate(
     models: Mapping[str, Model],
-    dataset: str | Path | LabelledImages | RetrievalSet,
+    dataset: Dataset,
     *,
+    labels: LabelledOptions | None = None,
     retention: LabelledImages | None = None,
-    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    templates: Sequence[str] | None = None,
     batch_size: int = 64,
     progress: Progress | None = None,
-) -> dict[str, dict[str, float]]:
+) -> FigureTable:
     """Measure models on the same labelled images.
 
     Args:
         models: By the name their row gets.
         dataset: `demo`, a folder or CSV as `load_dataset` reads them, or what that returns.
-        retention: A second task on which nothing should change, for example another set of classes.
-        templates: Prompts with `{}` for the class; a class's weight is the mean of its normalised prompts.
+        labels: How the dataset is read, and the prompts of its classes.
+        retention: A second task on other images, on which nothing should change; of one on the same images `labels`
+            names the column.
+        templates: Prompts in place of those of `labels`.
 
     Returns:
-        One row per model, in order: `overall`, `worst_group`, `mean_of_groups`, and `retention` where asked for.
+        A row for each model, in order: `overall`, `worst_group`, `mean_of_groups`, and `retention` where asked for.
         Sets of parts (CounterAnimal) add the accuracy of each, typographic sets `reads_text`, the share answered with
         the written class. Retrieval sets have `max_skew_ATTRIBUTE` instead, the demo its own columns
-        (`editor/measure/demo_measure.py`).
+        (`editor/measure/demo_measure.py`). `.rows` are flat, with numbers of images, intervals and groups:
+        `pandas.DataFrame(table.rows)`.
 
     Raises:
         ImageError: If images or labels cannot be read.
     """
+    _require_models(models)
+    labels = labels or LabelledOptions()
+    prompts = tuple(templates or labels.templates)
+    task = open_dataset(dataset, labels)
+    # Whatever is wrong with labels or prompts is said before the first image is read.
+    yardsticks = {name: build_yardstick(model, task, templates=prompts) for name, model in models.items()}
+    table = FigureTable()
+    for name, model in models.items():
+        found = yardsticks[name]
+        embedded = collect_embeddings(model, found.source, batch_size=batch_size, progress=progress)
+        table.measure = found.measure
+        table.add(name, found.figures(*embedded), found.details(*embedded))
+        if retention is not None:
+            second = build_yardstick(model, retention, templates=prompts)
+            embedded = collect_embeddings(model, second.source, batch_size=batch_size, progress=progress)
+            table[name]["retention"] = second.figures(*embedded)["overall"]
+            table.details[name] = table.details[name].with_figure("retention", second.details(*embedded), "overall")
+    return table
+
+
+def _require_models(models: object) -> None:
     if not isinstance(models, Mapping):
         raise TypeError(
             f"cannot evaluate: {describe_given('models', models)}, a mapping from names to models is needed. "
@@ -63,76 +90,153 @@ def evaluate(
         )
     for name, model in models.items():
         require_kinds("evaluate", **{f"models[{name!r}]": (model, Model)})
-    rows = {}
-    for name, model in models.items():
-        source, measure = build_measure(model, dataset, templates=templates)
-        rows[name] = measure(*collect_embeddings(model, source, batch_size=batch_size, progress=progress))
-        if retention is not None:
-            source, measure = build_measure(model, retention, templates=templates)
-            second = measure(*collect_embeddings(model, source, batch_size=batch_size, progress=progress))
-            rows[name]["retention"] = second["overall"]
-    return rows
 
 
-def build_measure(
-    model: Model,
-    dataset: str | Path | LabelledImages | RetrievalSet,
-    *,
-    templates: Sequence[str] = DEFAULT_TEMPLATES,
-    by_group: bool = False,
-) -> tuple[ImageSource, Measure]:
-    """The images of a data set, and the function from their embeddings to a row of figures.
+@dataclass(frozen=True)
+class Yardstick:
+    """How a model is measured on labelled images: what follows from embeddings and the positions of their images.
+
+    Attributes:
+        source: The images.
+        figures: The row of figures.
+        details: Numbers of images, intervals and groups.
+        outcomes: What was answered rightly, by figure, and the group of every image: what paired intervals come from.
+        measure: In words, what is measured.
+    """
+
+    source: ImageSource
+    figures: Measure
+    details: Callable[[Tensor, Sequence[int]], Details]
+    outcomes: Callable[[Tensor, Sequence[int]], tuple[Outcomes, list[str]]]
+    measure: str
+
+
+def build_yardstick(
+    model: Model, dataset: Dataset, *, templates: Sequence[str] = LabelledOptions.templates, by_group: bool = False
+) -> Yardstick:
+    """What a model is measured by: reads labels and encodes classes, but no image.
 
     Args:
-        by_group: Add the accuracy of every group, as `group: NAME`.
+        by_group: Add the accuracy of every group to the row, as `group: NAME`.
 
     Raises:
-        ImageError: If labels cannot be read.
+        ImageError: If labels cannot be read, or to the model two classes are one.
     """
-    if is_demo(dataset):
+    task = open_dataset(dataset)
+    if is_demo(task):
         source = test_source()
-        return source, build_demo_measure(model, source, by_group=by_group)
-    task = load_dataset(dataset) if isinstance(dataset, str | Path) else dataset
-    if not isinstance(task, LabelledImages | RetrievalSet):
+        find = build_demo_outcomes(model, source)
+        return Yardstick(
+            source,
+            build_demo_measure(model, source, by_group=by_group),
+            lambda embeddings, kept: describe_demo(find(embeddings, kept)[0], [source.attributes[i] for i in kept]),
+            find,
+            DEMO_MEASURE,
+        )
+    if isinstance(task, RetrievalSet):
+        return _build_retrieval(model, task, templates)
+    if not isinstance(task, LabelledImages):
         raise TypeError(
             f"cannot evaluate: {describe_given('dataset', dataset)}. "
             "Give a folder or a CSV of labelled images, or `demo`."
         )
-    if isinstance(task, RetrievalSet):
-        weights = compute_class_weights(model, task.queries, templates)
-        return task.source, lambda embeddings, kept: measure_retrieval(embeddings, kept, task, weights)
+    return _build_task(model, task, templates, by_group=by_group)
+
+
+def _build_retrieval(model: Model, task: RetrievalSet, templates: Sequence[str]) -> Yardstick:
+    weights, top = compute_class_weights(model, task.queries, templates), choose_top(task.top, len(task.source))
+    return Yardstick(
+        task.source,
+        lambda embeddings, kept: measure_retrieval(embeddings, kept, task, weights),
+        lambda embeddings, kept: Details({f"max_skew_{name}": Spread(len(kept)) for name in task.attributes}),
+        lambda embeddings, kept: ({}, []),
+        f"MaxSkew@{top}, mean over {len(task.queries)} queries",
+    )
+
+
+def _build_task(model: Model, task: LabelledImages, templates: Sequence[str], *, by_group: bool) -> Yardstick:
     require_unseen(model, task.source)
-    answer = build_answer(model, task.classes, templates)
-    return task.source, lambda embeddings, kept: measure_task(answer(embeddings), kept, task, by_group=by_group)
+    tasks = [task] if task.retention is None else [task, task.retention]
+    answers = [build_answer(model, one.classes, templates) for one in tasks]
+
+    def answer(embeddings: Tensor) -> Similarities:
+        return [find(embeddings) for find in answers]
+
+    return Yardstick(
+        task.source,
+        lambda embeddings, kept: _measure_tasks(answer(embeddings), kept, task, by_group=by_group),
+        lambda embeddings, kept: _describe_task(answer(embeddings), kept, task),
+        lambda embeddings, kept: _find_outcomes(answer(embeddings), kept, task),
+        describe_measure(model, task, templates),
+    )
+
+
+def describe_measure(model: Model, task: LabelledImages, templates: Sequence[str]) -> str:
+    """What accuracy is measured, in words."""
+    prompts = f"zero-shot, {len(templates)} prompts per class" if model.has_texts else "by the model's own classifier"
+    kept = f", split {task.split}" if task.split is not None else ""
+    return (
+        f"{len(task.source)} images{kept}; one of {len(task.classes)} classes ({prompts}); worst of "
+        f"{len(set(task.groups))} groups"
+    )
+
+
+def build_measure(
+    model: Model, dataset: Dataset, *, templates: Sequence[str] = LabelledOptions.templates, by_group: bool = False
+) -> tuple[ImageSource, Measure]:
+    """The images of a data set, and the function from their embeddings to a row of figures: see `build_yardstick`."""
+    found = build_yardstick(model, dataset, templates=templates, by_group=by_group)
+    return found.source, found.figures
 
 
 def build_outcomes(
-    model: Model,
-    dataset: str | Path | LabelledImages | RetrievalSet,
-    *,
-    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    model: Model, dataset: Dataset, *, templates: Sequence[str] = LabelledOptions.templates
 ) -> Callable[[Tensor, Sequence[int]], tuple[Outcomes, list[str]]]:
-    """From embeddings to what was answered rightly, by figure, and every image's group: what intervals come from.
+    """From embeddings to what was answered rightly, by figure, and the group of every image: see `build_yardstick`.
 
     Sets for retrieval have no right answers: nothing comes back for them.
     """
-    if is_demo(dataset):
-        return build_demo_outcomes(model, test_source())
-    task = load_dataset(dataset) if isinstance(dataset, str | Path) else dataset
-    if isinstance(task, RetrievalSet):
-        return lambda embeddings, kept: ({}, [])
-    answer = build_answer(model, task.classes, templates)
-    return lambda embeddings, kept: _find_outcomes(answer(embeddings), kept, task)
+    return build_yardstick(model, dataset, templates=templates).outcomes
 
 
-def _find_outcomes(
+def _find_right(
     similarity: Float[Tensor, "image class"], kept: Sequence[int], task: LabelledImages
-) -> tuple[Outcomes, list[str]]:
-    right = (similarity.argmax(1) == torch.tensor([task.labels[index] for index in kept])).numpy()
+) -> Bool[np.ndarray, " image"]:
+    return (similarity.argmax(1) == torch.tensor([task.labels[index] for index in kept])).numpy()
+
+
+def _find_outcomes(similarities: Similarities, kept: Sequence[int], task: LabelledImages) -> tuple[Outcomes, list[str]]:
+    right = _find_right(similarities[0], kept, task)
     groups = np.asarray([task.groups[index] for index in kept])
     every = np.arange(len(right))
     cells = [Cell(every[groups == name], right[groups == name]) for name in np.unique(groups)]
-    return {"overall": [[Cell(every, right)]], "worst_group": [cells]}, groups.tolist()
+    found = {"overall": [[Cell(every, right)]], "worst_group": [cells]}
+    if task.retention is not None:
+        found["retention"] = [[Cell(every, _find_right(similarities[1], kept, task.retention))]]
+    return found, groups.tolist()
+
+
+def _describe_task(similarities: Similarities, kept: Sequence[int], task: LabelledImages) -> Details:
+    outcomes, names = _find_outcomes(similarities, kept, task)
+    right = outcomes["overall"][0][0].right
+    groups, figures = count_groups(right, names), spread_of_outcomes(outcomes)
+    figures["mean_of_groups"] = spread_of_mean(groups.values())
+    if task.subsets:
+        parts = count_groups(right, [task.subsets[index] for index in kept])
+        figures |= {name: share.spread for name, share in parts.items()}
+    if task.written:
+        written = similarities[0].argmax(1) == torch.tensor([task.written[index] for index in kept])
+        figures["reads_text"] = Share(int(written.sum()), len(written)).spread
+    return Details(figures, groups)
+
+
+def _measure_tasks(
+    similarities: Similarities, kept: Sequence[int], task: LabelledImages, *, by_group: bool
+) -> dict[str, float]:
+    row = measure_task(similarities[0], kept, task, by_group=by_group)
+    if task.retention is None:
+        return row
+    return row | {"retention": float(_find_right(similarities[1], kept, task.retention).mean())}
 
 
 def measure_task(
@@ -160,11 +264,12 @@ def measure_retrieval(
     """`max_skew_ATTRIBUTE`: MaxSkew@K by cosine similarity, mean over the queries; 0 is unbiased.
 
     Raises:
-        ImageError: If there are not more than K images.
+        ImageError: If there are fewer than two images.
     """
     similarity = F.normalize(embeddings, dim=1) @ weights.T
+    top = min(task.top, len(kept) // 2)  # What is said of that is said once, by `choose_top`.
     return {
-        f"max_skew_{name}": float(compute_max_skew(similarity, [values[i] for i in kept], task.top).mean())
+        f"max_skew_{name}": float(compute_max_skew(similarity, [values[i] for i in kept], top).mean())
         for name, values in task.attributes.items()
     }
 

@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..components import ComponentGroup
 from ..errors import StatisticsError
-from ..images.source import ImageSource, LabelledImages
+from ..images.labelled_options import LabelledOptions
+from ..images.layouts import Dataset, open_dataset
+from ..images.source import ImageSource
 from ..models.model import Model
 from ..scan.collect import iterate_pixels
 from ..scan.scan import Scan
 from ..scan.tally import Progress
-from .evaluate import build_measure
+from .evaluate import build_yardstick
+from .table import Details, FlatRow
 
 KINDS = {"attention": ("head", "bias"), "MLPs": ("mlp",), "both": ("head", "bias", "mlp")}
-Curves = dict[str, list[dict[str, float]]]
+
+
+class Curves(dict[str, list[dict[str, float]]]):
+    """By kind of component a list of rows as `evaluate` gives them; the first is the unedited model.
+
+    Attributes:
+        details: The same lists, of numbers of images, intervals and groups.
+        measure: In words, what was measured.
+    """
+
+    def __init__(self, measure: str) -> None:
+        super().__init__()
+        self.details: dict[str, list[Details]] = {}
+        self.measure = measure
+
+    @property
+    def rows(self) -> list[FlatRow]:
+        """As `FigureTable.rows`, with what is `ablated`, in how many `layers`, in place of the model."""
+        return [
+            flat
+            for kind, curve in self.items()
+            for layers, (row, details) in enumerate(zip(curve, self.details[kind], strict=True))
+            for flat in details.flat(row, ablated=kind, layers=layers)
+        ]
 
 
 def measure_layer_ablation(
     scan: Scan,
     model: Model,
-    dataset: str | Path | LabelledImages,
+    dataset: Dataset,
     *,
+    labels: LabelledOptions | None = None,
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> Curves:
@@ -34,30 +59,32 @@ def measure_layer_ablation(
     The ablation is `direct`: each contribution gives way to its mean over the scan's images at the readout, and nothing
     that was computed from it changes (Gandelsman et al., ICLR 2024, section 3.2).
 
-    Returns:
-        By kind of component a list of rows as `evaluate` gives them; the first is the unedited model.
+    Args:
+        labels: How the dataset is read, and the prompts of its classes.
 
     Raises:
         StatisticsError: If the scan does not hold every layer and MLP, or is of other weights.
         ImageError: If images or labels cannot be read.
     """
+    labels = labels or LabelledOptions()
     layers = model.tower.n_layers
     if not scan.mlps or len(scan.layers) != layers:
         raise StatisticsError(
             f"cannot ablate every layer: the scan holds {len(scan.layers)} of {layers} layers"
             f"{'' if scan.mlps else ' and no MLPs'}. Scan with --layers all --mlps."
         )
-    source, measure = build_measure(model, dataset)
-    embeddings, excess, kept = _collect_layer_excess(scan, model, source, batch_size, progress)
-    found: Curves = {}
+    found = build_yardstick(model, open_dataset(dataset, labels), templates=labels.templates)
+    embeddings, excess, kept = _collect_layer_excess(scan, model, found.source, batch_size, progress)
+    curves = Curves(found.measure)
     for kind, kinds in KINDS.items():
         ablated = embeddings.clone()
-        rows = [measure(ablated.clone(), kept)]
+        steps = [ablated.clone()]
         for layer in reversed(range(layers)):
             ablated -= sum(excess[f"{part}{layer}"] for part in kinds)
-            rows.append(measure(ablated.clone(), kept))
-        found[kind] = rows
-    return found
+            steps.append(ablated.clone())
+        curves[kind] = [found.figures(step, kept) for step in steps]
+        curves.details[kind] = [found.details(step, kept) for step in steps]
+    return curves
 
 
 def _collect_layer_excess(

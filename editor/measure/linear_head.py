@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import ImageError, ModelError, nearest_names
-from ..images.source import ImageSource
+from ..images.source import ImageSource, mark_contents
 from ..models.model import Model
+from .intervals import wilson_interval
 
 TRAINED_ON_NAME = "head_images.txt"
 DECAYS = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -88,7 +89,9 @@ def require_unseen(model: Model, source: ImageSource) -> None:
     path = model.folder / TRAINED_ON_NAME if model.folder else None
     if path is None or not path.is_file():
         return
-    shared = len(set(path.read_text(encoding="utf-8").split()) & set(source.marks()))
+    trained = set(path.read_text(encoding="utf-8").split())
+    # By name and size, as older heads were marked; and by content, whatever the images are called.
+    shared = sum(bool({*marks} & trained) for marks in zip(source.marks(), mark_contents(source), strict=True))
     if shared:
         raise ImageError(
             f"cannot measure {model.name}: {shared} of the {len(source)} images trained its head. Give another --split."
@@ -137,4 +140,6 @@ def choose_head(
         right = (embeddings[held_out] @ weight.T + bias).argmax(1) == labels[held_out]
         reached[decay] = float(right.float().mean())
     best = max(DECAYS, key=lambda decay: reached[decay])
-    return *fit_head(embeddings, labels, n_classes, decay=best), {"decay": best, "held_out_accuracy": reached[best]}
+    low, high = wilson_interval(round(reached[best] * len(held_out)), len(held_out))
+    report = {"decay": best, "held_out_accuracy": reached[best], "n": len(held_out), "low": low, "high": high}
+    return *fit_head(embeddings, labels, n_classes, decay=best), report

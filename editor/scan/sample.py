@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from ..components import Features, take_rows
 from ..images.source import ImageSource
@@ -20,6 +23,8 @@ from .features import image_keys
 SAMPLE_IMAGES, FOLDS = 512, 2
 # A partial scan keeps more than its share, so that the merged sample is nearly always that of one pass.
 SPARE, LEAST_OF_UNIT = 4, 16
+# Distance of unit embeddings: the same image in another batch is nearer, the next image is not.
+_SAME = 1e-3
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,22 @@ def merge_samples(one: Sample | None, other: Sample | None) -> Sample | None:
 def mark_keys(source: ImageSource) -> list[str]:
     """A short hash per image, of its name and what is known of its content: what folds and samples go by."""
     return [hashlib.sha256(os.fsencode(key)).hexdigest()[:16] for key in image_keys(source)]
+
+
+def count_seen(sample: Sample, source: ImageSource, embeddings: Float[Tensor, "image d_embed"]) -> int:
+    """How many images of a sample are among others that are measured, by their names and sizes, or by their embeddings.
+
+    Args:
+        embeddings: Of the images of `source`, in any order, by the model that was scanned, unedited.
+    """
+    marks = set(mark_keys(source))
+    seen = [mark in marks for mark in sample.marks]
+    kept = sample.features.embedding
+    if kept.shape[1] == embeddings.shape[1] and len(embeddings):
+        ours, theirs = (F.normalize(part.double().cpu(), dim=1) for part in (kept, embeddings))
+        nearest = (ours @ theirs.T).amax(1)
+        seen = [known or bool(2 - 2 * cosine < _SAME**2) for known, cosine in zip(seen, nearest.tolist(), strict=True)]
+    return sum(seen)
 
 
 def choose_folds(marks: Sequence[str]) -> list[int]:
