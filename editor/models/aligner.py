@@ -32,8 +32,8 @@ class Aligner:
     """Maps, and what they lead from and to.
 
     Attributes:
-        maps: `W_c`, components in the order of the tower's groups of all layers, MLPs and the embedding; a single one if
-            all components share it.
+        maps: `W_c`, components in the order of the tower's groups of all layers, MLPs and the embedding; a single one
+            if all components share it.
         bias: `b`; holds the own model's constant too.
         base, clip: `name`, `pretrained` and `weights_hash` of the model and of the CLIP.
         described: Options, fingerprint of the images, log of the training and the report on held-out images.
@@ -107,7 +107,8 @@ def check_aligner(aligner: Aligner, model: Model, clip: Model, n_components: int
         if expected["weights_hash"] != found.weights_hash:
             raise AlignmentError(
                 f"cannot align {found.name}: the aligner was made for the {kind} {expected['name']} with weights "
-                f"{expected['weights_hash'][:12]}, these are {found.weights_hash[:12]}. Align this one: `clipedit align`."
+                f"{expected['weights_hash'][:12]}, these are {found.weights_hash[:12]}. Align this one: `clipedit "
+                "align`."
             )
     count, d_clip, d_own = aligner.maps.shape
     wanted = (n_components, clip.tower.d_embed, model.tower.d_embed)
@@ -132,7 +133,8 @@ def compute_aligned(
 def compute_orthogonality(maps: Float[Tensor, "map d_clip d_own"]) -> Float[Tensor, " map"]:
     """`d mean((W W^T - I)^2)` a map: 0 for orthonormal rows, about 1 for `W = 0`.
 
-    Where the model is narrower than the CLIP, rows cannot be orthonormal; columns are then: `W^T W`, `d` the model's width.
+    Where the model is narrower than the CLIP, rows cannot be orthonormal; columns are then: `W^T W`, `d` the model's
+    width.
     """
     narrow = maps if maps.shape[1] <= maps.shape[2] else maps.transpose(1, 2)
     gram = narrow @ narrow.transpose(1, 2)
@@ -174,19 +176,22 @@ def compute_report(
     """Figures on held-out images.
 
     Returns:
-        `cosine`, `worst_cosine` to the CLIP; `cosine_centred`: with `mean` taken from both, so that what all images share
-        does not count; `cosine_of_mean`: what answering with the training images' mean would reach; `orthogonality`,
-        `worst_orthogonality`: see `compute_orthogonality`.
+        `cosine`, `worst_cosine` to the CLIP; `cosine_centred`: with `mean` taken from both, so that what all images
+        share does not count; `cosine_of_mean`: what answering with the training images' mean would reach;
+        `orthogonality`, `worst_orthogonality`: see `compute_orthogonality`.
     """
     unit, aim = F.normalize(aligned, dim=1), F.normalize(target, dim=1)
     cosines = (unit * aim).sum(1)
     centred = F.cosine_similarity(unit - mean, aim - mean, dim=1)
     reached = compute_orthogonality(maps)
     found = {
-        "cosine": cosines.mean(), "worst_cosine": cosines.min(), "cosine_centred": centred.mean(),
+        "cosine": cosines.mean(),
+        "worst_cosine": cosines.min(),
+        "cosine_centred": centred.mean(),
         "cosine_of_mean": F.cosine_similarity(aim, mean[None], dim=1).mean(),
-        "orthogonality": reached.mean(), "worst_orthogonality": reached.max(),
-    }  # fmt: skip
+        "orthogonality": reached.mean(),
+        "worst_orthogonality": reached.max(),
+    }
     return {name: round(float(value), 5) for name, value in found.items()}
 
 

@@ -32,8 +32,8 @@ def load_architecture(name: str | Path) -> Model:
     known = str(name) in open_clip.list_models()
     if not folder.is_dir() and not known and not is_timm_name(str(name)):
         raise ModelError(
-            f"cannot find the architecture {str(name)!r}: it is neither `demo`, nor a folder, nor a name of open_clip or timm. "
-            f"{nearest_names(str(name), [*open_clip.list_models(), DEMO])}"
+            f"cannot find the architecture {str(name)!r}: it is neither `demo`, nor a folder, nor a name of open_clip "
+            f"or timm. {nearest_names(str(name), [*open_clip.list_models(), DEMO])}"
         )
     try:
         with _quiet(), torch.device("meta"):

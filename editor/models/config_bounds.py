@@ -1,4 +1,6 @@
-"""Sizes that a configuration of others names: a model much larger than the weights beside it is refused before it is built."""
+"""Sizes that a configuration of others names: a model much larger than the weights beside it is refused before it is
+built.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,29 @@ from typing import Any
 from ..errors import ModelError
 
 # Beyond the largest published ones, by far.
-MOST = {"layers": 512, "depth": 512, "depths": 512, "width": 65_536, "embed_dim": 65_536, "image_size": 4_096, "img_size": 4_096, "size": 4_096, "input_size": 4_096,
-        "vocab_size": 4_000_000, "context_length": 65_536, "heads": 4_096, "mlp_ratio": 64, "num_classes": 1_000_000}  # fmt: skip
+MOST = {
+    "layers": 512,
+    "depth": 512,
+    "depths": 512,
+    "width": 65_536,
+    "embed_dim": 65_536,
+    "image_size": 4_096,
+    "img_size": 4_096,
+    "size": 4_096,
+    "input_size": 4_096,
+    "vocab_size": 4_000_000,
+    "context_length": 65_536,
+    "heads": 4_096,
+    "mlp_ratio": 64,
+    "num_classes": 1_000_000,
+}
 # Weights of a byte a number, and a quarter of what is built for what the estimate does not know.
 SPARE_PARAMETERS = 100_000_000
 
 
 def require_modest_config(model_config: Mapping[str, Any], weight_bytes: int, origin: str) -> None:
-    """Refuse open_clip's `model_cfg` if it names sizes that no model has, or far more parameters than there are weights.
+    """Refuse open_clip's `model_cfg` if it names sizes that no model has, or far more parameters than there are
+    weights.
 
     Args:
         weight_bytes: Bytes of the weight files beside it.
@@ -38,8 +55,8 @@ def require_modest_count(parameters: int | float, weight_bytes: int, origin: str
     """
     if parameters > 2 * weight_bytes + SPARE_PARAMETERS:
         raise ModelError(
-            f"cannot load {origin}: its configuration describes {parameters:.2g} parameters, its weights have {weight_bytes} "
-            "bytes. Fetch both again."
+            f"cannot load {origin}: its configuration describes {parameters:.2g} parameters, its weights have "
+            f"{weight_bytes} bytes. Fetch both again."
         )
 
 

@@ -1,4 +1,6 @@
-"""Where a scan computes and how precisely: devices, lower precision, compiled forward passes, and batches that fit in memory."""
+"""Where a scan computes and how precisely: devices, lower precision, compiled forward passes, and batches that fit in
+memory.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,8 @@ def require_device(name: str) -> torch.device:
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= counts.get(device.type, 0):
         raise ModelError(
-            f"cannot use device {name}: PyTorch {torch.__version__} sees {counts.get(device.type, 0)} of that kind here. "
-            "Choose another --device, or install a build of PyTorch for it."
+            f"cannot use device {name}: PyTorch {torch.__version__} sees {counts.get(device.type, 0)} of that kind "
+            "here. Choose another --device, or install a build of PyTorch for it."
         )
     return device
 
@@ -63,7 +65,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class BatchLimit:
-    """The largest part of a batch that goes through the model at once; halved whenever memory runs out, if it may be."""
+    """The largest part of a batch that goes through the model at once; halved when memory runs out, if it may be."""
 
     def __init__(self, size: int, *, may_shrink: bool):
         self.size, self.may_shrink = size, may_shrink

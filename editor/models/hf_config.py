@@ -1,7 +1,7 @@
 """Configurations of Hugging Face `CLIPModel` and `SiglipModel` as open_clip's: sizes, activation, preprocessing.
 
-Pure functions from the dictionaries of `config.json` and `preprocessor_config.json`. Keys that a file leaves out have the
-values that transformers gives them.
+Pure functions from the dictionaries of `config.json` and `preprocessor_config.json`. Keys that a file leaves out have
+the values that transformers gives them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,26 @@ from ..errors import ModelError
 Config = Mapping[str, Any]
 
 _LAYERS = {"num_hidden_layers": 12, "num_attention_heads": 12}
-_CLIP_VISION = {**_LAYERS, "hidden_size": 768, "intermediate_size": 3072, "image_size": 224, "patch_size": 32,
-                "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}  # fmt: skip
-_CLIP_TEXT = {**_LAYERS, "num_attention_heads": 8, "hidden_size": 512, "intermediate_size": 2048, "vocab_size": 49408,
-              "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "eos_token_id": 49407}  # fmt: skip
+_CLIP_VISION = {
+    **_LAYERS,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+_CLIP_TEXT = {
+    **_LAYERS,
+    "num_attention_heads": 8,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "eos_token_id": 49407,
+}
 _SIGLIP = {
     **_LAYERS,
     "hidden_size": 768,
@@ -47,7 +63,8 @@ def read_sections(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     defaults = {"clip": (_CLIP_VISION, _CLIP_TEXT), "siglip": (_SIGLIP_VISION, _SIGLIP_TEXT)}
     if kind not in defaults:
         raise ModelError(
-            f"cannot convert a model of type {kind!r}: `clip` and `siglip` are known. Give a `CLIPModel` or a `SiglipModel`."
+            f"cannot convert a model of type {kind!r}: `clip` and `siglip` are known. Give a `CLIPModel` or a "
+            "`SiglipModel`."
         )
     vision, text = defaults[kind]
     # Old files hold the sections twice; transformers lets what is under `_dict` win.
@@ -80,7 +97,8 @@ def convert_clip_config(config: Config) -> dict[str, Any]:
     vision, text = read_sections(config)
     if (vision["hidden_act"] == "quick_gelu") != (text["hidden_act"] == "quick_gelu"):
         raise ModelError(
-            f"cannot convert the model: its towers use {vision['hidden_act']} and {text['hidden_act']}, open_clip has one for both."
+            f"cannot convert the model: its towers use {vision['hidden_act']} and {text['hidden_act']}, open_clip has "
+            "one for both."
         )
     text_config = {
         "context_length": text["max_position_embeddings"],
@@ -165,8 +183,8 @@ def convert_preprocessing(config: Config, image_size: int) -> dict[str, Any]:
     cropped = config.get("do_center_crop", "crop_size" in config)
     if size != image_size or (cropped and crop != image_size):
         raise ModelError(
-            f"cannot convert the preprocessing: it resizes to {size}{f' and crops {crop}' if cropped else ''}, the model takes "
-            f"{image_size} pixels. Set `size` and `crop_size` in preprocessor_config.json to {image_size}."
+            f"cannot convert the preprocessing: it resizes to {size}{f' and crops {crop}' if cropped else ''}, the "
+            f"model takes {image_size} pixels. Set `size` and `crop_size` in preprocessor_config.json to {image_size}."
         )
     resample = config.get("resample", 3)
     if resample not in _INTERPOLATION:
@@ -207,7 +225,8 @@ def _shared(section: Config, *, default_eps: float | None) -> dict[str, Any]:
     """MLP width, activation and epsilon of a tower."""
     if section["hidden_act"] not in _ACTIVATIONS:
         raise ModelError(
-            f"cannot convert the model: its activation is {section['hidden_act']!r}, known are {', '.join(_ACTIVATIONS)}."
+            f"cannot convert the model: its activation is {section['hidden_act']!r}, known are "
+            f"{', '.join(_ACTIVATIONS)}."
         )
     found = {"mlp_ratio": mlp_ratio(section), **_ACTIVATIONS[section["hidden_act"]]}
     eps = section["layer_norm_eps"]

@@ -102,8 +102,11 @@ def _name_trunk(model_config: dict[str, Any], config: Mapping[str, Any]) -> dict
 
 def _fill(module: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
     own = module.state_dict()
-    wrong = [f"{name} is {tuple(tensor.shape)}, not {tuple(own[name].shape)}" for name, tensor in state.items()
-             if name in own and own[name].shape != tensor.shape]  # fmt: skip
+    wrong = [
+        f"{name} is {tuple(tensor.shape)}, not {tuple(own[name].shape)}"
+        for name, tensor in state.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
     wrong += [f"{name} has no place" for name in state if name not in own]
     if wrong:
         raise ModelError(

@@ -1,7 +1,9 @@
-"""Tensor names of Hugging Face `CLIPModel` and `SiglipModel`, beside open_clip's for the same weights, in both directions.
+"""Tensor names of Hugging Face `CLIPModel` and `SiglipModel`, beside open_clip's for the same weights, in both
+directions.
 
 Nothing here reads files or builds modules: a list of names, and two functions that move tensors along it. What is one
-tensor on one side can be several on the other (`in_proj` is q, k and v), transposed, or have a leading axis of one more.
+tensor on one side can be several on the other (`in_proj` is q, k and v), transposed, or have a leading axis of one
+more.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from ..errors import ModelError
 
 @dataclass(frozen=True)
 class SameTensors:
-    """Tensors that hold the same numbers under other names: those of `own`, joined along the rows, are those of `theirs`.
+    """Tensors that hold the same numbers under other names: those of `own`, joined along the rows, are those of
+    `theirs`.
 
     Attributes:
         own: open_clip's names. theirs: Hugging Face's names.
@@ -88,7 +91,8 @@ def convert_from_hf(state: Mapping[str, Tensor], names: Sequence[SameTensors]) -
     spare = sorted(name for name in state if name not in known and not name.endswith("position_ids"))
     if spare:
         raise ModelError(
-            f"cannot convert the checkpoint: {spare[0]} has no counterpart in open_clip. Give a `CLIPModel` or `SiglipModel`."
+            f"cannot convert the checkpoint: {spare[0]} has no counterpart in open_clip. Give a `CLIPModel` or "
+            "`SiglipModel`."
         )
     found: dict[str, Tensor] = {}
     for entry in names:
@@ -136,8 +140,13 @@ def _block_names(own: str, theirs: str) -> list[SameTensors]:
     found = [
         SameTensors((f"{own}.attn.in_proj_{leaf}",), _queries_keys_values(theirs, leaf)) for leaf in ("weight", "bias")
     ]
-    pairs = {"attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2",
-             "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}  # fmt: skip
+    pairs = {
+        "attn.out_proj": "self_attn.out_proj",
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+    }
     return found + [same for a, b in pairs.items() for same in _both(f"{own}.{a}", f"{theirs}.{b}")]
 
 
@@ -145,8 +154,13 @@ def _timm_block_names(own: str, theirs: str) -> list[SameTensors]:
     found = [
         SameTensors((f"{own}.attn.qkv.{leaf}",), _queries_keys_values(theirs, leaf)) for leaf in ("weight", "bias")
     ]
-    pairs = {"attn.proj": "self_attn.out_proj", "norm1": "layer_norm1", "norm2": "layer_norm2",
-             "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}  # fmt: skip
+    pairs = {
+        "attn.proj": "self_attn.out_proj",
+        "norm1": "layer_norm1",
+        "norm2": "layer_norm2",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    }
     return found + [same for a, b in pairs.items() for same in _both(f"{own}.{a}", f"{theirs}.{b}")]
 
 

@@ -1,7 +1,7 @@
 """Identity: what a model's answers depend on besides its weights, in one form for all ways to say it.
 
-The same weights under another activation, pooling or preprocessing are another function: statistics and edits of one are
-wrong for the other, although every tensor fits.
+The same weights under another activation, pooling or preprocessing are another function: statistics and edits of one
+are wrong for the other, although every tensor fits.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def describe_function(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_function_difference(one: Mapping[str, Any], other: Mapping[str, Any], path: str = "") -> str | None:
-    """The first setting in which two functions differ, in words: `preprocess_cfg.mean is [0.5] in one, [0.4] in the other`."""
+    """The first setting in which two functions differ, in words: `preprocess_cfg.mean is [0.5] in one, [0.4] in the
+    other`.
+    """
     for key in sorted(one.keys() | other.keys()):
         mine, theirs = one.get(key), other.get(key)
         if isinstance(mine, Mapping) and isinstance(theirs, Mapping):

@@ -39,9 +39,9 @@ def load_plain_model(name: str, pretrained: str | None = None, *, device: str = 
     """Load a model.
 
     Args:
-        name: `demo`, a folder with `open_clip_config.json` or timm's `config.json` (also one that clipedit wrote), `hf:FOLDER`
-            with a Hugging Face `CLIPModel` or `SiglipModel`, or an open_clip or timm name; timm's may carry their tag,
-            `vit_base_patch16_224.augreg_in21k`.
+        name: `demo`, a folder with `open_clip_config.json` or timm's `config.json` (also one that clipedit wrote),
+            `hf:FOLDER` with a Hugging Face `CLIPModel` or `SiglipModel`, or an open_clip or timm name; timm's may carry
+            their tag, `vit_base_patch16_224.augreg_in21k`.
         pretrained: A tag of open_clip or timm, or a checkpoint file. None with a name gives random weights.
         device: Where to put the weights.
 
@@ -50,7 +50,8 @@ def load_plain_model(name: str, pretrained: str | None = None, *, device: str = 
     """
     if pretrained is not None and (is_demo(name) or name.startswith(HF_PREFIX) or Path(name).is_dir()):
         raise ModelError(
-            f"cannot load {name} with pretrained {pretrained!r}: it is a folder that holds its own weights. Leave one out."
+            f"cannot load {name} with pretrained {pretrained!r}: it is a folder that holds its own weights. Leave one "
+            "out."
         )
     if is_demo(name):
         return _load_folder(demo_folder(), DEMO, device)

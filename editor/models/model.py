@@ -33,7 +33,7 @@ MAX_TEXT_LISTS = 16
 
 @dataclass(frozen=True)
 class Alignment:
-    """What an aligned model is made of: the model itself, the CLIP whose texts it is read with, and the aligner's file."""
+    """What an aligned model is made of: the model, the CLIP whose texts it is read with, and the aligner's file."""
 
     own: Model
     clip: Model
@@ -45,12 +45,14 @@ class Alignment:
 class Model:
     """A CLIP, or a vision transformer of timm. Embeddings are unnormalised, in the joint image-text space, float32.
 
-    timm models have no text tower; their embedding is the representation before the classifier (`editor/towers/ends/timm_trunk.py`).
+    timm models have no text tower; their embedding is the representation before the classifier
+    (`editor/towers/ends/timm_trunk.py`).
 
     Attributes:
         name, pretrained: What `load_model` was given; enough to load the model again.
         module: The live module, in eval mode; its tower reads the parameters at call time.
-        config: `{"model_cfg", "preprocess_cfg"}` as in an open_clip folder; `timm_cfg` in place of `model_cfg` for timm models.
+        config: `{"model_cfg", "preprocess_cfg"}` as in an open_clip folder; `timm_cfg` in place of `model_cfg` for timm
+            models.
         checkpoint: The safetensors file the weights came from, if they came from one unchanged.
         folder: The folder the model was read from: it may hold a tokenizer, concepts and texts of its own.
         storage_dtypes: The dtype that each tensor has on disk.
@@ -130,7 +132,8 @@ class Model:
             return open_clip.get_tokenizer(f"local-dir:{self.folder}" if self.folder else self.name)
         except Exception as error:  # Missing packages, files and network each raise their own kind.
             raise ModelError(
-                f"cannot load the tokenizer of {self.name}: {error}. It is a Hugging Face one: `pip install transformers`."
+                f"cannot load the tokenizer of {self.name}: {error}. It is a Hugging Face one: `pip install "
+                "transformers`."
             ) from error
 
     @cached_property

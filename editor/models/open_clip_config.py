@@ -24,7 +24,8 @@ def read_open_clip_config(folder: Path) -> dict[str, Any]:
         config = load_json(path)
     except FileNotFoundError:
         raise ModelError(
-            f"cannot load {folder}: it has no {CONFIG_NAME}. Give an open_clip folder, or hf:{folder} if it is a Hugging Face one."
+            f"cannot load {folder}: it has no {CONFIG_NAME}. Give an open_clip folder, or hf:{folder} if it is a "
+            "Hugging Face one."
         ) from None
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {error}.") from None
@@ -53,5 +54,9 @@ def require_no_remote_code(config: Any, origin: str) -> None:
             raise ModelError(
                 f"cannot use {origin}: `trust_remote_code` asks to run code that comes with it. Remove the key."
             )
-        level = [inner for value in level if isinstance(value, dict | list)
-                 for inner in (value.values() if isinstance(value, dict) else value)]  # fmt: skip
+        level = [
+            inner
+            for value in level
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]

@@ -1,4 +1,4 @@
-"""Which models there are towers for, asked of the towers themselves: every answer is of a module, built without memory."""
+"""Which models there are towers for, asked of the towers: each answer is of a module built without memory."""
 
 from __future__ import annotations
 

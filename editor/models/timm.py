@@ -1,4 +1,5 @@
-"""timm models: names with tags, checkpoint files, and folders as timm's own hub lays them out (`config.json`, `model.safetensors`).
+"""timm models: names with tags, checkpoint files, and folders as timm's own hub lays them out (`config.json`,
+`model.safetensors`).
 
 A folder loads in plain timm by `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 """
@@ -89,7 +90,8 @@ def require_whole_patches(module: Any, size: Sequence[int]) -> None:
         and any(side % step for side, step in zip(size, patch, strict=True))
     ):
         raise ModelError(
-            f"cannot load the model: {list(size)} pixels are no whole number of patches of {list(patch)}. Correct config.json."
+            f"cannot load the model: {list(size)} pixels are no whole number of patches of {list(patch)}. Correct "
+            "config.json."
         )
 
 

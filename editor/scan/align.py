@@ -86,8 +86,13 @@ def align(
     order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(options.seed)).tolist()
     held_out = max(1, round(options.held_out * len(kept)))
     testing, training = order[:held_out], order[held_out:]
-    run = {"base": describe_model(model), "clip": describe_model(clip), "fingerprint": source.fingerprint(),
-           "options": vars(options), "images": {"training": len(training), "held_out": len(testing)}}  # fmt: skip
+    run = {
+        "base": describe_model(model),
+        "clip": describe_model(clip),
+        "fingerprint": source.fingerprint(),
+        "options": vars(options),
+        "images": {"training": len(training), "held_out": len(testing)},
+    }
     data = _Data(model, source.subset(kept), F.normalize(targets, dim=1), options)
     state = _load_state(state_path, run) if resume and state_path is not None else _start(data, training)
     for optimizer in _train(state, data, training, progress):

@@ -1,4 +1,4 @@
-"""How an aligner is learnt, with each default in this one place. Nothing here needs torch: the command line reads it."""
+"""How an aligner is learnt, each default in this one place. Nothing here needs torch: the command line reads it."""
 
 from __future__ import annotations
 

@@ -87,8 +87,8 @@ def scan_units(
 ) -> Partials:
     """Scan what has no partial scan in `folder` yet; `.merge()` of the result is the scan of all units.
 
-    For the same units, batch size, number of threads and device the merged scan has the same bits however often the work
-    was interrupted and whoever did which unit; otherwise it is equal to 1e-5 relative.
+    For the same units, batch size, number of threads and device the merged scan has the same bits however often the
+    work was interrupted and whoever did which unit; otherwise it is equal to 1e-5 relative.
 
     Args:
         images: As for `scan`, or units that `list_units` gave.
@@ -101,8 +101,8 @@ def scan_units(
 
     Raises:
         StatisticsError: If the folder holds partials of other images, or of a scan with other settings.
-        ImageError: If there are no images, or more than `max_bad` of them cannot be read. Units that cannot be opened do
-            not stop the others: they are `failed`.
+        ImageError: If there are no images, or more than `max_bad` of them cannot be read. Units that cannot be opened
+            do not stop the others: they are `failed`.
     """
     require_kinds("scan images", model=(model, Model))
     units = _given_units(model, images, unit_size)
@@ -173,14 +173,14 @@ def find_done(folder: Path, units: Sequence[WorkUnit], scanner: Scanner, *, max_
         unit = paths.get(path.name)
         if unit is None:
             raise StatisticsError(
-                f"cannot resume in {folder}: {path.name} is of other images, or of units of another size. Give the same "
-                "images and options, choose another -o, or start again with --no-resume."
+                f"cannot resume in {folder}: {path.name} is of other images, or of units of another size. Give the "
+                "same images and options, choose another -o, or start again with --no-resume."
             )
         difference = entry and find_difference(entry, wanted)
         if difference:
             raise StatisticsError(
-                f"cannot resume in {folder}: {path.name} has {difference}. Give the same options, choose another -o, or "
-                "start again with --no-resume."
+                f"cannot resume in {folder}: {path.name} has {difference}. Give the same options, choose another -o, "
+                "or start again with --no-resume."
             )
         reason = _why_again(entry, unit, max_bad)
         if reason:

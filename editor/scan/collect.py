@@ -73,7 +73,8 @@ def collect_features(
     cached: CachedFeatures | None = None,
     progress: Progress | None = None,
 ) -> tuple[Features, list[int]]:
-    """The features of a whole source, for trying many edits without running the model again; and as `collect_embeddings`.
+    """The features of a whole source, for trying many edits without running the model again; and as
+    `collect_embeddings`.
 
     Args:
         parts: Whole parts that an edit ablates (`L3.mlp`, `L3.bias`, `L3H5.self`), whose features are wanted too.

@@ -1,4 +1,4 @@
-"""What a scan file says of itself, and the sums in it: checked when they are read, since a file may come from anybody."""
+"""What a scan file says of itself, and the sums in it: checked when read, since a file may come from anybody."""
 
 from __future__ import annotations
 

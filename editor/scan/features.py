@@ -62,8 +62,8 @@ class CachedFeatures:
         unknown = next((source.names[i] for i, key in enumerate(keys) if key not in self.row_of), None)
         if len(kept) < 0.99 * len(keys):
             raise ImageError(
-                f"cannot use the cached features: {unknown} is not in them, nor are {len(keys) - len(kept) - 1} more of "
-                f"{len(keys)} images. Scan these images with --keep-features."
+                f"cannot use the cached features: {unknown} is not in them, nor are {len(keys) - len(kept) - 1} more "
+                f"of {len(keys)} images. Scan these images with --keep-features."
             )
         if rows == list(range(len(self.features.final))):
             return self.features, kept
@@ -77,8 +77,9 @@ class CachedFeatures:
         """
         if model.weights_hash != self.weights_hash:
             raise StatisticsError(
-                f"cannot use the cached features with {model.name}: they were made with weights {self.weights_hash[:12]}, "
-                f"the model has {model.weights_hash[:12]}. Scan this model with --keep-features."
+                f"cannot use the cached features with {model.name}: they were made with weights "
+                f"{self.weights_hash[:12]}, the model has {model.weights_hash[:12]}. Scan this model with "
+                "--keep-features."
             )
         if not set(layers) <= set(self.layers):
             raise StatisticsError(
@@ -115,8 +116,8 @@ def write_features(
     free = shutil.disk_usage(Path(path).parent).free
     if total > free:
         raise ExportError(
-            f"cannot write {path}: features of {len(source)} images take {total / 1e9:.1f} GB, {free / 1e9:.1f} GB are free. "
-            "Scan fewer layers with --layers."
+            f"cannot write {path}: features of {len(source)} images take {total / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
+            "free. Scan fewer layers with --layers."
         )
     with staged_file(path) as temporary, temporary.open("wb") as stream:
         stream.write(header)

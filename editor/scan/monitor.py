@@ -1,7 +1,8 @@
-"""Distribution drift: do new images look to a model's heads as those did that a scan, and with it a recipe, was made from?
+"""Distribution drift: do new images look to a model's heads as those did that a scan, and with it a recipe, was made
+from?
 
-Both sides are statistics only. A difference counts where it is larger than the noise of so few images, and large enough to
-matter: shifts are in units of the calibration's standard deviation, covariances relative to the calibration's.
+Both sides are statistics only. A difference counts where it is larger than the noise of so few images, and large enough
+to matter: shifts are in units of the calibration's standard deviation, covariances relative to the calibration's.
 """
 
 from __future__ import annotations
@@ -150,7 +151,9 @@ def _scan_blocks(
 
 @dataclass(frozen=True)
 class _Sides:
-    """What is compared: calibration images and blocks of new ones; `level` is how rarely chance may raise a head's alarm."""
+    """What is compared: calibration images and blocks of new ones; `level` is how rarely chance may raise a head's
+    alarm.
+    """
 
     calibration: Statistics
     blocks: Sequence[Statistics]
@@ -169,7 +172,8 @@ class _Sides:
         distance_left = ((distance - noise).clamp(min=0) / old.square().sum((1, 2)).clamp(min=1e-60)).sqrt()
         freedom = _freedom(old)
         shifted = _chance_of_shift(shift / fewer, old) < self.level
-        # A Gaussian's covariance varies along the products of its directions; noise is itself estimated, from a few blocks.
+        # A Gaussian's covariance varies along the products of its directions; noise is itself estimated, from a few
+        # blocks.
         pairs = (freedom.square() / 2).clamp(min=1)
         spread = (
             _chance_of_distance(distance / noise.clamp(min=1e-60), pairs, pairs * (len(self.blocks) - 1)) < self.level
@@ -215,8 +219,8 @@ def _freedom(covariance: Float[Tensor, "head k k"]) -> Float[Tensor, " head"]:
 def _chance_of_shift(ratio: Float[Tensor, " head"], covariance: Float[Tensor, "head k k"]) -> Float[Tensor, " head"]:
     """How often chance gives a squared shift that is so many times what it gives on average.
 
-    A squared shift is a sum of squares weighted by the covariance's eigenvalues; its tail is that of the chi-square with the
-    same mean, variance and skewness (Pearson's three moments, as in Imhof 1961, section 4).
+    A squared shift is a sum of squares weighted by the covariance's eigenvalues; its tail is that of the chi-square
+    with the same mean, variance and skewness (Pearson's three moments, as in Imhof 1961, section 4).
     """
     square = covariance @ covariance
     first, second, third = _trace(covariance), _trace(square), _trace(square @ covariance)
@@ -228,7 +232,9 @@ def _chance_of_shift(ratio: Float[Tensor, " head"], covariance: Float[Tensor, "h
 def _chance_of_distance(
     ratio: Float[Tensor, " head"], above: Float[Tensor, " head"], below: Float[Tensor, " head"]
 ) -> Float[Tensor, " head"]:
-    """How often chance gives so large a ratio of two estimates, with their degrees of freedom: the tail of F, an incomplete beta integral."""
+    """How often chance gives so large a ratio of two estimates, with their degrees of freedom: the tail of F, an
+    incomplete beta integral.
+    """
     a, b = below / 2, above / 2
     end = below / (below + above * ratio)
     points = end * torch.linspace(1e-6, 1, 4_001, dtype=torch.float64)[:, None]

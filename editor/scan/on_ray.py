@@ -1,7 +1,7 @@
 """Scans in units on a Ray cluster: Ray Data hands units to actors that hold the model, and brings back partial scans.
 
-The driver writes the partials, so workers need no common disk, and any engine can go on with what another one left. A unit
-whose worker or node dies is computed again by Ray.
+The driver writes the partials, so workers need no common disk, and any engine can go on with what another one left. A
+unit whose worker or node dies is computed again by Ray.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class RayEngine:
         ray = _connect(self.address)
         per_actor = {"num_gpus": 1} if scanner.model.device.type == "cuda" else {"num_cpus": torch.get_num_threads()}
         count = self.actors or _count_actors(ray.cluster_resources(), per_actor)
-        # One unit a block: a block is what Ray computes again when a node dies. The units themselves go once to each actor.
+        # One unit a block: a block is what Ray computes again when a node dies. The units themselves go once to each
+        # actor.
         rows, shared = [{"index": index} for index in range(len(units))], ray.put(list(units))
         results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             UnitScanner,
@@ -113,8 +114,9 @@ class UnitScanner:
         self.refusal = ""
         if model.weights_hash != given["weights_hash"]:
             self.refusal = (
-                f"cannot scan on this cluster: a worker loads {given['model']['name']} with weights {model.weights_hash[:12]}, "
-                f"{given['weights_hash'][:12]} are needed. Give a folder or checkpoint that every node sees."
+                f"cannot scan on this cluster: a worker loads {given['model']['name']} with weights "
+                f"{model.weights_hash[:12]}, {given['weights_hash'][:12]} are needed. Give a folder or checkpoint that "
+                "every node sees."
             )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:

@@ -179,8 +179,8 @@ def _require_complete(units: Sequence[dict[str, Any]], *, allow_missing: bool) -
     wanted = max(unit["of"] for unit in units)
     if len(units) < wanted and not allow_missing:
         raise StatisticsError(
-            f"cannot merge: {len(units)} of {wanted} units are there. Run `clipedit scan` again for the missing ones, or "
-            "add --allow-missing."
+            f"cannot merge: {len(units)} of {wanted} units are there. Run `clipedit scan` again for the missing ones, "
+            "or add --allow-missing."
         )
 
 
@@ -221,7 +221,7 @@ def _sum(paths: Sequence[Path]) -> Scan:
 
 
 def _sum_groups(paths: Sequence[Path]) -> Iterator[_Node]:
-    """Sums of groups, in order; as many groups are read at a time as there are threads, so bits do not depend on these."""
+    """Sums of groups, in order; as many are read at a time as there are threads, so bits do not depend on these."""
     threads = min(MAX_THREADS, os.cpu_count() or 1)
     groups = iter([paths[start : start + GROUP] for start in range(0, len(paths), GROUP)])
     with ThreadPoolExecutor(threads) as pool:

@@ -1,7 +1,8 @@
 """The sample of a scan: the features of a few images, from the same pass, for what sums cannot tell.
 
-Which images are kept depends on their keys only: those whose hashes are smallest. So a sample is spread over the source, and
-the sample of merged scans is the merge of their samples, in whatever order and from whatever shards they come.
+Which images are kept depends on their keys only: those whose hashes are smallest. So a sample is spread over the
+source, and the sample of merged scans is the merge of their samples, in whatever order and from whatever shards they
+come.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Sample:
     """Features of at most 512 images.
 
     Attributes:
-        features: As a tower collects them, without `values`, float32, on the CPU; one row per image, in the order of `marks`.
+        features: As a tower collects them, without `values`, float32, on the CPU; one row per image, in the order of
+            `marks`.
         marks: The hash of each image's key, ascending.
         names: What each image is called in its source.
     """

@@ -35,8 +35,22 @@ from .tally import MAX_BAD, Progress, Tally
 KIND, OLD_KIND = "clipedit-scan-2", "clipedit-scan-1"
 # The fewest images that a fold is judged on.
 LEAST_FOLD = 4
-_DESCRIBED = ("model_name", "pretrained", "weights_hash", "fingerprint", "layers", "mlps", "bad", "self_attention",
-              "aligner", "aligner_digest", "tower", "unit", "more_bad", "function")  # fmt: skip
+_DESCRIBED = (
+    "model_name",
+    "pretrained",
+    "weights_hash",
+    "fingerprint",
+    "layers",
+    "mlps",
+    "bad",
+    "self_attention",
+    "aligner",
+    "aligner_digest",
+    "tower",
+    "unit",
+    "more_bad",
+    "function",
+)
 
 
 @dataclass(frozen=True)
@@ -49,14 +63,15 @@ class Scan:
         layers: The layers whose heads were scanned.
         mlps: Whether MLPs and the embedding were scanned too.
         bad: Images that could not be read, with the reason.
-        aligner, aligner_digest: The file through which the model was read, if it was aligned to a CLIP, and its maps' hash.
+        aligner, aligner_digest: The file through which the model was read, if it was aligned to a CLIP, and its maps'
+            hash.
         tower: `image`, or `text` where texts were scanned.
         unit: For a partial scan, its work unit and how it was computed (`editor/scan/partials.py`); None for others.
         more_bad: Images that could not be read and are not named in `bad`.
         function: What the model computes with its weights (`editor/models/identity.py`); None for scans of format 1.
         sample: Features of a few images; None for scans of format 1.
-        folds: The sums, in parts that an image falls into by its key. What is fitted on some is judged on the others; scans
-            of format 1 have one, and nothing of theirs can be judged so.
+        folds: The sums, in parts that an image falls into by its key. What is fitted on some is judged on the others;
+            scans of format 1 have one, and nothing of theirs can be judged so.
     """
 
     folds: tuple[Statistics, ...]
@@ -141,8 +156,8 @@ class Scan:
             )
         if len(self.folds) != len(other.folds):
             raise StatisticsError(
-                f"cannot merge scans: one keeps its sums in {len(self.folds)} folds, the other in {len(other.folds)}. Scan "
-                "both with this version."
+                f"cannot merge scans: one keeps its sums in {len(self.folds)} folds, the other in {len(other.folds)}. "
+                "Scan both with this version."
             )
         prints = sorted([*self.fingerprint.split("+"), *other.fingerprint.split("+")])
         folds = tuple(one + two for one, two in zip(self.folds, other.folds, strict=True))
@@ -174,8 +189,9 @@ class Scan:
             )
         if self.aligner_digest != (model.alignment and model.alignment.digest):
             raise StatisticsError(
-                f"cannot use this scan with {model.name}: it was made through {self.aligner or 'no aligner'}, the model is "
-                f"read through {model.alignment.path if model.alignment else 'none'}. Give that --aligner, or scan again."
+                f"cannot use this scan with {model.name}: it was made through {self.aligner or 'no aligner'}, the "
+                f"model is read through {model.alignment.path if model.alignment else 'none'}. Give that --aligner, or "
+                "scan again."
             )
         if self.tower != model.side:
             raise StatisticsError(
@@ -214,7 +230,8 @@ def scan(
         batch_size: Images a forward pass; None for as many as fit in memory, found by trying.
         layers: Layers whose heads are scanned; the last four by default.
         mlps: Also scan every MLP and the embedding, so that scores account for the whole embedding.
-        self_attention: Also scan what CLS takes from itself in every head, for edits that ablate it; a second forward pass.
+        self_attention: Also scan what CLS takes from itself in every head, for edits that ablate it; a second forward
+            pass.
         workers: Processes that read images.
         max_bad: Share of unreadable images that is tolerated, in [0, 1].
         keep_features: A file to write the features of every image to; see `editor/scan/features.py` for its size.

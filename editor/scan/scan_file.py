@@ -1,4 +1,6 @@
-"""A scan written to a file: in one pass, or unit by unit, so that what is interrupted goes on and several workers share."""
+"""A scan written to a file: in one pass, or unit by unit, so that what is interrupted goes on and several workers
+share.
+"""
 
 from __future__ import annotations
 

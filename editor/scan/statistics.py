@@ -1,8 +1,8 @@
 """Sufficient statistics: everything later stages need of the images, as plain sums.
 
 Contributions are divided by the embedding's norm first, as in TextSpan. With `g = [f, 1, |z|] / |z|` the sums are
-`g g^T` once, `(u/|z|) (u/|z|)^T`, `(u/|z|) g^T`, `u` and `v` a component; float64, so sums over parts of a data set add up
-to the sums over the whole. Their size does not depend on the number of images.
+`g g^T` once, `(u/|z|) (u/|z|)^T`, `(u/|z|) g^T`, `u` and `v` a component; float64, so sums over parts of a data set add
+up to the sums over the whole. Their size does not depend on the number of images.
 """
 
 from __future__ import annotations

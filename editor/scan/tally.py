@@ -1,4 +1,4 @@
-"""How far a pass over images is, and how many could not be read: the one place that counts both and says when to stop."""
+"""How far a pass over images is, and how many could not be read: the one place that counts both and says stop."""
 
 from __future__ import annotations
 
@@ -74,5 +74,6 @@ def check_bad(bad: BadImages, total: int, max_bad: float, *, unnamed: int = 0) -
     if is_too_many(count, total, max_bad):
         reasons = "; ".join(reason for _, reason in bad[:3])
         raise ImageError(
-            f"cannot go on: {count} of {total} images cannot be read, {max_bad:.1%} are tolerated (--max-bad). {reasons}"
+            f"cannot go on: {count} of {total} images cannot be read, {max_bad:.1%} are tolerated (--max-bad). "
+            f"{reasons}"
         )

@@ -36,6 +36,6 @@ def require_variety(scan: Scan) -> None:
     distinct = count_distinct_images(scan) if scan.statistics.n > 1 else 1
     if distinct < LEAST_IMAGES:
         raise StatisticsError(
-            f"cannot choose heads: {scan.statistics.n} images are worth {distinct} that differ, at least {LEAST_IMAGES} are "
-            "needed and a few hundred are better. Scan images like those that the model will see."
+            f"cannot choose heads: {scan.statistics.n} images are worth {distinct} that differ, at least "
+            f"{LEAST_IMAGES} are needed and a few hundred are better. Scan images like those that the model will see."
         )
