@@ -176,19 +176,9 @@ def reindex(
     open_vectors(vectors, column=column)  # A misspelt path must not cost the loading of a model.
     target = require_free_vectors(out, vectors, overwrite=overwrite)
     bound, scanned, named = load_inputs(recipe, scan, model, pretrained)
-    options = {"column": column, "normalised": normalised, "force": force}
+    options = {"column": column, "normalised": normalised, "force": force, "images": images, "say": say}
     with progress() as follow:
-        done = reindex_file(
-            vectors,
-            target,
-            bound,
-            scanned,
-            open_model(*named),
-            images=images,
-            say=say,
-            progress=follow("measure"),
-            **options,
-        )
+        done = reindex_file(vectors, target, bound, scanned, open_model(*named), progress=follow("measure"), **options)
     if as_json:
         print_json({"out": str(target), **done})
         return

@@ -218,22 +218,11 @@ def remove_heads(
     require_concepts(model, concept, keep)
     from ..export.repair import repair
 
-    loaded, scanning = open_model(model, pretrained, aligner, scan=scan, tower=tower), given(batch_size=batch_size)
+    loaded = open_model(model, pretrained, aligner, scan=scan, tower=tower)
+    named: dict[str, Any] = {name: asked[name] for name in ("images", "scan", "concept", "keep", "dataset", "out")}
+    named["scan_options"] = given(batch_size=batch_size, max_bad=max_bad)
     with progress() as follow:
-        done = repair(
-            loaded,
-            images=images,
-            scan=scan,
-            concept=concept,
-            keep=keep,
-            options=options,
-            choice=choice,
-            dataset=dataset,
-            out=out,
-            output=output,
-            scan_options=scanning | given(max_bad=max_bad),
-            progress=follow,
-        )
+        done = repair(loaded, **named, options=options, choice=choice, output=output, progress=follow)
     say_skipped(done.scan if scan is None else None)
     print_json(done.report()) if as_json else _print_repair(done)
     exit_if_worse([done.verdict.word] if fail_if_worse else [])

@@ -71,7 +71,7 @@ def test_a_classifier_is_aligned_repaired_and_stays_an_ordinary_checkpoint(
     code, printed, told = run("remove-heads", "--concept", "location", *arguments)
     assert code == 0, told
     found = json.loads(printed)
-    assert found["measured"].keys() == {"before", "after", "control", "fidelity", "evidence"}
+    assert found["measured"].keys() == {"before", "after", "control", "fidelity", "evidence", "choice"}
     before, after = (
         timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict() for folder in (classifier, out)
     )

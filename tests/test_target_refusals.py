@@ -118,7 +118,7 @@ def test_an_edited_folder_passes_its_base_on_to_what_is_exported_from_it(
     assert torch.allclose(found.tensors["base_image_embedding"], expected, atol=1e-4)
     # Images of the user's and the further ones of lower precision stand behind those that the base has answered.
     own = demo_calibration_source(3)
-    for asked, count in ((dict(images=own), 11), (dict(options={"precision": "int8"}), 32)):
+    for asked, count in ((dict(images=own), 14), (dict(options={"precision": "int8"}), 32)):
         found = write_reference(model, tmp_path / "out", target="onnx", **asked)  # type: ignore[arg-type]
         assert len(found.images()) == count == len(found.tensors["image_embedding"])
         assert torch.allclose(found.tensors["base_image_embedding"], expected, atol=1e-4)
@@ -140,7 +140,7 @@ def test_an_edited_folder_is_told_from_its_base_on_images_of_the_users_too(
         precision=precision,  # type: ignore[arg-type]
     )
     assert any("distance to the unedited" in check.name for check in checks)
-    assert "holds the 12 images" in (tmp_path / "out" / "README.md").read_text()
+    assert "holds the 15 images" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_names_that_users_chose_cannot_leave_the_folder(demo_model: clipedit.Model, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 from ...editor.errors import VerificationError, require_path
 from ...editor.files.whole import write_text
-from .evidence import read_evidence
 
 REPORT_NAME, REFERENCE_NAME = "verification.json", "verification.safetensors"
 TIMEOUT_SECONDS = 1_800
@@ -115,6 +114,9 @@ def verify_in_child(folder: Path, *, trusted: bool = True) -> list[Check]:
         raise VerificationError(
             f"{folder} does not compute what the edited model computes{cost}: {failed}. Export again.", checks
         )
+    # Late: it brings torch, and a folder that is not there is refused without.
+    from .evidence import read_evidence
+
     report = read_evidence(folder) | {key: answer[key] for key in ("target", "runtime")} | answer["options"]
     report["checks"] = [asdict(check) for check in checks]
     write_text(folder / REPORT_NAME, json.dumps(report, indent=2) + "\n")
