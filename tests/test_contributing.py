@@ -54,6 +54,9 @@ def test_the_commit_passes_its_own_test(what: str, tmp_path: Path) -> None:
     clone = shutil.copytree(ROOT, tmp_path / "clipedit", ignore=IGNORED)
     result = apply(DIFFS[what], clone)
     assert result.returncode == 0, result.stderr
+    for check in (["check"], ["format", "--check"]):
+        linted = subprocess.run(["ruff", *check, "."], cwd=clone, capture_output=True, text=True, check=False)
+        assert linted.returncode == 0, linted.stdout
     command = [sys.executable, "-m", "pytest", "-q", "-x", *OWN_TESTS[what]]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)

@@ -122,8 +122,11 @@ HF_FIELDS = {
     "do_center_crop": lambda c: c.pop("do_center_crop") and c.update(do_center_crop=False),
     "image_std left out": lambda c: c.pop("image_std"),
 }
-CASES = [(target, field) for target, file in FILES.items()
-         for field in (HF_FIELDS if PREPROCESSOR in file else OPEN_CLIP_FIELDS)]  # fmt: skip
+CASES = [
+    (target, field)
+    for target, file in FILES.items()
+    for field in (HF_FIELDS if PREPROCESSOR in file else OPEN_CLIP_FIELDS)
+]
 
 
 @pytest.mark.parametrize(("target", "field"), CASES)
