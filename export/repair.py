@@ -177,6 +177,8 @@ def repair(
     if is_demo(model.name):
         choice = replace(choice, labelled=choice.labelled or DEMO)
     named, options, evidence = _read_before_scanning(model, (concept, keep), options, choice)
+    if not choice.force:
+        _require_not_yet_removed(model, named[0])
     dataset = choose_dataset(model, named[0], dataset, choice.labelled)
     scanned = scan_or_load(model, images, scan, options=scan_options or {}, follow=follow)
     known = HeldConcepts(scanned, model)
@@ -217,6 +219,24 @@ def _read_before_scanning(
     named = [load_concept(one, model.folder) if isinstance(one, str | Path) else one for one in concepts]
     weights = load_weights(options.weights) if isinstance(options.weights, Path) else options.weights
     return named, replace(options, weights=weights), load_evidence(choice)
+
+
+def _require_not_yet_removed(model: Model, concept: Concept | None) -> None:
+    """Refuse to remove a concept twice: what is left of it is spread, and a second edit takes what must stay.
+
+    Raises:
+        ConceptError: If the model's own recipe names the concept.
+    """
+    if concept is None or model.recipe is None:
+        return
+    document = model.recipe.document
+    # Heads that are ablated carry no texts: their step is followed by one that does, or the recipe is named for it.
+    removed = {step.concept for step in document.steps} | {document.name.removeprefix("remove-")}
+    if concept.name in removed:
+        raise ConceptError(
+            f"cannot remove {concept.name} from {model.name}: its recipe {document.name} has done so, and there is "
+            "nothing left to do. Edit the unedited model to choose otherwise, or add --force."
+        )
 
 
 def _require_held(known: HeldConcepts, concept: Concept | None, choice: HeadChoice) -> None:

@@ -118,3 +118,13 @@ def test_a_kept_concept_costs_what_an_edit_removes_of_it(
 def test_heads_spare_nothing_by_texts() -> None:
     with pytest.raises(ValueError, match="`spared` goes with"):
         Step(operation="project-out", heads=("L0H0",), concept="location", spared=("a", "b"))
+
+
+def test_what_was_removed_is_not_removed_again(demo_scan: Scan, demo_model: Model) -> None:
+    recipe = clipedit.make_recipe(demo_scan, demo_model, concept="location", heads=2, output_strength=0.5)
+    edited = clipedit.apply_recipe(recipe, demo_model)
+    with pytest.raises(clipedit.ConceptError, match="remove-location has done so, and there is nothing left to do"):
+        clipedit.repair(edited, images="demo", concept="location", measure=False)
+    heads_only = clipedit.make_recipe(demo_scan, demo_model, concept="location", heads=2, output_strength=0.0)
+    with pytest.raises(clipedit.ConceptError, match="nothing left to do"):
+        clipedit.repair(clipedit.apply_recipe(heads_only, demo_model), images="demo", concept="location")
