@@ -37,6 +37,14 @@ def read_options(asked: Mapping[str, Any]) -> LabelledOptions:
     return LabelledOptions(**found)
 
 
+def read_dataset_options(asked: Mapping[str, Any]) -> LabelledOptions | None:
+    """How `--dataset` is read where `--labelled` may stand beside it: the split and the second task are that one's."""
+    if asked.get("dataset") is None or is_demo(asked["dataset"]):
+        return None
+    shared = ("label", "group_by") if asked.get("labelled") else _COLUMNS
+    return read_options({name: asked.get(name) for name in shared} | {"group_by": ",".join(asked["group_by"])})
+
+
 def require_own_columns(asked: Mapping[str, Any]) -> None:
     """Usage errors: the demo has its own columns, and without labelled images there are none.
 

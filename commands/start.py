@@ -27,6 +27,7 @@ from .console import (
     say_next,
     say_skipped,
 )
+from .labelled import read_dataset_options
 from .load import open_model
 from .options import (
     AlignerOption,
@@ -220,7 +221,7 @@ def remove_heads(
 
     loaded = open_model(model, pretrained, aligner, scan=scan, tower=tower)
     named: dict[str, Any] = {name: asked[name] for name in ("images", "scan", "concept", "keep", "dataset", "out")}
-    named["scan_options"] = given(batch_size=batch_size, max_bad=max_bad)
+    named |= {"scan_options": given(batch_size=batch_size, max_bad=max_bad), "labels": read_dataset_options(asked)}
     with progress() as follow:
         done = repair(loaded, **named, options=options, choice=choice, output=output, progress=follow)
     say_skipped(done.scan if scan is None else None)

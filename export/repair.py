@@ -14,9 +14,12 @@ from ..editor.edits.bind import bind_recipe, check_effect
 from ..editor.edits.held_out import require_enough_images
 from ..editor.edits.recipe import Recipe
 from ..editor.edits.singular import load_weights
-from ..editor.errors import ConceptError, require_kinds
+from ..editor.errors import ConceptError, ImageError, require_kinds
 from ..editor.images.demo_name import DEMO, is_demo
-from ..editor.images.source import ImageSource
+from ..editor.images.labelled_options import LabelledOptions
+from ..editor.images.layouts import open_dataset
+from ..editor.images.skew import RetrievalSet
+from ..editor.images.source import ImageSource, LabelledImages, find_shared
 from ..editor.look.plot import plot_frontier, save_figure
 from ..editor.measure.certificate import Certificate, read_certificate
 from ..editor.measure.fidelity import describe_fidelity
@@ -141,6 +144,7 @@ def repair(
     options: EditOptions | None = None,
     choice: HeadChoice | None = None,
     dataset: Dataset | None = None,
+    labels: LabelledOptions | None = None,
     measure: bool = True,
     out: str | Path | None = None,
     output: Output | None = None,
@@ -158,6 +162,7 @@ def repair(
         options: What happens to the heads.
         choice: How heads are chosen.
         dataset: Labelled images to measure on, beside random heads; for the demo model its test images by default.
+        labels: How `dataset` is read: its columns, split and prompts.
         measure: False leaves the measuring to the caller.
         out: A folder for the edited model, its recipe, scan and report; without one nothing is written or verified.
         output: What is written there.
@@ -177,9 +182,9 @@ def repair(
     if is_demo(model.name):
         choice = replace(choice, labelled=choice.labelled or DEMO)
     named, options, evidence = _read_before_scanning(model, (concept, keep), options, choice)
-    if not choice.force:
-        _require_not_yet_removed(model, named[0])
+    _require_not_yet_removed(model, named[0], choice)
     dataset = choose_dataset(model, named[0], dataset, choice.labelled)
+    dataset = _open_dataset(model, dataset, labels, evidence, choice)
     scanned = scan_or_load(model, images, scan, options=scan_options or {}, follow=follow)
     known = HeldConcepts(scanned, model)
     if not choice.force:
@@ -221,13 +226,37 @@ def _read_before_scanning(
     return named, replace(options, weights=weights), load_evidence(choice)
 
 
-def _require_not_yet_removed(model: Model, concept: Concept | None) -> None:
+def _open_dataset(
+    model: Model, dataset: Dataset | None, labels: LabelledOptions | None, evidence: Evidence, choice: HeadChoice
+) -> Dataset | None:
+    """The images to report on, read before anything is measured; never those that heads are chosen by.
+
+    Raises:
+        ImageError: If they cannot be read, or with how many are shared: any edit looks good there.
+    """
+    if dataset is None or model.side == "text":
+        return dataset
+    opened = open_dataset(dataset, labels)
+    chosen = None if is_demo(choice.labelled) else evidence.labelled
+    if chosen is None or not isinstance(opened, LabelledImages | RetrievalSet):
+        return opened
+    shared = len(find_shared(chosen.source, opened.source))
+    if shared:
+        raise ImageError(
+            f"cannot measure on the images that heads are chosen by: {shared} of {len(opened.source)} of --dataset are "
+            "among those of --labelled, by content. Give others, or a `split` column: heads are chosen on validation "
+            "rows, and figures are of test rows."
+        )
+    return opened
+
+
+def _require_not_yet_removed(model: Model, concept: Concept | None, choice: HeadChoice) -> None:
     """Refuse to remove a concept twice: what is left of it is spread, and a second edit takes what must stay.
 
     Raises:
         ConceptError: If the model's own recipe names the concept.
     """
-    if concept is None or model.recipe is None:
+    if concept is None or model.recipe is None or choice.force:
         return
     document = model.recipe.document
     # Heads that are ablated carry no texts: their step is followed by one that does, or the recipe is named for it.

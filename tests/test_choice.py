@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import pytest
 import torch
 
 import clipedit
+from clipedit.demo import world
 from clipedit.editor.concepts.concepts import load_concept
 from clipedit.editor.concepts.directions import compute_concept_directions, spare_directions
 from clipedit.editor.edits.document import Step
+from clipedit.editor.images.demo import render_source
+from clipedit.editor.images.labelled_options import LabelledOptions
 from clipedit.editor.models.model import Model
 from clipedit.editor.scan.scan import Scan
 from clipedit.editor.select.amounts import MOST_SHARE, settle_amounts
+from clipedit.editor.select.options import HeadChoice
 from clipedit.editor.select.whose_heads import HeldConcepts
 
 
@@ -128,3 +135,32 @@ def test_what_was_removed_is_not_removed_again(demo_scan: Scan, demo_model: Mode
     heads_only = clipedit.make_recipe(demo_scan, demo_model, concept="location", heads=2, output_strength=0.0)
     with pytest.raises(clipedit.ConceptError, match="nothing left to do"):
         clipedit.repair(clipedit.apply_recipe(heads_only, demo_model), images="demo", concept="location")
+
+
+@pytest.fixture(scope="module")
+def own_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table whose columns have names of its owner's choice, with two splits."""
+    folder = tmp_path_factory.mktemp("own")
+    scenes = list(world.draw_balanced_scenes(128, 5))
+    source, rows = render_source(scenes), []
+    for index, scene in enumerate(scenes):
+        source.open(index).save(folder / f"{index}.png")
+        rows.append([f"{index}.png", scene.shape, scene.place, "val" if index % 2 else "test"])
+    with (folder / "own.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["image", "product", "scene", "split"], *rows])
+    return folder / "own.csv"
+
+
+def test_columns_of_the_users_own_reach_the_measuring(demo_scan: Scan, demo_model: Model, own_table: Path) -> None:
+    labels = LabelledOptions(label="product", group_by=("scene",))
+    done = clipedit.repair(demo_model, scan=demo_scan, concept="location", dataset=own_table, labels=labels)
+    assert done.verdict.word in ("HELPS", "NO DIFFERENCE", "HARMS") and "worst_group" in done.rows["after"]
+
+
+def test_figures_are_never_of_the_images_that_heads_were_chosen_by(
+    demo_scan: Scan, demo_model: Model, own_table: Path
+) -> None:
+    choice = HeadChoice(select="labelled-contrast", labelled=str(own_table), label="product", split="all")
+    labels = LabelledOptions(label="product", split="all")
+    with pytest.raises(clipedit.ImageError, match="128 of 128 of --dataset are among those of --labelled"):
+        clipedit.repair(demo_model, scan=demo_scan, concept="location", choice=choice, dataset=own_table, labels=labels)
