@@ -52,6 +52,7 @@ def apply_recipe(recipe: Recipe, model: Model, *, scan: Scan | None = None, forc
     model = model.editable
     if model.readout_edit is not None:
         raise RecipeError(f"cannot apply a recipe to {model.name}: it carries a direct edit already. Give its base.")
+    # The caller gets back the side that was given, whichever tower the recipe edits.
     side, model = model.side, model.with_tower(recipe.document.tower)
     check_heads(recipe.document, model)
     if recipe.document.tower == "text" and recipe.document.effect == "direct":
@@ -203,6 +204,7 @@ def compute_edited_tensors(recipe: Recipe, read: ReadTensor) -> dict[str, Tensor
     tensors = require_bound(recipe)
     found: dict[str, Tensor] = {}
 
+    # Heads of one layer share a tensor: each starts from what the one before it made.
     def current(name: str) -> Tensor:
         return found[name] if name in found else read(name).double().cpu()
 
@@ -212,6 +214,7 @@ def compute_edited_tensors(recipe: Recipe, read: ReadTensor) -> dict[str, Tensor
         for head in bound_heads(recipe):
             found |= _fold_head(head, tensors, recipe.names, current)
         found |= _fold_projection("output", tensors, recipe.names, current)
+    # The output's map is in the refitted readout of `distilled`, and `direct` keeps it out of the weights.
     return found | _fold_projection("texts", tensors, recipe.names, current)
 
 
@@ -220,12 +223,14 @@ def _fold_head(
 ) -> dict[str, Tensor]:
     """`W_O[h] <- W_O[h] B` and `b_O <- b_O + W_O[h] offset`."""
     weight_name, bias_name = names[f"L{head.layer}.weight"], names[f"L{head.layer}.bias"]
+    # Cloned: `double()` of a float64 tensor is that tensor, and the base must not change.
     weight, bias = current(weight_name).clone(), current(bias_name)
     maps = tensors.get(f"heads.{head}.value_map", tensors[f"heads.{head}.map"]).double()
     offset = tensors[f"heads.{head}.value_offset"].double()
     columns = slice(head.head * len(maps), (head.head + 1) * len(maps))
     # A view: some projections are 1 x 1 convolutions.
     matrix = weight.flatten(1)
+    # A copy, because the bias needs `W_O[h]` as it was before the map.
     own = matrix[:, columns].clone()
     matrix[:, columns] = own @ maps
     return {weight_name: weight, bias_name: bias + own @ offset}

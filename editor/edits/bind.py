@@ -46,6 +46,7 @@ def bind_recipe(
     check_effect(document.effect, model)
     check_heads(document, model)
     heads = compose_head_maps(document.steps, scan, model, labelled)
+    # The joint space lends directions only: weights are those of the model that was aligned.
     own = model.editable
     parts = compute_ablated_parts(document, scan, own)
     tensors = _head_tensors(heads) | {f"ablated.{part}": offset for part, (_, offset) in parts.items()}
@@ -61,6 +62,7 @@ def bind_recipe(
             labelled = replace(labelled, embedding=labelled.final.double() @ readout + bias)
         tensors |= _compose_projections(document, model, labelled)
         output = tensors.get("output.map", torch.eye(own.tower.d_embed).double())
+        # `A (P'^T f + c) = (P' A^T)^T f + A c`
         readout, bias = readout @ output.T, output @ bias
         folded = own.tower.fold_readout(readout, bias)
         tensors |= {f"folded.{name}": tensor for name, tensor in folded.items()}
@@ -78,6 +80,7 @@ def bind_recipe(
         ),
         "calibration": Calibration(fingerprint=scan.fingerprint, images=scan.statistics.n),
     }
+    # Everything up to here is float64; a recipe stores float32.
     rounded = {name: tensor.float() for name, tensor in tensors.items()}
     return Recipe(document.model_copy(update=update), rounded, _used_names(tensors, own))
 
@@ -138,6 +141,7 @@ def _head_tensors(heads: HeadMaps) -> dict[str, Tensor]:
         found[f"heads.{head}.map"] = features.map[0]
         found[f"heads.{head}.offset"] = features.offset[0]
         found[f"heads.{head}.value_offset"] = values.offset[0]
+        # With one copy the map on values is the map on features: only the means differ.
         if values.map.shape != features.map.shape:
             found[f"heads.{head}.value_map"] = values.map[0]
     return found
@@ -177,6 +181,7 @@ def _compose_output_map(
                     "labels, act there."
                 )
             maps, shift = project_output(directions, step.strength), torch.zeros(len(offset)).double()
+        # A later step acts on the offset of the earlier ones too.
         total, offset = maps @ total, maps @ offset + shift
     return total, offset
 
@@ -185,6 +190,7 @@ def _describe_fold(model: Model, folded: Mapping[str, Tensor], readout: Tensor, 
     """What folding lost: the embedding of `f = 1` under the folded tensors should be `P'^T 1` and the constant."""
     ones = torch.ones(1, model.tower.d_model).double()
     found = (model.tower.embed_final(ones, folded) - ones @ readout)[0]
+    # The readout may be close to rank-deficient: `gelsd` gives the solution of least norm.
     shift = torch.linalg.lstsq(readout.T, found[:, None], driver="gelsd").solution
     scale = bias.norm().clamp_min(1e-12)
     return Fold(residual=float((found - bias).norm() / scale), bias_norm=float(shift.norm()), ridge=ridge)

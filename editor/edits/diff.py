@@ -217,6 +217,7 @@ def _compare_values(
         if first.header[name].shape != second.header[name].shape:
             continue
         before, after = first.read(name), second.read(name)
+        # Bytes first: most tensors are untouched, and this needs no float64 copy of them.
         if before.dtype == after.dtype and torch.equal(_bytes(before), _bytes(after)):
             continue
         norm, relative = _measure(before, after)
@@ -224,6 +225,7 @@ def _compare_values(
             raise ModelError(f"cannot compare {name}: it holds NaN or infinity. Fetch the weights again.")
         part, tower, layer = places.get(name, ("other" if places else "unknown", None, None))
         heads = _measure_heads(before, after, layer, tower) if tower and layer is not None else {}
+        # Equal values in another dtype are a difference of storage, which `_compare_names` reports.
         if norm > 0:
             yield TensorChange(name, part, norm, relative, heads)
 
@@ -316,6 +318,7 @@ def _direct_changes(first: _Side, second: _Side) -> Iterator[tuple[str, float]]:
     for name in sorted({key.removesuffix(".map") for key in [*old, *new] if key.endswith(".map")}):
         given = old.get(f"{name}.map", new.get(f"{name}.map"))
         assert given is not None
+        # Where one side does not edit a head, its map is the identity and its offset zero.
         eye, zero = torch.eye(len(given)).double(), torch.zeros(len(given)).double()
         moved = [
             float((new.get(f"{name}.{leaf}", plain).double() - old.get(f"{name}.{leaf}", plain).double()).norm())

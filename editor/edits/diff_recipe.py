@@ -73,6 +73,7 @@ def _distance(name: str, expected: Tensor, edited: ReadTensor, entry: StoredTens
     dtype = stored_dtype(entry)
     wanted = round_to_storage(name, expected, dtype).double()
     step = ROUNDING_STEPS * torch.finfo(dtype).eps
+    # Small numbers may be sums of large ones that cancel: their rounding is that of the tensor's size.
     close = (found - wanted).abs() <= step * wanted.abs().clamp_min(float(wanted.abs().mean()))
     if bool(close.all()):
         return None

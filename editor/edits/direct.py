@@ -36,6 +36,7 @@ def compute_direct_embeddings(
         u = features.groups[f"L{head.layer}.heads"][:, head.head]
         edited = u @ tensors[f"heads.{head}.map"].to(u).T + tensors[f"heads.{head}.offset"].to(u)
         embedding = embedding - (u - edited) @ readout.T.to(u)
+    # After the heads: the map was made for the embedding that their edit leaves.
     if "output.map" in tensors:
         embedding = embedding @ tensors["output.map"].to(embedding).T
     return embedding + tensors["output.offset"].to(embedding) if "output.offset" in tensors else embedding

@@ -182,6 +182,7 @@ def load_document(path: str | Path) -> tuple[RecipeDocument, Path]:
     """
     require_path("read a recipe", path, "a file, a folder, or the name of a shipped recipe")
     path = Path(path)
+    # A file or folder of the user's comes before a shipped recipe of that name.
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
         known = list_recipes()
         if str(path) not in known:

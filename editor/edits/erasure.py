@@ -27,9 +27,11 @@ def fit_leace(
         ) from None
     if len(labels.unique()) < 2:
         raise RecipeError("cannot erase with LEACE: all labelled images have one label, at least two are needed.")
+    # `one_hot` wants 0, 1, 2, ...; labels may have gaps.
     found = labels.unique(return_inverse=True)[1]
     # Shrinkage would trade the guarantee on these images for a better guess of the covariance.
     eraser = LeaceFitter.fit(embeddings.double(), F.one_hot(found).double(), shrinkage=False, svd_tol=1e-6).eraser
+    # The eraser is `z - L R (z - mean)`: the mean along what is erased comes back as the offset.
     removed = strength * (eraser.proj_left @ eraser.proj_right)
     mean = embeddings.double().mean(0)
     return -removed + removed.new_ones(len(removed)).diag(), removed @ mean

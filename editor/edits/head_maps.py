@@ -45,9 +45,11 @@ def compose_head_maps(
         shared = None if step.along in ("text-span", "pca") else step_directions(step, model, labelled)
         for head in step.head_ids():
             name = f"L{head.layer}.heads"
+            # A slice keeps the head axis, which operations expect.
             one = slice(head.head, head.head + 1)
             given = OperationInput(readouts[name][one], shared, step.factor)
             given = _specialise(given, step, head, scan, model, pool=pool)
+            # A head may stand in several steps: each acts on what the earlier ones leave.
             features, values = found.get(head, (identity_map(1, groups[name].k), identity_map(1, groups[name].d_head)))
             found[head] = (
                 _then(features, step, given, scan.statistics.mean_features(name)[one]),
@@ -81,6 +83,7 @@ def edited_groups(heads: Iterable[HeadId], scan: Scan, model: Model) -> list[Com
 
 def warn_of_plain_ablation(heads: HeadMaps, model: Model) -> None:
     """Say so where a projection under `total` leaves nothing of a head, because it is read out in several copies."""
+    # Plain ablation under both effects is what was asked for, and no reason to warn.
     gone = [head for head, (u, v) in heads.items() if float(v.map.norm()) < 1e-6 < float(u.map.norm())]
     if gone:
         warnings.warn(

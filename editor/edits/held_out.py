@@ -88,9 +88,11 @@ def hold_out(recipe: Recipe, scan: Scan, model: Model, *, labelled: LabelledEmbe
     found, before = compute_recipe_embeddings(recipe, model.editable, features).double(), features.embedding.double()
     if recipe.document.effect == "direct":
         return HeldOut(before, found, found)
+    # Bound anew: a `distilled` recipe does not hold the output's offset, which `direct` keeps.
     as_direct = recipe.document.model_copy(update={"effect": "direct"})
     direct = compute_recipe_embeddings(bind_recipe(as_direct, scan, model, labelled=labelled), model.editable, features)
     fold = recipe.document.fold
+    # Older recipes do not say their ridge, and leverages depend on it.
     if fold is None or fold.ridge is None:
         return HeldOut(before, direct.double(), found, left_out=False)
     missed = leave_out(found - direct.double(), compute_leverages(scan, model, fold.ridge))
@@ -112,6 +114,7 @@ def compute_leverages(scan: Scan, model: Model, ridge: float) -> Float[Tensor, "
     assert scan.sample is not None
     columns = fitted_columns(scan.statistics, model.editable.tower.d_model)
     factor = factor_gram(scan.statistics.gg[columns][:, columns], ridge)
+    # `f` alone: `final` may be wider than what the readout is fitted to.
     final = scan.sample.features.final[:, : model.editable.tower.d_model].double()
     norm = scan.sample.features.embedding.double().norm(dim=1, keepdim=True)
     # [image, d + 1]: g = [f, 1] / |z|
@@ -120,6 +123,7 @@ def compute_leverages(scan: Scan, model: Model, ridge: float) -> Float[Tensor, "
 
 def measure_leverages(rows: Float[Tensor, "image g"], factor: Float[Tensor, "g g"]) -> Float[Tensor, " image"]:
     """`g^T (G + lambda I)^-1 g` of every row, from the Cholesky factor."""
+    # With `G + lambda I = L L^T` the form is `|L^-1 g|^2`: no inverse is built.
     return torch.linalg.solve_triangular(factor, rows.T, upper=False).square().sum(0)
 
 
@@ -127,6 +131,7 @@ def leave_out(
     missed: Float[Tensor, "image d_embed"], leverages: Float[Tensor, " image"]
 ) -> Float[Tensor, "image d_embed"]:
     """What least squares without an image misses of it, from what least squares with it does."""
+    # A leverage of 1, an image that nothing else resembles, would divide by zero.
     return missed / (1 - leverages).clamp_min(1e-6)[:, None]
 
 
@@ -137,6 +142,7 @@ def compute_fidelity(
 ) -> Fidelity:
     """Compare embeddings `found` with the directly edited ones, `wanted`; `before` are the unedited ones."""
     cosine = F.cosine_similarity(wanted, found)
+    # Variance, not mean square: a constant difference does not count here.
     left = (wanted - found).var(0).sum()
     change = (wanted - before).var(0).sum()
     return Fidelity(

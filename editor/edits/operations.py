@@ -26,6 +26,7 @@ class AffineMap:
 
     def then(self, maps: Float[Tensor, "head k k"], keep_mean: bool, mean: Float[Tensor, "head k"]) -> AffineMap:
         """This map followed by one more operation; `mean` is that of the unedited features."""
+        # Affine maps take the mean with them: this is the mean of what the next operation gets.
         after = _apply(self.map, mean) + self.offset
         kept = after - _apply(maps, after) if keep_mean else torch.zeros_like(after)
         return AffineMap(maps @ self.map, _apply(maps, self.offset) + kept)
@@ -89,6 +90,7 @@ def project_out(given: OperationInput) -> tuple[Tensor, bool]:
         raise RecipeError(
             "cannot project out: the step names no directions. Add `concept`, `texts` or `along` to the step."
         )
+    # [head, concept, k]; a pseudoinverse, since a head may not see every direction.
     seen = given.directions.T @ given.readouts
     return _identity(given.readouts) - torch.linalg.pinv(seen) @ seen, True
 
@@ -131,6 +133,7 @@ def stack_copies(given: OperationInput, group: ComponentGroup) -> OperationInput
     if group.copies == 0:
         eye = torch.eye(group.d_head).to(given.readouts)
         return replace(given, readouts=eye.repeat(len(given.readouts), 1, 1), directions=eye)
+    # [head, d_embed, copy * d_head] -> [head, copy * d_embed, d_head]
     stacked = given.readouts.unflatten(2, (group.copies, group.d_head)).transpose(1, 2).flatten(1, 2)
     directions = given.directions
     if directions is not None:

@@ -90,6 +90,7 @@ class Recipe:
         path, document = Path(path), self.document.model_copy(update={"tensors": None})
         if self.tensors is not None:
             beside = path.with_suffix(".safetensors")
+            # Before the YAML, which names their hash: a break between the two leaves no recipe without tensors.
             save_tensors(beside, self.tensors, KIND, dict(self.names))
             digest = hashlib.sha256(beside.read_bytes()).hexdigest()
             document = document.model_copy(update={"tensors": TensorFile(file=beside.name, sha256=digest)})
@@ -151,6 +152,7 @@ def _is_usable(name: str, tensor: Tensor) -> bool:
         known = _HEAD.fullmatch(head) is not None and part in ("map", "offset", "value_offset", "value_map")
     else:
         known = kind in ("folded", "ablated") or name in ("output.map", "output.offset", "texts.map")
+    # Folded tensors have the checkpoint's shapes, which `require_fit` compares when they are applied.
     is_map = part.endswith("map") and kind != "folded"
     fits = tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1] if is_map else kind == "folded" or tensor.ndim == 1
     return known and fits and tensor.is_floating_point() and bool(tensor.isfinite().all())

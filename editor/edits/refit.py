@@ -20,6 +20,7 @@ from .parts import AblatedPart
 
 # Relative to the mean of the Gram matrix's diagonal: half decades, from rounding to as much as the data.
 RIDGES = tuple(10 ** (step / 2) for step in range(-12, 1))
+# For scans without folds, where no ridge can be judged.
 UNJUDGED_RIDGE = 1e-6
 
 
@@ -75,6 +76,7 @@ def compute_distilled_readout(
     readouts = tower.compute_readouts(edited_groups(edits, scan, model))
     folds = [_write_equations(fold, model, edits, parts or {}, readouts) for fold in scan.folds]
     ridge = choose_ridge(folds) if scan.is_folded else UNJUDGED_RIDGE
+    # What ships is fitted to all folds; leaving one out served the choice of the ridge.
     change = solve_ridge(sum_equations(folds), ridge)
     return Refit(tower.readout() + change[:-1], change[-1], ridge, scan.is_folded)
 
@@ -87,8 +89,10 @@ def choose_ridge(folds: Sequence[NormalEquations]) -> float:
     """
     errors = torch.zeros(len(RIDGES)).double()
     for number, fold in enumerate(folds):
+        # Never the fold itself: a ridge judged by its own images would always be the smallest.
         rest = sum_equations([other for index, other in enumerate(folds) if index != number])
         for index, change in enumerate(_solve_all(rest)):
+            # The sum of the elementwise product with D is the trace of a product with its transpose.
             errors[index] += ((fold.gram @ change + 2 * fold.target) * change).sum()
     return RIDGES[int(errors.argmin())]
 
@@ -100,6 +104,7 @@ def solve_ridge(equations: NormalEquations, ridge: float) -> Float[Tensor, "g d_
 
 def factor_gram(gram: Float[Tensor, "g g"], ridge: float) -> Float[Tensor, "g g"]:
     """The Cholesky factor of `G + lambda I`, `lambda = ridge tr G / (d + 1)`."""
+    # The last norm makes `G` singular: without the ridge there would be no factor.
     return torch.linalg.cholesky(gram + ridge * gram.trace() / len(gram) * torch.eye(len(gram)).double())
 
 
@@ -116,6 +121,7 @@ def fitted_columns(statistics: Statistics, d_model: int) -> list[int]:
 
     The scan of an aligned model holds `z^a` between them.
     """
+    # `g = [f, 1, |z|] / |z|`: the constant is the last column but one.
     return [*range(d_model), len(statistics.gg) - 2]
 
 
@@ -123,6 +129,7 @@ def _solve_all(equations: NormalEquations) -> list[Float[Tensor, "g d_embed"]]:
     """The change that each ridge gives: one eigendecomposition serves all of them."""
     values, vectors = torch.linalg.eigh(equations.gram)
     seen, scale = vectors.T @ equations.target, equations.gram.trace() / len(values)
+    # Rounding leaves small negative eigenvalues, which a small ridge would not outweigh.
     return [-vectors @ (seen / (values.clamp_min(0) + ridge * scale)[:, None]) for ridge in RIDGES]
 
 
@@ -139,6 +146,7 @@ def _write_equations(
     target = torch.zeros(len(gram), tower.d_embed, dtype=torch.float64)
     for head, edit in edits.items():
         name = f"L{head.layer}.heads"
+        # `u - u' = (I - B) u - offset`; the offset meets `sum g / |z|`, the constant's column of `G`.
         removed = torch.eye(len(edit.map[0])).double() - edit.map[0]
         # [k, g] -> [g, k]
         moments = statistics.groups[name].ug[head.head][:, fitted].T

@@ -41,6 +41,7 @@ def compute_singular_directions(
             f"cannot reweight {head} of {model.name}: only open_clip ViTs give their value-output matrices."
         )
     output, value = (weights[head.head] for weights in value_output_weights(tower, head.layer))
+    # The product has rank `d_head` at most: what lies beyond is rounding.
     left = torch.linalg.svd(output @ value, full_matrices=False)[0][:, : tower.d_head]
     if given is None and concept is not None:
         weights = 1 - score_directions(model, left, concept, pool)
@@ -69,7 +70,9 @@ def score_directions(
     read = F.normalize(residual_readout(model.tower) @ left, dim=0)
     pool = encode_pool(model) if pool is None else pool
     centred = F.normalize(pool - pool.mean(0), dim=-1)
+    # `concept` is orthonormal and the texts are of unit length: the sum is the share within the span.
     named = (centred @ concept).square().sum(1) >= NAMED_SHARE
+    # Signs of singular vectors are arbitrary.
     near = (centred @ read).abs().topk(min(NEAREST_TEXTS, len(pool)), dim=0)
     return (near.values * named[near.indices]).sum(0) / near.values.sum(0).clamp_min(1e-12)
 

@@ -79,6 +79,7 @@ def head_directions(
     covariance = scan.statistics.feature_covariance(f"L{head.layer}.heads")[head.head]
     most = step.directions or max(1, model.tower.d_head // 4)
     if step.along == "pca":
+        # `spread spread^T = R cov(u) R^T`, the contribution's covariance, which is never built: it is d_embed wide.
         values, vectors = torch.linalg.eigh(covariance)
         spread = readout @ (vectors * values.clamp_min(0).sqrt())
         return torch.linalg.svd(spread, full_matrices=False)[0][:, :most]
@@ -88,8 +89,10 @@ def head_directions(
     pool = encode_pool(model) if pool is None else pool
     steps = min(20, readout.shape[1], len(pool))
     chosen, _ = compute_text_span(readout[None], covariance[None], pool, steps=steps)
+    # Centred, or what all texts have in common would count for the concept.
     labels = (pool - pool.mean(0))[chosen[0]]
     named = labels[(labels @ concept).square().sum(1) >= NAMED_SHARE * labels.square().sum(1)][:most]
+    # Labels are not orthogonal, and projections want an orthonormal basis; none is a basis of width 0.
     return torch.linalg.qr(named.T)[0] if len(named) else torch.zeros(len(readout), 0).to(readout)
 
 

@@ -58,6 +58,7 @@ def draw_heatmap_file(
     # Several texts without `against` are not measured against each other: each picture stands for itself.
     directions = encode_contrast(model, texts, against, among_themselves=False)
     found = draw_heatmaps(model, original, texts, directions, heads=chosen, each_head=each_head)
+    # `initial` covers maps without a single pixel that was seen, where `nanmax` alone gives NaN.
     scale = max(float(np.nanmax(np.abs(one.values), initial=0.0)) for one in found)
     pictures = [draw_overlay(original, one, scale=scale) for one in found]
     with staged_file(out) as temporary:
@@ -105,6 +106,7 @@ def _arrange(pictures: Sequence[Image.Image], found: Sequence[Heatmap], *, each_
     if len(pictures) == 1:
         return pictures[0]
     captions = [f"{_name_heads(one)} {one.text}" if each_head else one.text for one in found]
+    # So many columns that a row of the sheet is a layer.
     first_layer = sum(one.heads[0].layer == found[0].heads[0].layer for one in found)
     columns = min(16, first_layer if each_head else 3, len(pictures))
     return draw_sheet(pictures, captions, columns=columns, side=_NARROW if each_head and columns > 4 else _WIDE)

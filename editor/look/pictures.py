@@ -38,6 +38,7 @@ def tint(
 ) -> tuple[Float[np.ndarray, "row column 3"], Float[np.ndarray, "row column"]]:
     """Colour by sign, and opacity in [0, `STRONGEST`] by size; `scale` gets the strongest."""
     color = np.where((values > 0)[..., None], np.asarray(TOWARDS, float), np.asarray(AWAY, float))
+    # A map of zeros has no largest value to divide by.
     return color, (np.abs(values) / (scale or 1.0)).clip(0, 1) * STRONGEST
 
 
@@ -81,6 +82,7 @@ def _fit(picture: Image.Image, cell: tuple[int, int]) -> Image.Image:
 def _shorten(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     plain = " ".join(caption.split())
     while plain and font.getlength(plain) > width:
+        # The ellipsis of the last round goes, and one letter with it.
         plain = plain[:-2].rstrip("…") + "…"
     return plain
 
@@ -92,6 +94,7 @@ def _display_factor(size: tuple[int, int]) -> float:
 
 def _resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bilinear, NaN by the nearest pixel."""
+    # Apart from the values: interpolated, one NaN would spoil all pixels around it.
     seen = Image.fromarray((~np.isnan(values)).astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
     smooth = Image.fromarray(np.nan_to_num(values).astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
     return np.where(np.asarray(seen) > 127, np.asarray(smooth), np.nan)

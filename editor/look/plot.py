@@ -51,11 +51,13 @@ def plot_scores(scores: Sequence[HeadScore]) -> Figure:
     if not found:
         raise StatisticsError("cannot plot scores: none is of a head. Scan with heads.")
     layers = sorted({head.layer for head in found}, reverse=True)
+    # NaN stays blank: layers may have different numbers of heads.
     grid = np.full((len(layers), 1 + max(head.head for head in found)), np.nan)
     for head, score in found.items():
         grid[layers.index(head.layer), head.head] = score
     figure = _new_figure(1.5 + 0.4 * grid.shape[1], 1.2 + 0.4 * len(layers))
     axis = figure.subplots()
+    # Symmetric limits make white mean zero; scores of nothing but zeros still need a range.
     most = float(np.nanmax(np.abs(grid))) or 1.0
     shown = axis.imshow(grid, cmap="RdBu_r", vmin=-most, vmax=most)
     axis.set(xlabel="head", ylabel="layer", xticks=range(grid.shape[1]), yticks=range(len(layers)), yticklabels=layers)

@@ -125,6 +125,7 @@ def retrieve(
         similarity = torch.cat([written @ query for written in _written_blocks(index.features, model, heads)])
     else:
         assert image is not None
+        # Two passes over the index: the mean must be known before any cosine from which it is taken off.
         sums = [block.sum(0) for block in _written_blocks(index.features, model, heads)]
         mean = torch.stack(sums).sum(0) / len(index.kept)
         query = _written_on(model, image, heads) - mean
@@ -219,5 +220,6 @@ def _written_on(model: Model, image: Image.Image, heads: Sequence[HeadId] | None
     layers = sorted({head.layer for head in heads or []})
     pixels = model.preprocess(image)[None].to(model.device)
     found = model.tower.collect_features(pixels, model.tower.groups(layers, mlps=False))
+    # The index lies in the memory of the host, and what it is compared with must too.
     groups = {name: group.cpu() for name, group in found.groups.items()}
     return compute_written(Features(groups, {}, found.final.cpu(), found.embedding.cpu()), model, heads)

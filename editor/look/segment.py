@@ -100,6 +100,7 @@ class _Reader:
         if not self.heads:
             raise ConceptError("cannot segment by weighted heads: no head has a positive score. Leave out --concept.")
         self.weights = weights_of(self.heads, weights)
+        # Readouts do not depend on the image: pushed down once for the whole folder.
         self.seen = compute_seen(model, directions, self.heads)
 
     def read(self, image: Image.Image) -> Callable[[int], Float[np.ndarray, "height width"]]:
@@ -109,6 +110,7 @@ class _Reader:
         )
         cells = combine_shares(shares.on_image()[0], self.reading, self.weights).double().numpy()
         view = find_view(self.model.preprocess, image.size)
+        # Projected on demand: of many classes, usually one is wanted at the size of the original.
         return lambda text: view.project(cells[..., text])
 
 
@@ -120,6 +122,7 @@ def folder_name(number: int, text: str) -> str:
 
 def cut(heat: Float[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
     """What lies above the mean of the positive part; nothing where the model saw nothing."""
+    # NaN, what the crop left out, becomes 0, and so does what speaks against the text.
     clipped = np.nan_to_num(heat).clip(0)
     return clipped > clipped.mean()
 
@@ -199,6 +202,7 @@ def compute_average_precision(scores: Float[np.ndarray, " pixel"], true: Bool[np
     if not true.any():
         return 0.0
     order = np.argsort(-scores, kind="stable")
+    # The last place of each run of equal scores: a threshold cannot separate them.
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     hits = np.cumsum(true[order])[last]
     return float((np.diff(hits, prepend=0) * hits / (last + 1)).sum() / hits[-1])
@@ -252,9 +256,11 @@ def _from_matlab(path: Path) -> MaskedImages:
         raise ImageError(f"cannot read {path}: {error}. Give gtsegs_ijcv.mat as published.") from None
 
     def read(index: int) -> Image.Image:
+        # MATLAB stores columns first, so HDF5 shows the axes in reverse: [channel, column, row].
         return Image.fromarray(np.asarray(file[images[index, 0]]).transpose(2, 1, 0).astype(np.uint8))
 
     def mask(index: int) -> np.ndarray:
+        # A cell array in a cell array: the reference leads to another reference.
         inner = file[masks[index, 0]]
         return (np.asarray(file[inner[0, 0]]).T > 0).astype(np.int8)
 

@@ -88,6 +88,7 @@ def compute_token_shares(
     wanted = tuple(heads) if heads is not None else last_heads(model)
     found = compute_seen(model, directions, wanted) if seen is None else seen
     reading = tower.collect_token_shares(pixels.to(model.device), found)
+    # [image, head, token, text]
     chosen = torch.stack([reading.shares[head.layer][:, head.head] for head in wanted], 1)
     return TokenShares(wanted, chosen.float().cpu(), reading.grid, reading.embedding.float().norm(dim=1).cpu())
 
@@ -150,6 +151,7 @@ def draw_heatmaps(
     """Heatmaps of one image: one a text, or with `each_head` one a head and text (the joint head x position view)."""
     found = compute_token_shares(model, model.preprocess(image)[None], directions, heads=heads)
     view = find_view(model.preprocess, image.size)
+    # [head, row, column, text], and [head, text] over all tokens, those without a place included
     cells, totals = found.on_image()[0].numpy(), (found.shares[0] / found.norm[0]).sum(1).numpy()
     parts = (
         [((head,), slice(i, i + 1)) for i, head in enumerate(found.heads)]

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 _INSIDE = 128  # The third channel: padding is black or white.
+# Below 255, so that a shifted ramp is not cut off at its bright end.
 _TOP = 254
 _SHIFTS = (0.0, 0.25, 0.5, 0.75)
 
@@ -60,6 +61,7 @@ def find_view(preprocess: Callable[[Image.Image], Tensor], size: tuple[int, int]
 
 def _ramps(width: int, height: int, shift: float) -> Image.Image:
     ramps = np.full((height, width, 3), _INSIDE, np.uint8)
+    # Pixel centres: half a pixel from the edges.
     ramps[..., 0] = np.rint((np.arange(width) + 0.5) / width * _TOP + shift)
     ramps[..., 1] = np.rint((np.arange(height) + 0.5) / height * _TOP + shift)[:, None]
     return Image.fromarray(ramps)
@@ -67,7 +69,9 @@ def _ramps(width: int, height: int, shift: float) -> Image.Image:
 
 def _levels(preprocess: Callable[[Image.Image], Tensor], image: Image.Image) -> np.ndarray:
     """What comes out of the preprocessing, its normalisation undone: `[channel, row, column]` in [0, 255]."""
+    # Two flat images show what the normalisation does to the ends of the scale.
     black, white = (preprocess(Image.new("RGB", (32, 32), (level,) * 3)).numpy() for level in (0, 255))
+    # At the centre, since the edges may be padding.
     middle = (slice(None), black.shape[1] // 2, black.shape[2] // 2)
     low, high = black[middle][:, None, None], white[middle][:, None, None]
     return (preprocess(image).numpy() - low) / (high - low) * 255
@@ -80,11 +84,13 @@ def _fit(ramp: np.ndarray, inside: np.ndarray, *, axis: int, length: int) -> tup
     # Near its edges an image is resampled from one side only, two pixels deep: no straight line.
     edge = min(len(valid) // 4, max(2, -(-2 * len(valid) // length)))
     chosen = valid[edge : len(valid) - edge]
+    # Too few points for a line: the whole side is taken to lie on the valid pixels.
     if length < 3 or len(chosen) < 2:
         step = length / max(1, len(valid))
         start = -valid[0] * step if len(valid) else 0.0
         return float(start), float(start + inside.shape[axis] * step)
     kept = np.where(inside, ramp, np.nan)
+    # Padding is NaN here, so that it does not pull the mean.
     line = np.nanmean(kept[:, chosen] if axis else kept[chosen], across)
     slope, offset = np.polyfit(chosen + 0.5, line / _TOP * length, 1)
     return float(offset), float(offset + slope * inside.shape[axis])
@@ -93,10 +99,13 @@ def _fit(ramp: np.ndarray, inside: np.ndarray, *, axis: int, length: int) -> tup
 def _weights(start: float, end: float, pixels: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
     """Bilinear weights `[pixel, cell]`, and which pixels the model saw."""
     at = (np.arange(pixels) + 0.5 - start) / (end - start) * cells - 0.5
+    # The edges come from a fitted line, so the outermost pixels get a little room for rounding.
     seen = (at >= -0.5 - 1e-3) & (at <= cells - 0.5 + 1e-3)
+    # Beyond the outermost centres there is nothing to interpolate with: the outermost value goes on.
     at = at.clip(0, cells - 1)
     low = np.floor(at).astype(int).clip(0, max(0, cells - 2))
     weights = np.zeros((pixels, cells))
     weights[np.arange(pixels), low] = 1 - (at - low)
+    # Added, not set: with a single cell both neighbours are that cell.
     weights[np.arange(pixels), np.minimum(low + 1, cells - 1)] += at - low
     return weights, seen

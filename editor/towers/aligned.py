@@ -61,9 +61,11 @@ class AlignedTower:
         self, pixels: Float[Tensor, "image 3 height width"], groups: Sequence[ComponentGroup]
     ) -> Features:
         """The own tower's features of these groups; `final` is `[f, z^a]`, `embedding` is `z^a`."""
+        # All groups, whichever are wanted: `z^a` is the sum over every component.
         features = self.own.collect_features(pixels, self._all_groups)
         aligned = self.bias.to(features.final).expand(pixels.shape[0], -1)
         for name, readouts in self._aligned_readouts.items():
+            # Not in place: `expand` gave a view of one row.
             aligned = aligned + torch.einsum("cek,ick->ie", readouts.to(features.final), features.groups[name])
         wanted = {group.name for group in groups}
         return Features(
@@ -89,6 +91,7 @@ class AlignedTower:
     @torch.no_grad()
     def collect_token_shares(self, pixels: Tensor, seen: Mapping[int, Float[Tensor, "head text k"]]) -> TokenReading:
         """The own tower's, whose values they are shares of; a second forward pass for `z^a`."""
+        # This class has the members of `SpatialTower` whatever its own tower is, so the own one is asked.
         if not isinstance(self.own, SpatialStaged | SpatialViT):
             raise ModelError(f"cannot look into an aligned {self.own.title}: it keeps no shares of tokens.")
         return replace(self.own.collect_token_shares(pixels, seen), embedding=self.embed(pixels))
@@ -128,7 +131,9 @@ class AlignedTower:
         """`W_c R_c` of every component, float32: computed once, the weights of an aligned model are never edited."""
         found, start = {}, 0
         for name, readouts in self.own.compute_readouts(self._all_groups).items():
+            # Maps lie in the order of `_all_groups`, component by component.
             maps = self.maps if len(self.maps) == 1 else self.maps[start : start + len(readouts)]
+            # [component, d_clip, d_own] @ [component, d_own, k]; one shared map broadcasts.
             found[name] = (maps @ readouts).float()
             start += len(readouts)
         return found

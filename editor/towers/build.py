@@ -27,6 +27,7 @@ def build_tower(module: nn.Module) -> Tower:
     Raises:
         ModelError: If none does, with each tower's reason.
     """
+    # Every tower is asked before one is built: an error names all of their reasons.
     reasons: Mapping[str, str | None] = {tower.title: tower.refusal(module) for tower in TOWERS}
     for tower in TOWERS:
         if reasons[tower.title] is None:

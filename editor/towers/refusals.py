@@ -16,9 +16,11 @@ def explain_refusals(module: nn.Module, reasons: Sequence[str]) -> str:
     name, parts = type(trunk).__name__, {type(part).__name__ for part in trunk.modules()}
     if parts & set(_POST_NORM):
         return f"a {name} normalises after attention: its residual stream is not a sum of what the heads write"
+    # A tower that knows the class has found something in it, which says more than "of another class".
     known = [reason for reason in reasons if "the image tower is a" not in reason]
     if known:
         return known[0]
+    # CLIP's ResNets pool by attention, and their blocks are convolutional all the same.
     blocks = parts - {"AttentionPool2d"}
     if not any("attention" in part.lower() or "attn" in part.lower() for part in blocks):
         return f"a {name} is convolutional: it has no attention heads"

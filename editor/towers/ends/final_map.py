@@ -84,8 +84,10 @@ class FinalMap:
             raise RecipeError(f"cannot refit the readout: {reason}. Use --effect total or --effect direct.")
         if self.classifier:
             weight, old = self._get(f"{self.classifier}.weight"), self._get(f"{self.classifier}.bias")
+            # The new logits are `W (P'^T f + c) + b`.
             return {f"{self.classifier}.weight": weight @ readout.T, f"{self.classifier}.bias": old + weight @ bias}
         if self.has_bias:
+            # The last row of `P` belongs to the constant 1 in `f`: it is the bias.
             return {f"{self.linear}.weight": readout[:-1].T, f"{self.linear}.bias": readout[-1] + bias}
         # The solution of least norm: P' may be close to rank-deficient after a strong output projection.
         shift = torch.linalg.lstsq(readout.T, bias[:, None], driver="gelsd").solution[:, 0]
@@ -101,11 +103,13 @@ class FinalMap:
             weight, old = self._get(f"{self.classifier}.weight"), self._get(f"{self.classifier}.bias")
             logits = final @ folded[f"{self.classifier}.weight"].to(final).T
             seen = logits + (folded[f"{self.classifier}.bias"].cpu() - old).to(final)
+            # Logits say only what the classifier's rows span; the rest of an embedding it never sees.
             return seen @ torch.linalg.pinv(weight).T.to(final)
         if self.has_bias:
             weight, bias = folded[f"{self.linear}.weight"].to(final), folded[f"{self.linear}.bias"].to(final)
             return final[:, :-1] @ weight.T + bias
         assert self.shift is not None
+        # Both in the stored type before they are subtracted: an unchanged shift is then exactly zero.
         shifted = final + (folded[self.shift].cpu() - self._get(self.shift).to(folded[self.shift].dtype)).to(final)
         matrix = folded[self.matrix] if self.matrix else folded[f"{self.linear}.weight"].T
         return shifted @ matrix.to(final)

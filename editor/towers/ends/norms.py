@@ -32,6 +32,7 @@ class FrozenNorm:
         if self.is_identity:
             return tokens.new_ones(()).expand(tokens.shape[:-1])
         centred = isinstance(self.module, nn.LayerNorm)
+        # `LayerNorm` divides by the biased variance.
         square = tokens.var(-1, correction=0) if centred else tokens.square().mean(-1)
         return (square + (self.module.eps or 0.0)).sqrt()
 
@@ -39,6 +40,7 @@ class FrozenNorm:
         """`M diag(gain) C`: `M` applied after the norm, as a map of what goes into it."""
         weight = None if self.is_identity else self.module.weight
         pushed = matrix if weight is None else matrix * weight.detach().to(matrix)
+        # `C` is symmetric: centring the rows is the product with it.
         return pushed - pushed.mean(1, keepdim=True) if isinstance(self.module, nn.LayerNorm) else pushed
 
     def bias(self, width: int) -> Float[Tensor, " width"]:

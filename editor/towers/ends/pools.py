@@ -88,12 +88,14 @@ class AttentionPool:
         given = self._projections()
         seen = torch.einsum("ipn,inm->ipm", weights, normed)
         value = given.value.unflatten(0, (self.copies, -1))
+        # Attention sums to one over tokens, so the value bias passes whole.
         heads = torch.einsum("ipm,pkm->ipk", seen, value).flatten(1) + given.value_bias
         return F.linear(heads, given.output, given.output_bias)
 
     def factors(self) -> tuple[Float[Tensor, "copy out d_head"], Float[Tensor, "copy d_head width"]]:
         """`W_O[p]` and `W_V[p]`, float64."""
         given = self._projections()
+        # [out, copy * d_head] -> [copy, out, d_head]
         left = given.output.detach().double().cpu().unflatten(1, (self.copies, -1)).transpose(0, 1)
         return left, given.value.detach().double().cpu().unflatten(0, (self.copies, -1))
 
@@ -124,7 +126,9 @@ class LatentPool(AttentionPool):
 
     def _projections(self) -> PoolWeights:
         module = self.module
+        # [1, width] -> [copy, d_head]: no image enters, so the query is a weight.
         query = module.q_norm(module.q(module.latent[0]).unflatten(1, (module.num_heads, -1)))[0]
+        # timm stacks keys on top of values.
         (key, value), (key_bias, value_bias) = module.kv.weight.chunk(2), _bias(module.kv).chunk(2)
         output = (module.proj.weight, _bias(module.proj))
         return PoolWeights(query, key, key_bias, value, value_bias, *output, norm_keys=module.k_norm)
@@ -135,6 +139,7 @@ class FirstQueryPool(AttentionPool):
 
     def _projections(self) -> PoolWeights:
         attention = self.module.attn
+        # `MultiheadAttention` keeps three matrices where keys are not as wide as queries.
         if attention.in_proj_weight is not None:
             matrices = attention.in_proj_weight.chunk(3)
         else:

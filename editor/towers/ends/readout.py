@@ -56,6 +56,7 @@ class Readout:
     def groups(self) -> list[ComponentGroup]:
         """The pool's own components: its constant, which varies with the second norm's sigma, and its MLP."""
         found: list[ComponentGroup] = []
+        # Without a second norm it is the same for every image, and part of `constant`.
         if not self.after.is_identity and self._pooled_constant().any():
             found.append(ComponentGroup("pool.bias", (ComponentId("pool.bias"),), 1))
         if self.pool.has_mlp:
@@ -73,6 +74,7 @@ class Readout:
         pooled = pooled if mlp is None else pooled + mlp
         inverse = 1 / self.after.sigma(pooled)
         return FrozenReadout(
+            # [image, copy, token] * [image, 1, token]
             attention * (inverse[:, None] / sigma)[:, None],
             inverse,
             None if mlp is None else mlp * inverse[:, None],
@@ -86,6 +88,7 @@ class Readout:
             return (self.before.push(top) @ writes)[None]
         left, right = factors
         right = self.before.push(right.flatten(0, 1)).unflatten(0, (self.copies, -1))
+        # Grouped so that `d_head`, the narrowest side, is in the middle.
         return (top @ left) @ (right @ writes)
 
     def pull(self, directions: Float[Tensor, "text d_embed"]) -> Float[Tensor, "copy text width"]:
@@ -100,6 +103,7 @@ class Readout:
         self, writes: Float[Tensor, "image token width"], frozen: FrozenReadout
     ) -> Float[Tensor, "image d_embed"]:
         """Contributions of writes that are as wide as the stream (MLPs, the embedding)."""
+        # Tokens go first: [image, copy, width].
         seen = torch.einsum("ipn,inm->ipm", frozen.weights, writes)
         top, factors = self._top(), self.pool.factors()
         if factors is None:
@@ -124,11 +128,13 @@ class Readout:
         readout = self.final.readout()
         bias = readout[-1] if self.final.has_bias else torch.zeros(readout.shape[1]).double()
         if self.after.is_identity:
+            # A second norm would divide it by sigma; without one it reaches every embedding unchanged.
             return bias + readout[: self.width].T @ self._pooled_constant()
         return bias + readout[: self.width].T @ self.after.bias(self.width)
 
     def _top(self) -> Float[Tensor, "d_embed out"]:
         """`P^T` after the second norm, float64."""
+        # The row below `width` belongs to the constant 1 of `f`, which no norm sees.
         return self.after.push(self.final.readout()[: self.width].T)
 
     def _pooled_constant(self) -> Float[Tensor, " out"]:

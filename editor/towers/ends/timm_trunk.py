@@ -73,6 +73,7 @@ def build_readout(module: nn.Module) -> Readout:
 def _find_final_map(module: Any, trunk: Any, prefix: str, pool: MeanPool | AttentionPool) -> FinalMap:
     has_head = isinstance(trunk.head, nn.Linear)
     if not prefix:
+        # A distilled DeiT averages the logits of two classifiers: no one layer holds a changed map.
         plain = has_head and trunk.head.bias is not None and not hasattr(trunk, "head_dist")
         return FinalMap(module, trunk.embed_dim, classifier="head" if plain else None)
     if hasattr(getattr(module.visual, "head", None), "proj"):
@@ -86,8 +87,10 @@ def _find_shift(trunk: Any, prefix: str, pool: MeanPool | AttentionPool) -> str 
     """A bias that adds to the trunk's output as it is."""
     if getattr(trunk.fc_norm, "bias", None) is not None:
         return f"{prefix}fc_norm.bias"
+    # A last norm without a bias would rescale whatever is added before it.
     if not isinstance(trunk.fc_norm, nn.Identity):
         return None
     if isinstance(pool, AttentionPool):
+        # The pool's MLP reads what `proj` writes, so with an MLP only its last bias adds as it is.
         return f"{prefix}attn_pool.{'proj' if not pool.has_mlp else 'mlp.fc2'}.bias"
     return f"{prefix}norm.bias" if getattr(trunk.norm, "bias", None) is not None else None

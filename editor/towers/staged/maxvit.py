@@ -61,6 +61,7 @@ class _PlanBuilder:
 
     def _block(self, block: Any, path: str) -> None:
         if isinstance(block, maxxvit.TransformerBlock2d):
+            # The shortcut comes first: what attention writes is added to the changed grid.
             self._shortcut(block, path)
             self._attention(block, path, _every_slot, channels_last=False)
         elif not isinstance(block, maxxvit.MaxxVitBlock):
@@ -75,6 +76,7 @@ class _PlanBuilder:
     def _convolution(self, block: Any, path: str) -> None:
         self._shortcut(block, path)
         number = sum(name.startswith("conv") for name in self.sources)
+        # What leaves `drop_path` is what the block adds to its shortcut.
         self.sources[f"conv{number}"] = Source(len(self.junctions), f"{path}.drop_path", False)
 
     def _shortcut(self, block: Any, path: str) -> None:
@@ -104,6 +106,7 @@ class Change:
         """`push W`."""
         if isinstance(self.expand, nn.Identity):
             return above
+        # [wide, narrow, 1, 1] -> [wide, narrow]
         return above @ self.expand.weight.detach().flatten(1).to(above.dtype)
 
     def spread(
@@ -112,6 +115,7 @@ class Change:
         """The pool, transposed: its gradient, since it is linear."""
         below = recorded[self.inputs[0]]
         with torch.enable_grad():
+            # Zeros do: the gradient of a linear map does not depend on where it is taken.
             grid = torch.zeros(
                 below.shape[0], 1, *below.shape[2:], dtype=below.dtype, device=below.device, requires_grad=True
             )

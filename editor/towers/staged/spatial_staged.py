@@ -42,10 +42,12 @@ class SpatialStaged(StagedTower):
         found = {}
         for layer, group in zip(layers, self._head_groups(layers), strict=True):
             if not group.copies:
+                # Features are the contribution itself there, so `R = I`.
                 found[layer] = directions.expand(len(group.ids), -1, -1)
                 continue
             weight, _ = self._projection(layer, torch.float64)
             push = pushes[self.plan.layers[layer].stretch] * self._scale(layer, torch.float64)
+            # [head, text, copy, d_head] -> [head, text, copy * d_head]
             found[layer] = torch.einsum("xtc,chk->htxk", push.to(weight.device), weight).flatten(2).detach().cpu()
         return found
 
@@ -82,8 +84,10 @@ class SpatialStaged(StagedTower):
         """What is asked of the values, one a copy."""
         (group,) = self._head_groups([layer])
         if group.copies:
+            # [head, text, copy * d_head] -> [copy, head, text, d_head]
             return vectors.unflatten(2, (group.copies, group.d_head)).permute(2, 0, 1, 3)
         weight, _ = self._projection(layer, push.dtype)
+        # Features are contributions there: directions of the joint space still have to come down.
         pushed = torch.einsum("hte,xec->xhtc", vectors, push * self._scale(layer, push.dtype))
         return torch.einsum("xhtc,chk->xhtk", pushed, weight)
 
@@ -102,15 +106,21 @@ def _share_tokens(
         held = as_tokens(held, layer.channels_last)
         held = held.reshape(spread.shape[0], -1, held.shape[-1])
     slots = layer.slots(*spread.shape[2:]).to(held.device)
+    # Padding has slot -1, which picks the zero that is appended here.
     weights = F.pad(spread.flatten(2), (0, 1))[:, :, slots]
     values = _values(projected.detach(), attention, layer)
     found = []
     for text in asked.unbind(2):
+        # [image, slot, head * d_head], as `held`
         wanted = torch.einsum("ixs,xhk->ishk", weights, text).flatten(2)
+        # One backward pass a text, all through one graph.
         (gradient,) = torch.autograd.grad(held, projected, wanted, retain_graph=True)
+        # Attention counts as frozen, so the gradient in queries and keys is left aside.
         shares = (_values(gradient, attention, layer) * values).sum(-1)
         tokens = shares.new_zeros(spread.shape[0], spread.shape[2] * spread.shape[3] + 1, layer.n_heads)
+        # Slot -1, padding, becomes token 0.
         found.append(tokens.index_add_(1, slots + 1, shares.reshape(spread.shape[0], -1, layer.n_heads)))
+    # [image, token, head, text] -> [image, head, token, text]
     return torch.stack(found, -1).transpose(1, 2)
 
 
@@ -118,7 +128,9 @@ def _values(projected: Tensor, attention: Any, layer: AttentionLayer) -> Float[T
     """The values in what `qkv` gives: head by head in most models of MaxViT, else all queries and keys first."""
     tokens = as_tokens(projected, layer.channels_last)
     if getattr(attention, "head_first", False):
+        # [window, slot, head, 3, d_head]
         return tokens.unflatten(-1, (layer.n_heads, 3, -1))[..., 2, :]
+    # [window, slot, 3, head, d_head]
     return tokens.unflatten(-1, (3, layer.n_heads, -1))[..., 2, :, :]
 
 
@@ -127,6 +139,7 @@ def _attend_again(attention: Any, call: Call) -> tuple[Tensor, Tensor]:
     kept: dict[str, Tensor] = {}
 
     def cut(_: nn.Module, __: Any, result: Tensor) -> Tensor:
+        # A leaf; what a forward hook returns takes the place of the module's output.
         kept["projected"] = result.detach().requires_grad_()
         return kept["projected"]
 
@@ -151,7 +164,9 @@ def _place(
     rows, columns = (
         torch.arange(fine, device=shares.device) * own // fine for own, fine in zip(grid, finest, strict=True)
     )
+    # How many fine tokens lie over the same coarse one: grids need not divide each other.
     parts = rows.bincount()[rows][:, None] * columns.bincount()[columns]
+    # Token 0 is padding and has no place.
     placed = shares[:, :, 1:].unflatten(2, grid)[:, :, rows[:, None], columns] / parts[..., None]
     return torch.cat([shares[:, :, :1], placed.flatten(2, 3)], 2)
 

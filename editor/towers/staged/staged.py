@@ -108,6 +108,7 @@ class StagedTower:
         for layer in layers:
             heads = tuple(ComponentId("head", layer, head) for head in range(self.heads_per_layer[layer]))
             copies, width = self._copies(self.plan.layers[layer].stretch), self._d_head(layer)
+            # Far below the top there are 4^m copies: then the contribution itself is the narrower feature.
             wide = copies * width > self.d_embed
             k = self.d_embed if wide else copies * width
             found.append(ComponentGroup(f"L{layer}.heads", heads, k, width, 0 if wide else copies))
@@ -129,6 +130,7 @@ class StagedTower:
         """One forward pass of the module itself, in its own dtype; tokens are contracted when it is over."""
         with recording(self.trunk, self._inputs(groups), self._outputs(groups)) as recorded:
             final = self.end.pool(self.trunk.forward_features(self._cast(pixels)))
+        # Spreads and pushes go from the top down; below the lowest wanted stretch none is needed.
         lowest = min((self._stretch(group) for group in groups), default=len(self.plan.junctions))
         spreads, pushes = self._spreads(recorded, lowest), self._pushes(lowest, final.dtype)
         features: dict[str, Tensor] = {}
@@ -139,12 +141,15 @@ class StagedTower:
             if kind == "head":
                 features[name], values[name] = self._head_features(group, recorded, spread, push)
             elif kind == "bias":
+                # [image, 1, copy]: the same bias at every token.
                 features[name] = spread.sum((2, 3))[:, None]
             elif name in self.plan.sources:
                 source = self.plan.sources[name]
+                # [image, copy, token] @ [image, token, channel]
                 written = spread.flatten(2) @ as_tokens(recorded[source.path], source.channels_last)
                 features[name] = torch.einsum("ixc,xec->ie", written, push)[:, None]
             else:
+                # [copy, d_embed]: like attention's bias, it is the same at every token.
                 uniform = push @ self._change_bias(name).to(push.dtype)
                 features[name] = (spread.sum((2, 3)) @ uniform)[:, None]
         return Features(features, values, final, self.end.project(final))
@@ -164,8 +169,10 @@ class StagedTower:
             weight, bias = self._projection(layer, torch.float64)
             push = pushes[self._stretch(group)] * self._scale(layer, torch.float64)
             if kind == "bias":
+                # [copy, d_embed] -> [1, d_embed, copy]
                 found[group.name] = (push @ bias).T[None]
             else:
+                # [head, d_embed, copy, d_head] -> [head, d_embed, copy * d_head]
                 found[group.name] = torch.einsum("xec,chk->hexk", push, weight).flatten(2)
         return {name: readout.cpu() for name, readout in found.items()}
 
@@ -219,6 +226,7 @@ class StagedTower:
             return self.plan.layers[group.ids[0].layer].stretch
         if group.name in self.plan.sources:
             return self.plan.sources[group.name].stretch
+        # A junction's bias is written to the stretch above it.
         return int(group.name.removeprefix("change")) + 1
 
     def _inputs(self, groups: Sequence[ComponentGroup]) -> set[str]:
@@ -238,6 +246,7 @@ class StagedTower:
         self, lowest: int, dtype: torch.dtype, directions: Float[Tensor, "text d_embed"] | None = None
     ) -> dict[int, Float[Tensor, "copy row channel"]]:
         """The channel map of every stretch; with directions, what they become in its channels instead."""
+        # [1, d_embed, channel], the one copy of the top
         top = self.end.push(dtype)
         found = {len(self.plan.junctions): top if directions is None else directions.to(top) @ top}
         for stretch in reversed(range(lowest, len(self.plan.junctions))):
@@ -248,6 +257,7 @@ class StagedTower:
         self, layer: int, dtype: torch.dtype
     ) -> tuple[Float[Tensor, "channel head d_head"], Float[Tensor, " channel"]]:
         projection = self.trunk.get_submodule(self.plan.layers[layer].projection)
+        # Flattened first, since some projections are 1 x 1 convolutions.
         heads = projection.weight.flatten(1).unflatten(1, (self.heads_per_layer[layer], -1))
         return heads.to(dtype), projection.bias.to(dtype)
 
@@ -274,15 +284,20 @@ class StagedTower:
         held = as_tokens(recorded[layer.projection], layer.channels_last)
         held = held.reshape(spread.shape[0], -1, held.shape[-1])
         tokens = spread.shape[2] * spread.shape[3]
+        # The mean over tokens goes along as one more copy: one product gives `u` and `v`.
         mean = spread.new_full((spread.shape[0], 1, tokens), 1 / tokens)
+        # Padding has slot -1, which picks the zero that is appended here.
         weights = F.pad(torch.cat([spread.flatten(2), mean], dim=1), (0, 1))
         slots = layer.slots(*spread.shape[2:]).to(weights.device)
+        # [image, copy + 1, head, d_head]
         contracted = (weights[:, :, slots] @ held).unflatten(2, (layer.n_heads, -1))
         copies, value = contracted[:, :-1], contracted[:, -1]
         if group.copies:
+            # [image, copy, head, d_head] -> [image, head, copy * d_head]
             return copies.transpose(1, 2).flatten(2), value
         weight, _ = self._projection(index, push.dtype)
         written = torch.einsum("ixhk,chk->ixhc", copies, weight)
+        # LayerScale is in the features here, because these groups have the identity as readout.
         return torch.einsum("ixhc,xec->ihe", written, push * self._scale(index, push.dtype)), value
 
 

@@ -77,6 +77,7 @@ class StagedEnd:
         """`1 / (tokens * sigma)`; sigma of each token, or of their mean where the norm comes after the pool."""
         pooled, normed = recorded["head.global_pool"], recorded[self._norm_path]
         height, width = pooled.shape[1:3] if self._channels_last else pooled.shape[2:4]
+        # [image, height, width]; [image, 1, 1] where the pool comes first. LayerNorm divides by the biased variance.
         sigma = (normed.var(-1 if self._channels_last else 1, correction=0) + self.norm.eps).sqrt()
         return (1 / (height * width * sigma))[:, None].expand(-1, 1, height, width)
 
@@ -85,6 +86,7 @@ class StagedEnd:
         push = self.readout()[: self.map.width].T.to(self.norm.weight.device, dtype) * self.norm.weight.detach().to(
             dtype
         )
+        # `C` is symmetric: centring the rows is the product with it.
         return (push - push.mean(1, keepdim=True))[None]
 
     def readout(self) -> Float[Tensor, "d_model d_embed"]:

@@ -40,6 +40,7 @@ class Swin(SpatialStaged):
         for stage, blocks in enumerate(self.trunk.layers):
             for index, block in enumerate(blocks.blocks):
                 path = f"layers.{stage}.blocks.{index}"
+                # What leaves `drop_path2` is what the block adds to the stream.
                 sources[f"L{len(layers)}.mlp"] = Source(stage, f"{path}.drop_path2", True)
                 layers.append(
                     AttentionLayer(stage, block.attn.num_heads, f"{path}.attn.proj", True, _window_slots(block))
@@ -47,6 +48,7 @@ class Swin(SpatialStaged):
         merges = [
             Merge(stage.downsample, f"layers.{index}.downsample")
             for index, stage in enumerate(self.trunk.layers)
+            # The first stage begins without a merge.
             if index
         ]
         return Plan(tuple(layers), tuple(merges), {**sources, "embedding": Source(0, "patch_embed", True)})
@@ -65,6 +67,7 @@ class Merge:
         """`push W diag(gamma) C`, one quarter of the columns for each of the four tokens."""
         gain = self.module.norm.weight.detach().to(above.dtype)
         joined = above @ self.module.reduction.weight.detach().to(above.dtype) * gain
+        # The norm is over all four tokens at once, so its mean is too: centre before they are split.
         joined = joined - joined.mean(-1, keepdim=True)
         # [copy, row, 4 * narrow] -> [copy * 4, row, narrow]
         return joined.unflatten(2, (4, -1)).transpose(1, 2).flatten(0, 1)
@@ -81,6 +84,7 @@ class Merge:
         weights = above / sigma[:, None]
         found = above.new_zeros(*above.shape[:2], 4, 2 * above.shape[2], 2 * above.shape[3])
         for quarter in range(4):
+            # timm joins the four column by column: the row offset runs fastest.
             found[:, :, quarter, quarter % 2 :: 2, quarter // 2 :: 2] = weights
         # Where the grid is odd the last row or column was padding.
         return found.flatten(1, 2)[:, :, :height, :width]
@@ -94,9 +98,11 @@ def _window_slots(block: SwinTransformerBlock) -> Any:
     """The order in which a block's shifted windows hold the tokens of a grid."""
 
     def slots(height: int, width: int) -> Int[Tensor, " slot"]:
+        # Counted from one, so that the zeros of padding become -1 in the end.
         tokens = torch.arange(1, height * width + 1).view(1, height, width, 1)
         rolled = torch.roll(tokens, shifts=(-block.shift_size[0], -block.shift_size[1]), dims=(1, 2))
         over = [-size % window for size, window in zip((height, width), block.window_size, strict=True)]
+        # `F.pad` counts axes from the last: channels, width, height.
         padded = F.pad(rolled, (0, 0, 0, over[1], 0, over[0]))
         return window_partition(padded, block.window_size).flatten() - 1
 

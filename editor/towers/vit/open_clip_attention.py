@@ -25,8 +25,11 @@ def collect_attention(
     for layer, block, stream in _walk(tower, pixels):
         if layer in layers:
             query, key, _ = _project(tower, block, stream)
+            # Only the tokens that the readout pools ask: CLS, or the patches, which follow it.
             query = query[:, :, :1] if tower.visual.pool_type == "tok" else query[:, :, 1:]
+            # [image, head, query, token] -> [image, head, token]
             weights = (query @ key.transpose(2, 3) * tower.d_head**-0.5).softmax(-1).mean(2)
+            # CLS has no place in the grid. It took part in the softmax, so patches sum to less than 1.
             found.append(weights[..., 1:])
     rows, columns = tower.visual.grid_size
     return torch.stack(found, 1).unflatten(-1, (rows, columns)).float()
@@ -63,7 +66,9 @@ def with_self_attention(
         if layer in layers:
             query, key, value = _project(tower, block, stream)
             weights = (query[:, :, :1] @ key.transpose(2, 3) * tower.d_head**-0.5).softmax(-1)
+            # [image, head, 1, 1] * [image, head, 1, d_head]
             own = weights[..., :1] * value[:, :, :1]
+            # [image, head, d_head] * [image, 1, 1]
             parts[f"L{layer}.self"] = own[:, :, 0] * features.groups[f"L{layer}.bias"]
     return replace(features, groups={**features.groups, **parts})
 
@@ -75,17 +80,21 @@ def value_output_weights(
     block = tower.visual.transformer.resblocks[layer]
     attention, gain = block.attn, block.ln_1.weight.detach().double().cpu()
     output = attention.out_proj.weight.detach().double().cpu().unflatten(1, (tower.heads_per_layer[0], tower.d_head))
+    # [d_model, head, d_head] -> [head, d_model, d_head]
     output = output.permute(1, 0, 2)
+    # Blocks without LayerScale have an `Identity` there.
     if hasattr(block.ls_1, "gamma"):
         output = output * block.ls_1.gamma.detach().double().cpu()[:, None]
     value = (
         attention.in_proj_weight.detach()
         .double()
         .cpu()
+        # Queries, keys and values lie one below the other, in this order.
         .chunk(3)[2]
         .unflatten(0, (tower.heads_per_layer[0], tower.d_head))
     )
     value = value * gain
+    # Later norms drop the mean of what is written, and this block's norm the mean of what is read.
     return output - output.mean(1, keepdim=True), value - value.mean(2, keepdim=True)
 
 

@@ -79,11 +79,14 @@ class OpenClipText(PreNormViT):
         length = pixels.shape[1]
         stream = self.owner.token_embedding(pixels) + self.owner.positional_embedding[:length]
         first = self._readout_index(pixels)[:, None] != torch.arange(length, device=pixels.device)
+        # The readout token sorts first as the only 0; a stable sort leaves the others in their order.
         order = first.long().argsort(dim=1, stable=True)
         stream = stream.gather(1, order[:, :, None].expand_as(stream))
         mask = self.owner.attn_mask
+        # Some text towers attend in both directions and have no mask.
         if mask is None:
             return stream, [None] * self.n_layers
+        # [token, token] -> [text, query, token]; attention wants the mask in the dtype of its queries.
         return stream, [mask[order[:, :, None], order[:, None, :]].to(stream)] * self.n_layers
 
     def _readout_index(self, tokens: Int[Tensor, "text context"]) -> Int[Tensor, " text"]:
@@ -91,8 +94,10 @@ class OpenClipText(PreNormViT):
         if kind in ("first", "last"):
             return torch.full_like(tokens[:, 0], 0 if kind == "first" else tokens.shape[1] - 1)
         if kind == "argmax":
+            # The end of text has the largest id of CLIP's vocabulary.
             return tokens.argmax(1)
         eos = getattr(self.owner, "eos_id", getattr(self.owner, "text_eos_id", None))
+        # `argmax` gives the first of equal values: the first end of text, as in open_clip's own pool.
         return (tokens == eos).int().argmax(1)
 
     def _head_values(
@@ -107,6 +112,7 @@ class OpenClipText(PreNormViT):
         projected = F.linear(block.ln_1(stream), attention.in_proj_weight, attention.in_proj_bias)
         # [text, token, 3 * d_model] -> three of [text, head, token, d_head]
         query, key, value = projected.unflatten(2, (3, -1, self.d_head)).permute(2, 0, 3, 1, 4)
+        # [text, 1, query, token]: the same for all heads.
         mask = None if rotation is None else rotation[:, None, queries]
         return F.scaled_dot_product_attention(query[:, :, queries], key, value, attn_mask=mask).transpose(1, 2)
 
@@ -126,4 +132,5 @@ def _text_owner(module: nn.Module) -> tuple[Any, str]:
 
 
 def _pool_type(owner: Any) -> str:
+    # `CLIP` and `TextTransformer` name it differently; old models, without either, take the end of text.
     return getattr(owner, "text_pool_type", None) or getattr(owner, "pool_type", "argmax")

@@ -41,6 +41,7 @@ class OpenClipViT(SpatialViT):
             return f"it pools by {visual.pool_type!r}"
         if visual.proj is None:
             return "it has no final projection"
+        # Not `isinstance`: a subclass may compute something else from the same weights.
         if not all(type(block) is ResidualAttentionBlock for block in visual.transformer.resblocks):
             return "its attention blocks are custom (norms or scales inside attention)"
         return None
@@ -74,8 +75,10 @@ def _build_readout(module: nn.Module, visual: Any) -> Readout:
     width = len(visual.proj)
     final = FinalMap(module, width, matrix="visual.proj", shift="visual.ln_post.bias")
     if visual.attn_pool is not None:
+        # The pooler norms its keys and values itself, so `ln_post` is the norm after the pool.
         before, pool = FrozenNorm(visual.attn_pool.ln_k), FirstQueryPool(visual.attn_pool)
         return Readout(slice(None), before, pool, norm, final, width)
     tokens = slice(0, 1) if visual.pool_type == "tok" else slice(1, None)
+    # `final_ln_after_pool` decides whether sigma belongs to each token or to their mean.
     before, after = (none, norm) if visual.final_ln_after_pool else (norm, none)
     return Readout(tokens, before, MeanPool(), after, final, width)

@@ -48,6 +48,7 @@ class BlockWeights:
 
     def matrix(self) -> Float[Tensor, "d_model attention"]:
         """`W_O` with LayerScale and the inner norm in it, float64."""
+        # The inner norm acts on columns (what goes in), LayerScale on rows (what comes out).
         weight = self.inner.push(self.output.weight.detach().double().cpu())
         return weight if self.scale is None else weight * self.scale.detach().double().cpu()[:, None]
 
@@ -69,6 +70,7 @@ class PreNormViT:
     def __init__(self, module: nn.Module, blocks: Sequence[Any], out: Readout, *, d_head: int):
         self.module, self.blocks, self.out = module, blocks, out
         self.n_layers, self.d_head = len(blocks), d_head
+        # What goes into `W_O`: all heads side by side.
         width = self._block(0).output.in_features
         self.heads_per_layer = (width // d_head,) * self.n_layers
         self.d_model, self.d_embed = out.final.shape
@@ -116,6 +118,7 @@ class PreNormViT:
         tokens = self.out.tokens
         kept: dict[str, Tensor] = {}
         dtype = next(self.module.parameters()).dtype
+        # A text tower is given token ids, which stay whole numbers.
         stream, rotations = self._embed_tokens(pixels.to(dtype) if pixels.is_floating_point() else pixels)
         if "embedding" in wanted:
             kept["embedding"] = stream[:, tokens]
@@ -126,9 +129,12 @@ class PreNormViT:
             values = self._head_values(
                 block, stream, queries=tokens if last else slice(None), rotation=rotations[layer]
             )
+            # The last layer's stream holds nothing but readout tokens: it must not be cut again.
             read = slice(None) if last else tokens
             if f"L{layer}.heads" in wanted:
+                # A sigma inside attention is frozen too, so it divides the features; its gain is in `R`.
                 inner = weights.inner.sigma(values[:, read].flatten(2))
+                # [image, read, head, d_head] / [image, read, 1, 1]
                 kept[f"L{layer}.heads"] = values[:, read] / inner[..., None, None]
             stream = (stream[:, tokens] if last else stream) + weights.write(values)
             mlp = weights.write_mlp(stream)
@@ -187,6 +193,7 @@ class PreNormViT:
             # [copy, d_embed, head * d_head] -> [head, d_embed, copy * d_head]
             return pushed.unflatten(2, (-1, self.d_head)).permute(2, 1, 0, 3).flatten(2)
         if kind == "bias":
+            # [copy, d_embed, 1] -> [1, d_embed, copy]
             return self.out.push(self._block(layer).bias()[:, None])[:, :, 0].T[None]
         return self.out.pool_bias()[None] if kind == "pool.bias" else torch.eye(self.d_embed).double()[None]
 
@@ -196,10 +203,14 @@ class PreNormViT:
         for group in groups:
             kind = group.ids[0].kind
             if kind == "head":
+                # Popped, so that a layer's tokens are freed once they are contracted.
                 v = kept.pop(group.name)
+                # [image, head, copy, d_head] -> [image, head, copy * d_head]
                 features[group.name] = torch.einsum("ipn,inhk->ihpk", frozen.weights, v).flatten(2)
+                # `total` edits keep this mean. With an inner norm it is not that of `v`, but `total` is refused there.
                 values[group.name] = v.mean(1)
             elif kind == "bias":
+                # [image, 1, copy]: the bias is the same at every token, so its feature is the sum of weights.
                 features[group.name] = frozen.weights.sum(2)[:, None]
             elif group.name in kept:
                 features[group.name] = self.out.push_features(kept.pop(group.name), frozen)[:, None]

@@ -31,6 +31,7 @@ class Projected:
 
     def attention(self, queries: slice) -> Float[Tensor, "image head query token"]:
         """The weights that it reads with."""
+        # `scaled_dot_product_attention` keeps its weights to itself: the same scale, once more.
         return (self.query[:, :, queries] @ self.key.mT * self.query.shape[3] ** -0.5).softmax(-1)
 
 
@@ -47,10 +48,14 @@ class Look:
     ) -> Float[Tensor, "image head token text"]:
         """`a_i (R^T t) . V_i / sigma`: attention on token i, times what its value says about each text."""
         if self.gate is None:
+            # [image, head, copy, token, text]
             said = torch.einsum("ihnd,htpd->ihpnt", self.value, asked)
+            # [image, 1, copy, read] @ [image, head, read, token] -> [image, head, copy, token]
             return torch.einsum("ihpn,ihpnt->ihnt", weights[:, None] @ self.attention, said)
         # What a gate lets through differs a readout token: these are contracted first, text by text.
+        # [image, head, text, read, d_head]
         passed = torch.einsum("ipr,htpd->ihtrd", weights, asked) * self.gate.transpose(1, 2)[:, :, None]
+        # [image, head, token, read] @ [image, head, read, d_head]
         taken = [(self.attention.mT @ text * self.value).sum(-1) for text in passed.unbind(2)]
         return torch.stack(taken, -1)
 
@@ -82,6 +87,7 @@ class SpatialViT(PreNormViT):
         pulled = self.out.pull(directions)
         found = {}
         for layer in layers:
+            # [copy, text, head * d_head]
             heads = (pulled @ self._block(layer).matrix()).unflatten(2, (-1, self.d_head))
             # [copy, text, head, d_head] -> [head, text, copy * d_head]
             found[layer] = heads.permute(2, 1, 0, 3).flatten(2)
@@ -103,9 +109,11 @@ class SpatialViT(PreNormViT):
             if layer in seen:
                 inner = weights.inner.sigma((values if last else values[:, tokens]).flatten(2))
                 gate = None if projected.gate is None else projected.gate[:, tokens]
+                # [image, head, read, token] / [image, 1, read, 1]
                 looks[layer] = Look(projected.attention(tokens) / inner[:, None, :, None], projected.value, gate)
             stream = (stream[:, tokens] if last else stream) + weights.write(values)
             stream = stream + weights.write_mlp(stream)
+        # How readout tokens are weighed is known only here, at the end: until then a layer's look is kept.
         frozen = self.out.read(stream)
         shares = {
             layer: look.share(frozen.weights, seen[layer].to(look.value).unflatten(2, (copies, self.d_head)))

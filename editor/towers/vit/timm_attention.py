@@ -16,6 +16,7 @@ from .spatial_vit import Projected
 
 def attention_refusal(attention: nn.Module, known: tuple[type[nn.Module], ...]) -> str | None:
     """Why an attention layer cannot be read, or None."""
+    # Not `isinstance`: a subclass may attend in another way.
     if type(attention) not in known:
         return f"its attention is a {type(attention).__name__}"
     inner: Any = getattr(attention, "norm", nn.Identity())
@@ -29,7 +30,9 @@ def project_heads(attention: Any, normed: Float[Tensor, "image token d_model"], 
     query, key, value = _project(attention, normed)
     query, key = attention.q_norm(query), attention.k_norm(key)
     if rotation is not None:
+        # Rotations can be of a wider type than the model, and would widen queries and keys.
         query, key = (_rotate(attention, part, rotation).type_as(value) for part in (query, key))
+    # Grouped queries: fewer keys and values than heads.
     shared = attention.num_heads // key.shape[1]
     if shared > 1:
         key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value))
@@ -45,9 +48,11 @@ def _project(attention: Any, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = (part.unflatten(2, (-1, attention.head_dim)).transpose(1, 2) for part in parts)
         return query, key, value
     bias = attention.qkv.bias
+    # EVA keeps three biases apart from the joint layer, which then has none.
     if getattr(attention, "q_bias", None) is not None:
         bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
     projected = F.linear(normed, attention.qkv.weight, bias)
+    # [image, token, 3 * head * d_head] -> three of [image, head, token, d_head]
     query, key, value = projected.unflatten(2, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
     return query, key, value
 

@@ -37,6 +37,7 @@ class TimmEva(SpatialViT):
         for block in find_trunk(module)[0].blocks:
             if type(block) is EvaBlockPostNorm:
                 return "its blocks are post-norm: what a head writes is normalised before it is added"
+            # Not `isinstance`: a subclass may order its norms differently.
             if type(block) is not EvaBlock:
                 return f"its blocks are of class {type(block).__name__}"
             if reason := attention_refusal(block.attn, (EvaAttention, AttentionRope)):

@@ -59,6 +59,7 @@ class TimmViT(SpatialViT):
 
     def _embed_tokens(self, pixels: Tensor) -> tuple[Float[Tensor, "image token d_model"], Sequence[Tensor | None]]:
         tokens = self.trunk._pos_embed(self.trunk.patch_embed(pixels))
+        # In the order of timm's `forward_features`.
         return self.trunk.norm_pre(self.trunk.patch_drop(tokens)), [None] * self.n_layers
 
     def _project(self, block: Any, stream: Float[Tensor, "image token d_model"], rotation: Tensor | None) -> Projected:
@@ -69,6 +70,7 @@ class TimmViT(SpatialViT):
 
     def _block(self, layer: int) -> BlockWeights:
         block = self.blocks[layer]
+        # Blocks without LayerScale have an `Identity` there.
         scales = (getattr(block.ls1, "gamma", None), getattr(block.ls2, "gamma", None))
         return BlockWeights(block.attn.proj, scales[0], FrozenNorm(block.attn.norm), block.norm2, block.mlp, scales[1])
 
