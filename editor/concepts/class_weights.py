@@ -42,6 +42,7 @@ def compute_class_weights(
 
 def _require_told_apart(classes: Sequence[str], weights: Float[Tensor, "class d_embed"]) -> None:
     """Refuse two classes that are one to the model, and warn of two that nearly are: between them chance answers."""
+    # float64: `cdist` may subtract squares, where float32 loses distances of 1e-4.
     distance, one, other = _find_nearest(weights.double())
     pair = f"{classes[one]!r} and {classes[other]!r}"
     if distance < _ROUNDING:
@@ -49,6 +50,7 @@ def _require_told_apart(classes: Sequence[str], weights: Float[Tensor, "class d_
             f"cannot tell the classes {pair} apart: to the model their prompts are one, by case, spaces or a context "
             "that cuts them. Correct --classes or --templates."
         )
+    # `|a - b|^2 = 2 - 2 cos` for unit vectors.
     if distance < _NEARLY_ONE:
         warnings.warn(
             f"the classes {pair} are nearly one to the model: cosine {1 - distance**2 / 2:.4f} between their prompts "
@@ -63,6 +65,7 @@ def _find_nearest(weights: Float[Tensor, "class d_embed"]) -> tuple[float, int, 
     for start in range(0, len(weights), _CHUNK):
         distances = torch.cdist(weights[start : start + _CHUNK], weights)
         rows = torch.arange(len(distances))
+        # [class of this chunk, class]: each is at no distance from itself.
         distances[rows, rows + start] = torch.inf
         row, column = divmod(int(distances.argmin()), len(weights))
         best = min(best, (float(distances[row, column]), start + row, column))
@@ -71,6 +74,7 @@ def _find_nearest(weights: Float[Tensor, "class d_embed"]) -> tuple[float, int, 
 
 def _warn_of_empty_templates(templates: Sequence[str], prompts: Float[Tensor, "class template d_embed"]) -> None:
     """Warn of a template whose prompts are the same for all classes: the model's context cuts it before the class."""
+    # [template]: the largest distance of a class's prompt from that of the first class.
     spread = (prompts - prompts[:1]).norm(dim=-1).amax(0)
     for template, widest in zip(templates, spread.tolist(), strict=True):
         if widest < _ROUNDING:

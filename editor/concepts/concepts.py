@@ -78,6 +78,7 @@ def library_folder() -> Path:
 
 def list_concepts(model_folder: Path | None = None) -> dict[str, Path]:
     """Concept files by name; those in a model's own folder hide the library's of the same name."""
+    # The model's folder last: of two files with one name, the later one stays.
     folders = [library_folder(), *([model_folder / "concepts"] if model_folder else [])]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 

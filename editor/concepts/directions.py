@@ -45,6 +45,7 @@ def compute_concept_directions(
     if rank == 0 or (directions is not None and not 1 <= directions <= rank):
         raise ConceptError(f"cannot take {directions or 1} directions: the texts span {rank}. Add texts that differ.")
     held = (singular.square().cumsum(0) / singular.square().sum()).tolist()
+    # The tolerance is for a share that is the limit but for rounding.
     needed = next(i + 1 for i, share in enumerate(held) if share >= VARIANCE_KEPT - 1e-12)
     return right[: directions or max(1, min(needed, most))].T
 
@@ -63,6 +64,7 @@ def spare_directions(
     Directions that lie within the kept ones (a sine below `SPARED`) are left out; there may be none.
     """
     basis = torch.linalg.qr(kept)[0]
+    # Of orthonormal directions, so the singular values are the sines of their angles to the kept concept.
     left, singular, _ = torch.linalg.svd(directions - basis @ (basis.T @ directions), full_matrices=False)
     return left[:, singular > SPARED]
 
@@ -83,6 +85,7 @@ def compute_mean_differences(
     unit = F.normalize(embeddings.double(), dim=-1)
     means = torch.stack([unit[labels == label].mean(0) for label in labels.unique()])
     left = torch.linalg.svd((means - means.mean(0)).T, full_matrices=False)[0]
+    # Centred means span one direction fewer than there are classes.
     most = len(means) - 1
     if most < 1 or (directions or 1) > most:
         raise ConceptError(f"cannot take {directions or 1} directions from labels: {len(means)} classes give {most}.")

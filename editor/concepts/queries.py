@@ -57,6 +57,7 @@ def require_text_fits(model: Model, text: str) -> None:
     plain = text.strip()
     if not plain:
         raise ConceptError("cannot use an empty text. Describe what to look for, as in `a photo of a circle`.")
+    # A row of a short text ends in the token that fills it up.
     tokens, shorter, padding = model.tokenizer([plain, plain[:-1], "a"])
     # A full row that does not change with its last letter lost that letter.
     if tokens[-1] != padding[-1] and torch.equal(tokens, shorter):

@@ -92,9 +92,11 @@ def compute_covariance_shares(
     Does not depend on the basis of the concept's subspace. Over all components, `constant / |z|` counted as one, the
     shares sum to 1.
     """
+    # [d_model, concept]: reads `u_k . z` from `f`.
     read = model.tower.readout() @ basis
     total = torch.einsum("dc,de,ec->", read, statistics.final_covariance(), read)
     readouts = model.tower.compute_readouts(groups)
+    # h component, k feature, e d_embed, d d_model, c direction
     shares = [
         torch.einsum(
             "ec,hek,hkd,dc->h", basis, readouts[group.name], statistics.feature_final_covariance(group.name), read
@@ -113,9 +115,11 @@ def compute_correlations(
     readouts = model.tower.compute_readouts(groups)
     found = []
     for group in groups:
+        # [component, concept, k]: reads `u_k . contribution` from a component's features.
         seen = torch.einsum("ec,hek->hck", basis, readouts[group.name])
         cross = torch.einsum("hck,hkd,dc->hc", seen, statistics.feature_final_covariance(group.name), read)
         own = torch.einsum("hck,hkl,hcl->hc", seen, statistics.feature_covariance(group.name), seen)
+        # Rounding can make the variance of what never varies negative.
         scale = (own * total).clamp_min(0).sqrt()
         found.append(torch.where(scale > 0, cross / scale.clamp_min(1e-300), 0.0).mean(1))
     return torch.cat(found)

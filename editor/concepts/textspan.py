@@ -83,14 +83,19 @@ def compute_text_span(
     Returns:
         Indices of texts and the shares of variance they explain, one row a head.
     """
+    # [head, d_embed, d_head] -> Q of that shape and `Q^T R`, which is the triangle [head, d_head, d_head].
     basis, triangle = torch.linalg.qr(readouts)
     spread = triangle @ covariance @ triangle.transpose(1, 2)
     rows = torch.einsum("te,hek->htk", texts, basis)
+    # A head that never varies has shares of 0 and not 0 / 0.
     total = spread.diagonal(dim1=1, dim2=2).sum(1).clamp_min(torch.finfo(spread.dtype).tiny)
+    # Squared lengths below are what rounding left of texts that were projected out.
     tiny = rows.square().sum(2).amax() * 1e-18
     chosen, shares = [], []
     heads = torch.arange(len(readouts))
+    # After `d_head` steps all that is left is rounding.
     for _ in range(min(steps, readouts.shape[2])):
+        # [head, text]: `t'^T S t'`
         best = (rows @ spread).mul_(rows).sum(2).argmax(1)
         text = rows[heads, best]
         unit = text / text.square().sum(1, keepdim=True).clamp_min(tiny).sqrt()

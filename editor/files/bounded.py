@@ -51,6 +51,7 @@ def parse_json(text: str | bytes) -> Any:
         found = json.loads(text)
     except RecursionError:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH}") from None
+    # Level by level: the parser itself stops only at Python's limit on recursion, which lies deeper.
     level = [found]
     for _ in range(MAX_DEPTH):
         level = [inner for value in level if isinstance(value, dict | list) for inner in _values(value)]
@@ -83,6 +84,7 @@ class _BoundedLoader(Composer, _Parser):
 
     def __init__(self, stream: str):
         _Parser.__init__(self, stream)
+        # It is the first base because libyaml's parser composes nodes in C, without a call to `compose_node`.
         Composer.__init__(self)
         self.depth, self.made, self.weights = 0, 0, {}
 
@@ -98,6 +100,7 @@ class _BoundedLoader(Composer, _Parser):
             raise yaml.YAMLError(f"it is nested deeper than {MAX_DEPTH}")
         node = super().compose_node(parent, index)
         self.depth -= 1
+        # Weighed when it was complete: an alias without weight stands within its own anchor.
         if is_alias and id(node) not in self.weights:
             raise yaml.YAMLError("an alias stands for what it is part of")
         self.made += self.weights[id(node)] if is_alias else 1

@@ -41,7 +41,9 @@ def list_locations(path: str | Path, suffixes: tuple[str, ...]) -> list[Location
     patterns = expand_range(str(path))
     for pattern in patterns:
         listed = _list_remote(pattern) if is_remote(pattern) else _list_local(pattern)
+        # By path: patterns may give the same file twice.
         some = {item.path: item for item in listed if _wanted(item, suffixes)}
+        # A range names every file, so none may be missing; a single glob may match nothing.
         if not some and len(patterns) > 1:
             raise ImageError(f"cannot read {pattern}: no such file. Correct the range in {path}.")
         found |= some
@@ -107,8 +109,10 @@ def _list_remote(pattern: str) -> list[Location]:
             system.glob(root, detail=True) if glob.has_magic(root) else system.find(root, detail=True)
         )  # pyright: ignore[reportAssignmentType]
         files = {path: entry for path, entry in found.items() if entry["type"] == "file"}
+        # Names are relative to the folder that was asked for, or to that of the file or the pattern.
         base = root if not glob.has_magic(root) and list(files) != [root] else os.path.dirname(root)
         return [
+            # fsspec lists paths without their protocol, and not every file system knows sizes.
             Location(os.path.relpath(path, base), system.unstrip_protocol(path), int(entry["size"] or 0))
             for path, entry in files.items()
         ]

@@ -22,6 +22,7 @@ from typing import Any
 
 FORGOTTEN_SECONDS = 7 * 24 * 3600
 _LEFTOVER = re.compile(r"\.(?P<stem>.+)\.(?P<kind>partial|replaced)-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-\w+")
+# Numbers of Linux's renameat2(2), which Python has no names for.
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -40,6 +41,7 @@ def create_private_folder(target: Path) -> Path:
 def publish_file(temporary: Path, target: Path) -> None:
     """Give a complete file its final name and the rights that the user's umask asks for."""
     _flush(temporary)
+    # `mkstemp` made it readable for its owner only.
     temporary.chmod(0o666 & ~_umask())
     os.replace(temporary, target)
     _flush(target.parent)
@@ -96,6 +98,7 @@ def clear_folder_once(folder: Path, process: int) -> None:
 def _take_place(temporary: Path, target: Path) -> None:
     """Two renames, between which there is nothing under the final name: `clear_leftovers` puts the old one back."""
     old = Path(tempfile.mkdtemp(prefix=_prefix(target, "replaced"), dir=target.parent))
+    # Only a free name was wanted.
     old.rmdir()
     os.rename(target, old)
     try:
@@ -124,6 +127,7 @@ def _is_dead(path: Path, host: str, pid: int) -> bool:
     if host != _host() or os.name != "posix":
         return time.time() - stat.st_mtime > FORGOTTEN_SECONDS
     try:
+        # Signal 0 only asks whether there is such a process; one of another user may not be asked, but it is there.
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return True

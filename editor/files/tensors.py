@@ -83,6 +83,7 @@ def _parse_header(path: Path) -> dict[str, StoredTensor]:
     if not path.is_file():
         raise ValueError("it is not a plain file")
     with path.open("rb") as stream:
+        # Eight bytes of length, little-endian, then the header; offsets in it count from its end.
         (length,) = struct.unpack("<Q", stream.read(8))
         if length > min(MAX_HEADER_BYTES, size - 8):
             raise ValueError(
@@ -91,6 +92,7 @@ def _parse_header(path: Path) -> dict[str, StoredTensor]:
         header = json.loads(stream.read(length), object_pairs_hook=_unique)
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
+    # Free text of whoever wrote the file, the only entry that is no tensor.
     header.pop("__metadata__", None)
     if len(header) > MAX_TENSORS:
         raise ValueError(f"it has {len(header)} tensors, at most {MAX_TENSORS} are read")
@@ -108,6 +110,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _place_tensor(name: str, entry: Any, base: int, size: int) -> StoredTensor:
     start, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
+    # `type`, since `isinstance` would take `true` for a number.
     if not isinstance(entry["dtype"], str) or any(
         type(number) is not int or number < 0 for number in (*shape, start, end)
     ):
@@ -154,6 +157,7 @@ def load_tensors(path: Path, *kinds: str) -> tuple[dict[str, Tensor], Any]:
     Raises:
         ModelError: If the file is missing, or was not written as one of these kinds; the newest is named.
     """
+    # For its checks only, which come before the library opens the file.
     read_header(path)
     with reading_weights(str(path)), safe_open(path, framework="pt") as stream:
         metadata = stream.metadata() or {}
@@ -181,6 +185,7 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
 
     def entry(name: str) -> tuple[str, str, tuple[int, ...], memoryview]:
         tensor = state[name].detach().cpu().contiguous()
+        # As bytes, since NumPy has no bfloat16; a scalar needs an axis for that.
         data = tensor.reshape(-1).view(torch.uint8).numpy().data
         return name, _DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), data
 
@@ -203,6 +208,7 @@ def _hash_file(path: Path, header: Mapping[str, StoredTensor]) -> str:
             # Whole pages are given back after each tensor, so that resident memory stays near the largest one.
             digest.update(memoryview(view)[tensor.start : tensor.end])
             page = mmap.PAGESIZE
+            # Only pages that are wholly this tensor's: its neighbours share the outer ones.
             first, last = -(-tensor.start // page) * page, tensor.end // page * page
             if last > first and hasattr(mmap, "MADV_DONTNEED"):
                 view.madvise(mmap.MADV_DONTNEED, first, last - first)

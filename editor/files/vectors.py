@@ -50,6 +50,7 @@ class NpyVectors:
             np.lib.format.write_array_header_1_0(stream, described)
             for chunk in self.chunks():
                 stream.write(function(chunk).numpy().astype(self.dtype).tobytes())
+        # Once the file has its name: the mark holds what the file is known by.
         write_sidecar(out, mark)
 
 
@@ -90,6 +91,7 @@ class ParquetVectors:
         with staged_file(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
             for batch in _batches(source, self.path, CHUNK_ROWS):
                 found = function(self._vectors(batch, first)).numpy().astype(kind.value_type.to_pandas_dtype())
+                # Lists of any length are built from their offsets, lists of a fixed size have none.
                 offsets = [] if pa.types.is_fixed_size_list(kind) else [np.arange(len(batch) + 1) * self.width]
                 flat = pa.array(found.ravel(), kind.value_type)
                 columns = batch.columns
@@ -100,12 +102,14 @@ class ParquetVectors:
     def _vectors(self, batch: Any, first: int) -> Tensor:
         lists = batch.column(self.column)
         lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
+        # A missing list has the length NaN, which equals nothing.
         wrong = np.flatnonzero(~(lengths == self.width))
         if len(wrong):
             raise VectorError(
                 f"cannot read vectors from {self.path}: row {first + wrong[0]} is not {self.width} wide as the first "
                 "is. Give every row a vector of one width."
             )
+        # `flatten` and not `values`, which for a slice are those of the whole array.
         flat = lists.flatten().to_numpy(zero_copy_only=False)
         return _checked(flat.reshape(len(batch), self.width), first, self.path)
 
@@ -150,6 +154,7 @@ def _open_npy(path: Path) -> NpyVectors:
     try:
         with path.open("rb") as stream:
             version = np.lib.format.read_magic(stream)
+            # Version 1 gives the header's length in two bytes, the later ones in four.
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(stream)
             start = stream.tell()
@@ -186,6 +191,7 @@ def _find_column(path: Path, column: str | None) -> ParquetVectors:
             f"(of {', '.join(fields) or 'none'}), {column or 'one'} is needed. Name one with --column."
         )
     name = column or vectors[0]
+    # The first row says how wide all have to be.
     first = next(_batches(source, path, 1, columns=[name]), None)
     if first is None or not first.column(0)[0].is_valid or not len(first.column(0)[0]):
         raise VectorError(f"cannot read vectors from {path}: {name} is empty. Give a file with a vector a row.")
@@ -217,4 +223,5 @@ def _checked(rows: np.ndarray, first: int, path: Path) -> Tensor:
             f"cannot use the vectors of {path}: row {first + wrong[0]} holds NaN or infinity. Compute that embedding "
             "again."
         )
+    # A copy in any case: Arrow's memory is read-only, and torch wants to write.
     return torch.from_numpy(rows.astype(np.float64))

@@ -33,6 +33,7 @@ def staged_file(path: Path) -> Iterator[Path]:
     path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # With the process: what one has remembered is inherited by those that it forks.
         clear_folder_once(path.parent, os.getpid())
         temporary = create_private_file(path)
         yield temporary
@@ -41,6 +42,7 @@ def staged_file(path: Path) -> Iterator[Path]:
         raise _writing_error(path, error) from error
     finally:
         if temporary is not None:
+            # After the rename nothing has this name any more.
             temporary.unlink(missing_ok=True)
 
 
@@ -145,6 +147,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], kind: str, described: A
         described: Plain data kept with it, as JSON. There is one key only: the format does not fix the order of
             several.
     """
+    # Late: it loads torch, and this file is read without it.
     from safetensors.torch import save_file
 
     ordered = {name: tensors[name].detach().contiguous().cpu() for name in sorted(tensors)}
@@ -152,7 +155,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], kind: str, described: A
     with staged_file(path) as temporary:
         try:
             save_file(ordered, temporary, metadata=metadata)
-        except Exception as error:
+        except Exception as error:  # The library has an error of its own for what the disk refuses.
             raise _writing_error(Path(path), error) from error
 
 

@@ -41,6 +41,7 @@ class _PreprocessedImages(Dataset):
     def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
         try:
             return index, self.preprocess(self.source.open(index))
+        # Given back and not raised: a single bad image must not end the loader.
         except ImageError as error:
             return index, str(error)
 

@@ -68,6 +68,7 @@ def _read_at(file: Path | Spool, offset: int, length: int) -> bytes:
         with file.open("rb") as stream:
             stream.seek(offset)
             return stream.read(length)
+    # What was appended may still be in Python's buffer, which a read by descriptor does not see.
     file.file.flush()
     if hasattr(os, "pread"):  # Forked readers share the position, so they must not move it.
         return os.pread(file.file.fileno(), length, offset)

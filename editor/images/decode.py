@@ -14,6 +14,7 @@ from ..errors import ImageError
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 # By content, not by suffix: what else Pillow reads would run Ghostscript, or code that nobody fuzzes.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# Twice Pillow's own `MAX_IMAGE_PIXELS`: beyond that Pillow itself takes a file for a bomb.
 MAX_PIXELS, MAX_ASPECT, MAX_SCANS = 178_956_970, 100, 40
 
 
@@ -40,6 +41,7 @@ def read_image(content: Path | io.BytesIO, name: str) -> Image.Image:
                     f"cannot read {name}: {image.width} x {image.height} is longer than {MAX_ASPECT} to 1."
                 )
             _require_few_scans(image, name)
+            # Inside the block: damaged data shows only when the pixels are decoded.
             image.load()
             return _to_rgb(image)
     except ImageError:
@@ -51,11 +53,14 @@ def read_image(content: Path | io.BytesIO, name: str) -> Image.Image:
 def _require_few_scans(image: Image.Image, name: str) -> None:
     """A JPEG may go over all its pixels as often as it likes: a small file could take hours."""
     stream: Any = getattr(image, "fp", None)
+    # Pillow names a JPEG that holds further pictures MPO.
     if image.format not in ("JPEG", "MPO") or stream is None:
         return
     at = stream.tell()
     stream.seek(0)
+    # The marker at the start of a scan. In image data 0xFF is followed by 0x00, so hardly anything else is counted.
     scans = stream.read().count(b"\xff\xda")
+    # Pillow goes on reading where it stopped.
     stream.seek(at)
     if scans > MAX_SCANS and scans * image.width * image.height > MAX_PIXELS:
         raise ImageError(f"cannot read {name}: a JPEG of {scans} scans, {MAX_SCANS} are read of so large a one.")

@@ -32,6 +32,7 @@ def render_source(scenes: Sequence[world.Scene]) -> ImageSource:
         {"filename": name, "shape": scene.shape, "place": scene.place, "color": scene.color, "texture": scene.texture}
         for name, scene in zip(names, scenes, strict=True)
     )
+    # In place of a file's size: the scene is all that an image is rendered from.
     stamps = tuple(repr(scene) for scene in scenes)
     return ImageSource(names, lambda index: Image.fromarray(world.render(scenes[index])), attributes, stamps)
 

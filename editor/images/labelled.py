@@ -57,6 +57,7 @@ def load_labelled_images(
             f"cannot read labels from {table}: no column {column or ' or '.join(LABEL_COLUMNS)}, "
             f"there are {', '.join(first)}. Name one with --label."
         )
+    # The columns of Waterbirds: its splits are numbered, also where a part of it lacks one of the three numbers.
     waterbirds = {"img_filename", "y", "place"} <= first.keys()
     kept, split = _keep_rows(table, source.attributes, split, purpose, numbered=waterbirds)
     columns = list(group_by) or (["place"] if "place" in first else [])
@@ -91,6 +92,7 @@ class _Table:
             raise ImageError(
                 f"cannot read labels from {self.path}: {empty} has no {column}. Fill it in, or leave it out."
             )
+        # Of all rows and not of those kept: every split then numbers its classes alike.
         names = classes or {value: value for value in sorted({row[column] for row in rows if row[column].strip()})}
         unknown = sorted({rows[i][column] for i in self.kept} - names.keys())
         if unknown:
@@ -117,6 +119,7 @@ def _keep_rows(
     values = {row.get("split", "") for row in rows}
     if split is None and "split" in rows[0]:
         split = NUMBERED[purpose] if numbered else choose_split(values, purpose)
+    # A table may have a split of that name, which is then meant.
     elif split == ALL and ALL not in values:
         split = None
     kept = [i for i, row in enumerate(rows) if split is None or row.get("split") == split]
@@ -171,6 +174,7 @@ def load_lines(path: Path) -> list[str]:
 
 def write_metadata(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Write `metadata.csv`, columns as in the first row."""
+    # The csv module writes line ends of its own.
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -182,12 +186,14 @@ def _from_class_folders(
 ) -> LabelledImages:
     source = list_images(path)
     parts = [Path(name).parts for name in source.names]
+    # Every path is split/class/file.
     if all(len(names) > 2 and is_split(names[0]) for names in parts):
         rows = [{"split": names[0]} for names in parts]
         kept, split = _keep_rows(path, rows, split, purpose, numbered=False)
         source, parts = source.subset(kept), [parts[index][1:] for index in kept]
     elif split is not None and split != ALL:
         raise ImageError(f"cannot use --split with {path}: its folders are the classes. Leave it out.")
+    # "" for an image outside of all classes' folders: refused below.
     folders = [names[0] if len(names) > 1 else "" for names in parts]
     names = classes or {name: name.replace("_", " ") for name in sorted(set(folders))}
     if "" in folders or len(names) < 2:

@@ -147,6 +147,7 @@ def detect_layout(path: Path) -> Layout:
     folders = [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
     if folders and all(_subsets(folder) for folder in folders):
         return "counteranimal"
+    # Last, since it may have to look at every file.
     named = next((item for item in path.rglob("label=*_text=*") if item.is_file()), None)
     return "typographic" if named is not None else "folders"
 
@@ -189,6 +190,7 @@ def _load_celeba(
     if classes is None and label != CELEBA_LABEL:
         raise ImageError(f"cannot name the classes of {label}: give --classes with lines `1: words` and `-1: words`.")
     names = classes or CELEBA_CLASSES
+    # File names are in the first column, whatever it is called.
     first = next(iter(rows[0]))
     kept = [row for row in rows if split in (splits.get(row[first]), ALL)]
     if not kept:
@@ -232,6 +234,7 @@ def _load_counter_animal(path: Path, classes: Mapping[str, str] | None) -> Label
     source = list_images(path)
     parts = [Path(name).parts for name in source.names]
     kinds = {(folder.name, inner): kind for folder in folders for inner, kind in _subsets(folder)}
+    # An image that lies directly in a class's folder is in neither subset.
     kept = [i for i, names in enumerate(parts) if len(names) > 2 and names[:2] in kinds]
     words = classes or {folder.name: re.sub(r"^\d+[ _-]+", "", folder.name).replace("_", " ") for folder in folders}
     unknown = sorted({parts[i][0] for i in kept} - words.keys())
@@ -255,6 +258,7 @@ def _load_typographic(path: Path, classes: Mapping[str, str] | None) -> Labelled
         raise ImageError(
             f"cannot read {path} as typographic: {wrong!r} is not named label=<x>_text=<y>. Rename or remove it."
         )
+    # What is only written counts as a class too: an image may be taken for it.
     names = classes or {name: name.replace("_", " ") for name in sorted({name for pair in pairs for name in pair})}
     unknown = sorted({name for pair in pairs for name in pair} - names.keys())
     if unknown or len(names) < 2:
@@ -291,6 +295,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         rows = list(csv.DictReader(_read_text(path).splitlines()))
     except csv.Error as error:
         raise ImageError(f"cannot read {path}: {error}.") from None
+    # DictReader puts fields beyond the header under None, and None in place of those that are missing.
     if not rows or any(None in row or None in row.values() for row in rows):
         raise ImageError(f"cannot read {path}: it has no rows, or rows of unequal length. Give a CSV with a header.")
     return rows
@@ -298,6 +303,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 def _read_text(path: Path) -> str:
     try:
+        # Spreadsheets write a byte order mark, which would become part of the first column's name.
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ImageError(f"cannot read {path}: {error}. Give a text file in UTF-8.") from None

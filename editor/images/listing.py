@@ -62,10 +62,12 @@ def read_csv_source(path: Path) -> ImageSource:
     try:
         if not path.is_file():
             raise ImageError(f"cannot read {path}: there is no such file.")
+        # Spreadsheets write a byte order mark, which would become part of the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as stream:
             rows = list(csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ImageError(f"cannot read {path}: {error}. Give a CSV in UTF-8.") from None
+    # DictReader puts fields beyond the header under the key None.
     columns = [key for key in (rows[0] if rows else {}) if key]
     column = next((name for name in PATH_COLUMNS if name in columns), None)
     if column is None:
@@ -73,6 +75,7 @@ def read_csv_source(path: Path) -> ImageSource:
             f"cannot read images from {path}: its columns are {', '.join(columns) or 'none'}, "
             f"one of {', '.join(PATH_COLUMNS)} is needed."
         )
+    # None where a row is shorter than the header.
     names = [row[column] or "" for row in rows]
     attributes = tuple({key: value or "" for key, value in row.items() if key} for row in rows)
     found = _from_paths([path.parent / name for name in names], names)
@@ -86,6 +89,7 @@ def source_of_rows(paths: Sequence[Path], rows: Sequence[dict[str, str]]) -> Ima
 
 
 def _from_folder(folder: Path) -> ImageSource:
+    # The order of a folder's entries depends on the file system, and the fingerprint on the order.
     found = sorted(
         Path(root) / name
         for root, _, names in os.walk(folder)

@@ -15,6 +15,7 @@ from .source import ImageSource
 PARQUET_SUFFIXES, ARROW_SUFFIXES = (".parquet",), (".arrow",)
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content", "data")
 NAME_COLUMNS = ("__key__", "key", "id", "filename", "file_name", "path")
+# Rows that are in memory at a time: each of them holds a whole encoded image.
 _ROWS = 64
 
 
@@ -25,6 +26,7 @@ def cut_parquet(location: Location, rows: int) -> list[tuple[int, int, int]]:
         ImageError: If the file is no Parquet or holds no column of images.
     """
     with _parquet(location) as table:
+        # Refused while units are listed, not when one of them is opened.
         find_image_column(table.schema_arrow, location)
         counts = [table.metadata.row_group(i).num_rows for i in range(table.metadata.num_row_groups)]
     runs: list[tuple[int, int, int]] = []
@@ -33,6 +35,7 @@ def cut_parquet(location: Location, rows: int) -> list[tuple[int, int, int]]:
             runs[-1] = (runs[-1][0], group, runs[-1][2] + count)
         else:
             runs.append((group, group, count))
+    # Row groups may be empty, but a source is not.
     return [run for run in runs if run[2]]
 
 
@@ -56,6 +59,7 @@ def open_arrow(location: Location) -> ImageSource:
     """
     pa = _arrow(location)
     with _reading(location), open_location(location.path) as stream:
+        # Arrow's file format starts with these letters; the stream format, which `datasets` writes, has none.
         magic = stream.read(6)
         stream.seek(0)
         reader = pa.ipc.open_file(stream) if magic == b"ARROW1" else pa.ipc.open_stream(stream)
@@ -115,6 +119,7 @@ def _content(value: Any, location: Location) -> bytes:
     if value.get("bytes") is not None:
         return value["bytes"]
     beside = Path(location.path).parent / (value.get("path") or "")
+    # A path comes with the data: it must not lead to other files of this machine.
     inside = beside.is_file() and beside.resolve().is_relative_to(Path(location.path).parent.resolve())
     return beside.read_bytes() if inside and beside.stat().st_size <= MAX_IMAGE_BYTES else b""
 

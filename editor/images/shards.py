@@ -58,6 +58,7 @@ def list_shards(source: str | Path | ImageSource | Sequence[str | Path], rows: i
     """
     if isinstance(source, ImageSource) or is_demo(source):
         return []
+    # A string is iterable too, and is one place.
     given = list(source) if isinstance(source, Iterable) and not isinstance(source, str) else [source]
     for item in given:
         _require_place(item)
@@ -128,6 +129,7 @@ def _units_of(location: Location, rows: int) -> list[WorkUnit]:
         opener = partial(open_tar if lower.endswith(TAR_SUFFIXES) else open_arrow, location)
         return [WorkUnit(location.name, _key(location), opener)]
     runs = cut_parquet(location, rows)
+    # Padded with zeros: sorted by name, units then come in the order of their rows.
     width = len(str(runs[-1][1])) if runs else 1
     return [
         WorkUnit(

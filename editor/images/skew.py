@@ -66,5 +66,7 @@ def compute_max_skew(
     for column in similarity.T:
         order: list[int] = torch.topk(column, top).indices.tolist()
         first: Counter[str] = Counter(values[i] for i in order)
+        # Values that are not among the first K would give ln 0, which is never the largest.
+        # (count / K) / (everybody / images): the share among the first, over the share among all.
         found.append(max(math.log(count / top * len(values) / everybody[value]) for value, count in first.items()))
     return torch.tensor(found)

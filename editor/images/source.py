@@ -79,6 +79,7 @@ class ImageSource:
     def fingerprint(self) -> str:
         """SHA-256 over names and sizes: says whether two scans saw the same images."""
         digest = hashlib.sha256()
+        # `fsencode`: file names may hold bytes that are no UTF-8, on which `encode` fails.
         for name, stamp in zip(self.names, self.stamps or self.names, strict=True):
             digest.update(os.fsencode(f"{name}\0{stamp}\n"))
         return digest.hexdigest()
@@ -91,6 +92,7 @@ def join_sources(sources: Sequence[ImageSource]) -> ImageSource:
     starts = [0, *itertools.accumulate(len(source) for source in sources)]
 
     def open_any(index: int) -> Image.Image:
+        # The last start that is not beyond the index, which passes over empty sources.
         which = bisect.bisect_right(starts, index) - 1
         return sources[which].open(index - starts[which])
 
@@ -138,6 +140,7 @@ def find_shared(one: ImageSource, other: ImageSource) -> list[int]:
         theirs = _mark_files(other.open.paths, other.stamps, sizes)
     else:
         ours, theirs = _mark_pixels(one), _mark_pixels(other)
+    # All unreadable images have this mark, and are not equal for that.
     known = set(ours) - {_UNREADABLE}
     return [index for index, mark in enumerate(theirs) if mark in known]
 
@@ -170,4 +173,5 @@ def _mark_picture(source: ImageSource, index: int) -> str:
         picture = source.open(index).convert("RGB")
     except (OSError, ValueError, ImageError):
         return _UNREADABLE
+    # With the size: the same bytes may be 2 x 8 or 4 x 4 pixels.
     return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()[:16]

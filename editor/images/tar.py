@@ -42,12 +42,14 @@ def open_tar(location: Location) -> ImageSource:
 
 def _index(stream: Any, file: Path | Spool, location: Location, size: int) -> ImageSource:
     names, places = [], []
+    # Uncompressed only: images are read later from where they lie.
     with tarfile.open(fileobj=stream, mode="r:") as tar:
         for member in tar:
             if not _is_image(member):
                 continue
             if member.offset_data + member.size > size:
                 raise ImageError(f"cannot read {location.path}: it is cut off in {member.name}. Fetch it again.")
+            # `tar` run on `.` writes names with `./` before them.
             names.append(f"{location.name}/{member.name.removeprefix('./')}")
             places.append((member.offset_data, member.size))
     if not names:
@@ -80,5 +82,6 @@ def _decompressed(stream: Any, path: str) -> Any:
 def _copy(stream: Any, spool: Spool, location: Location) -> None:
     while content := stream.read(_BLOCK):
         spool.append(content)
+        # Counted after unpacking: a small file may grow without end.
         if spool.end > MAX_SHARD_BYTES:
             raise ImageError(f"cannot read {location.path}: unpacked it is larger than {MAX_SHARD_BYTES} bytes.")

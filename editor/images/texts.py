@@ -65,6 +65,7 @@ def load_pools(paths: Sequence[Path] | None = None, model_folder: Path | None = 
     """
     if paths:
         return {path.stem: load_texts(path) for path in paths}
+    # Where the model has no pool of its own, this is the general one again.
     own = load_texts(model_folder=model_folder)
     general = load_texts()
     return {"general": general} if own == general else {"own": own, "general": general}

@@ -32,6 +32,7 @@ def list_units(source: AnySource, unit_size: int | None = None, *, texts: bool =
     """
     if unit_size is not None and unit_size < 0:
         raise ImageError(f"cannot cut images into units of {unit_size}: give 1 or more images, or 0 for one unit.")
+    # A single unit is one source, however many shards it lies in.
     shards = [] if texts or unit_size == 0 else list_shards(source, rows=unit_size or UNIT_IMAGES)
     if shards:
         return shards

@@ -126,7 +126,9 @@ def compute_aligned(
 ) -> Float[Tensor, "image d_clip"]:
     """`z^a = sum_c W_c contribution_c + b`; a single map serves all components."""
     if len(maps) == 1:
+        # Linear: [image, component, d_own] -> [image, d_own] first, then one product for all components.
         return contributions.sum(1) @ maps[0].T + bias
+    # i image, c component, d d_own, e d_clip.
     return torch.einsum("icd,ced->ie", contributions, maps) + bias
 
 
@@ -162,7 +164,9 @@ def fit_shared_map(
     target = F.normalize(target.double(), dim=1)
     center, aim = own.double().mean(0), target.mean(0)
     left, singular, right = torch.linalg.svd((target - aim).T @ (own.double() - center), full_matrices=False)
+    # `U V^T` of the cross-covariance [d_clip, d_own] is the orthogonal map of least squares (Procrustes).
     turn = left @ right
+    # The inverse of the factor by which the turned vectors fit the targets best.
     scale = (own.double() - center).square().sum() / singular.sum().clamp_min(1e-12)
     return turn.float(), (scale * aim - turn @ center).float()
 

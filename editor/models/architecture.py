@@ -41,6 +41,7 @@ def load_architecture(name: str | Path) -> Model:
                 origin = f"local-dir:{folder}" if folder.is_dir() else str(name)
                 module = open_clip.create_model(origin, load_weights=False, device="meta")
             else:
+                # Without its tag, which names weights.
                 module = create_timm(str(name).partition(".")[0], None)
     except Exception as error:  # Configurations of others raise nearly anything.
         first_line = (str(error).splitlines() or [type(error).__name__])[0]

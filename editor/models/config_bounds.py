@@ -77,6 +77,7 @@ def _sizes(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
         for name, inner in value.items():
             yield from _sizes(inner, str(name))
     elif isinstance(value, list) and value and all(isinstance(item, int | float) for item in value):
+        # A size of height and width is as large as its larger side; depths of stages add up.
         yield key, max(value) if key.endswith("size") else sum(value)
     elif isinstance(value, list):
         for inner in value:
@@ -95,4 +96,6 @@ def _count(section: Mapping[str, Any]) -> float:
     width, layers = found.get("width", 0), found.get("layers", 0)
     cells = (found.get("image_size", 0) / max(1, found.get("patch_size", 16))) ** 2
     words = found.get("vocab_size", 0) + found.get("context_length", 0)
+    # A block has 4 width^2 numbers in q, k, v and the output, and 2 mlp_ratio width^2 in its MLP; words and positions
+    # are rows of that width.
     return width * (layers * width * (4 + 2 * found.get("mlp_ratio", 4)) + words + cells)

@@ -22,6 +22,7 @@ def decompose(model: Model, pixels: Tensor) -> Decomposition:
     features = model.tower.collect_features(pixels.to(model.device), groups)
     readouts = model.tower.compute_readouts(groups)
     parts = [
+        # [component, d_embed, k], [image, component, k] -> [image, component, d_embed]
         torch.einsum("cek,ick->ice", readouts[group.name].to(features.final), features.groups[group.name])
         for group in groups
     ]

@@ -18,6 +18,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # What `--batch-size auto` starts from; it only ever gets smaller, when memory runs out.
 START_SIZES = {"cuda": 512, "mps": 64}
 START_SIZE = 32
+# Words of the CPU's allocator and of MPS, which raise a plain RuntimeError.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
@@ -80,6 +81,7 @@ class BatchLimit:
         while start < count:
             part = slice(start, min(start + self.size, count))
             result = self._attempt(part, compute)
+            # None: memory ran out, and the same images are tried again in a smaller part.
             if result is not None:
                 yield part, result
                 start = part.stop
@@ -101,6 +103,7 @@ class BatchLimit:
             )
         if size == 1:
             raise ModelError("cannot compute a single image: memory ran out. Free memory, or choose another --device.")
+        # Half of what failed, which at the end of a batch may be less than the limit.
         self.size = max(1, size // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

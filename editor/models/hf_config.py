@@ -44,12 +44,14 @@ _SIGLIP = {
 }
 _SIGLIP_VISION = {**_SIGLIP, "image_size": 224, "patch_size": 16, "vision_use_head": True}
 _SIGLIP_TEXT = {**_SIGLIP, "vocab_size": 32000, "max_position_embeddings": 64}
+# open_clip's `quick_gelu` is a flag of the whole model; the tanh form is an argument of each tower.
 _ACTIVATIONS: dict[str, dict[str, Any]] = {
     "quick_gelu": {},
     "gelu": {},
     "gelu_pytorch_tanh": {"act_kwargs": {"approximate": "tanh"}},
     "gelu_new": {"act_kwargs": {"approximate": "tanh"}},
 }
+# Pillow's numbers of its filters.
 _INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 
 
@@ -116,6 +118,7 @@ def convert_clip_config(config: Config) -> dict[str, Any]:
             "patch_size": vision["patch_size"],
             "width": vision["hidden_size"],
             "layers": vision["num_hidden_layers"],
+            # open_clip takes the width of a head, and divides to get their number.
             "head_width": vision["hidden_size"] // vision["num_attention_heads"],
             **_shared(vision, default_eps=1e-5),
         },
@@ -139,6 +142,7 @@ def convert_siglip_config(config: Config) -> dict[str, Any]:
     return {
         "embed_dim": text.get("projection_size") or text["hidden_size"],
         "custom_text": True,
+        # Without a first value open_clip makes no `logit_bias` that the weights could fill.
         "init_logit_bias": -10,
         "vision_cfg": {
             "image_size": vision["image_size"],
@@ -178,6 +182,7 @@ def convert_preprocessing(config: Config, image_size: int) -> dict[str, Any]:
     Raises:
         ModelError: If the images are resized to one size and cropped to another, or by a filter open_clip lacks.
     """
+    # `processor_config.json` has these settings one level further down.
     config = config.get("image_processor", config)
     size, crop = _side(config.get("size"), image_size), _side(config.get("crop_size"), image_size)
     cropped = config.get("do_center_crop", "crop_size" in config)
@@ -207,6 +212,7 @@ def mlp_ratio(section: Config) -> float:
     """The ratio for which `int(width * ratio)` is the MLP's width, as open_clip and timm compute it."""
     width, hidden = section["hidden_size"], section["intermediate_size"]
     ratio = hidden / width
+    # A quotient that was rounded down makes `int` lose one.
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 

@@ -60,6 +60,7 @@ def _load(folder: Path, device: str) -> HfModel:
     clip = config["model_type"] == "clip"
     model_config = convert_clip_config(config) if clip else _name_trunk(convert_siglip_config(config), config)
     require_modest_config(model_config, _weight_bytes(folder), f"hf:{folder}")
+    # CLIP's own vocabulary comes with open_clip; any other tokenizer is read from the folder.
     if not clip or text["vocab_size"] != CLIP_VOCABULARY:
         model_config["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
     state = convert_from_hf(_read_state(folder), clip_names(*layers) if clip else siglip_names(*layers))
@@ -73,9 +74,11 @@ def _load(folder: Path, device: str) -> HfModel:
 def _build_siglip(model_config: Mapping[str, Any], config: Mapping[str, Any]) -> nn.Module:
     """A small tower first: open_clip can only name timm models, and the real one is not always among them."""
     small = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 32}
+    # `custom_text` is for open_clip's factory: it chooses this class, which does not take it.
     arguments = {key: value for key, value in model_config.items() if key != "custom_text"}
     module = CustomTextCLIP(**{**arguments, "vision_cfg": small})
     trunk = siglip_trunk_arguments(config)
+    # Only the wrapper is kept of this one: its trunk is replaced at once.
     visual = TimmModel(_SMALLEST_TIMM, model_config["embed_dim"], trunk["img_size"], pool="avg", proj="none")
     visual.trunk = VisionTransformer(**trunk, num_classes=0, class_token=False, global_pool="map")
     module.visual = visual
@@ -112,6 +115,7 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
         raise ModelError(
             f"cannot load hf:{folder}: config.json does not describe the weights ({wrong[0]}). Fetch both again."
         )
+    # All is computed in float32; the types on disk are kept in `HfModel.storage_dtypes`.
     module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
 
 
@@ -120,6 +124,7 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or index.is_file():
         named = _read_json(index)["weight_map"].values() if index.is_file() else []
+        # An index comes from others: what it names must lie beside it.
         paths = [find_beside(index, name) for name in sorted(set(named))] or [folder / "model.safetensors"]
         state: dict[str, Tensor] = {}
         for path in paths:

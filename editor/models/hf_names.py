@@ -43,8 +43,10 @@ def clip_names(vision_layers: int, text_layers: int, *, text_prefix: str = "") -
         _same("visual.class_embedding", "vision_model.embeddings.class_embedding"),
         _same("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
         _same("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
+        # transformers spells it so.
         *_both("visual.ln_pre", "vision_model.pre_layrnorm"),
         *_both("visual.ln_post", "vision_model.post_layernorm"),
+        # open_clip multiplies by a matrix [width, d_embed], transformers has a linear layer [d_embed, width].
         SameTensors(("visual.proj",), ("visual_projection.weight",), transposed=True),
         *_text_names(text_prefix, text_layers),
         SameTensors((f"{text_prefix}text_projection",), ("text_projection.weight",), transposed=True),
@@ -59,13 +61,16 @@ def siglip_names(vision_layers: int, text_layers: int) -> list[SameTensors]:
     trunk, tower = "visual.trunk", "vision_model"
     pool, head = f"{trunk}.attn_pool", f"{tower}.head"
     found = [
+        # A scalar here, [1] there.
         SameTensors(("logit_scale",), ("logit_scale",), extra_axis=-1),
         SameTensors(("logit_bias",), ("logit_bias",), extra_axis=-1),
+        # [1, token, width] here, [token, width] there.
         SameTensors((f"{trunk}.pos_embed",), (f"{tower}.embeddings.position_embedding.weight",), extra_axis=1),
         *_both(f"{trunk}.patch_embed.proj", f"{tower}.embeddings.patch_embedding"),
         *_both(f"{trunk}.norm", f"{tower}.post_layernorm"),
         _same(f"{pool}.latent", f"{head}.probe"),
         *(
+            # timm's pool has q apart from k and v; there all three are stacked.
             SameTensors((f"{pool}.q.{leaf}", f"{pool}.kv.{leaf}"), (f"{head}.attention.in_proj_{leaf}",), shares=(1, 2))
             for leaf in ("weight", "bias")
         ),
@@ -88,6 +93,7 @@ def convert_from_hf(state: Mapping[str, Tensor], names: Sequence[SameTensors]) -
         ModelError: If a tensor is missing, or one is left that has no counterpart (`position_ids` may be).
     """
     known = {name for entry in names for name in entry.theirs}
+    # `position_ids` only count: older versions of transformers saved them as a buffer.
     spare = sorted(name for name in state if name not in known and not name.endswith("position_ids"))
     if spare:
         raise ModelError(
@@ -99,10 +105,12 @@ def convert_from_hf(state: Mapping[str, Tensor], names: Sequence[SameTensors]) -
         joined = _joined(state, entry.theirs)
         joined = joined.T if entry.transposed else joined
         parts = (
+            # A scalar has no rows to divide.
             joined.split([len(joined) * share // sum(entry.shares) for share in entry.shares])
             if joined.ndim
             else [joined]
         )
+        # Contiguous copies: parts and transposes share memory, which safetensors does not write.
         found |= {
             name: _with_axes(part, entry.extra_axis).contiguous() for name, part in zip(entry.own, parts, strict=True)
         }

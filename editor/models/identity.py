@@ -29,6 +29,7 @@ def describe_function(config: Mapping[str, Any]) -> dict[str, Any]:
     given = config.get("preprocess_cfg", {})
     size = given.get("size")
     preprocess = {key: given.get(key, default) for key, default in _PREPROCESSING.items()}
+    # One number means a square, and must equal the pair that spells it out.
     preprocess |= {"size": [size, size] if isinstance(size, int) else size}
     preprocess |= {key: given.get(key) for key in ("mean", "std")}
     if "model_cfg" not in config:

@@ -108,6 +108,7 @@ def _load_folder(folder: Path, name: str, device: str) -> Model:
             require_whole_patches(module, config["preprocess_cfg"]["size"])
         else:
             config = read_open_clip_config(folder)
+            # Before anything is built: a file of others may ask for any amount of memory.
             require_modest_sizes(config, str(folder))
             checkpoint = find_checkpoint(folder)
             require_modest_config(config["model_cfg"], checkpoint.stat().st_size, str(folder))
@@ -147,11 +148,13 @@ def _load_named(name: str, pretrained: str | None, device: str) -> Model:
     preprocess = dict(open_clip.get_model_preprocess_cfg(module))
     config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": preprocess}
     if pretrained and (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"):
+        # As `_create` built it: a folder that is written from this configuration has to say so.
         config["model_cfg"]["quick_gelu"] = True
     return _finish(module, name, pretrained, config, checkpoint)
 
 
 def _create(name: str, pretrained: str | None, device: str, *, origin: str) -> nn.Module:
+    # OpenAI's weights were trained with QuickGELU, which the architecture's own configuration does not say.
     quick_gelu = bool(pretrained and (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"))
     with reading_weights(origin):
         module = open_clip.create_model(
@@ -170,6 +173,8 @@ def _finish(
     dtypes = {}
     if checkpoint is not None and checkpoint.suffix == ".safetensors":
         dtypes = {key: stored_dtype(entry) for key, entry in read_header(checkpoint).items()}
+    # Only safetensors can be hashed as stored, and copied with some tensors replaced.
     safe = checkpoint if dtypes else None
+    # A checkpoint file that was named may lie anywhere: what is beside it is not the model's.
     folder = checkpoint.parent if checkpoint is not None and pretrained is None else None
     return Model(name, pretrained, module, build_tower(module), config, safe, folder, dtypes)

@@ -128,6 +128,7 @@ class Model:
         try:
             if self.name.startswith(HF_PREFIX):
                 options = text_config.get("tokenizer_kwargs") or {}
+                # `get_tokenizer` reads open_clip's configuration, which such a folder does not have.
                 return HFTokenizer(str(self.folder), text_config["context_length"], **options)
             return open_clip.get_tokenizer(f"local-dir:{self.folder}" if self.folder else self.name)
         except Exception as error:  # Missing packages, files and network each raise their own kind.
@@ -186,6 +187,7 @@ class Model:
         pixels = pixels.to(self.device)
         if self.readout_edit is not None:
             return self.readout_edit(self.tower, pixels).float()
+        # A model that is seen from its text tower still has images embedded by the other one.
         return self.with_tower("image").tower.embed(pixels).float()
 
     @torch.no_grad()
@@ -202,7 +204,9 @@ class Model:
         if key not in self._texts:
             self._texts[key] = self.encode_tokens(self.tokenizer(texts))
             if len(self._texts) > MAX_TEXT_LISTS:
+                # Dictionaries keep the order of insertion: the oldest list goes.
                 del self._texts[next(iter(self._texts))]
+        # A copy, so that no caller changes what is kept.
         return self._texts[key].clone()
 
     @cached_property
@@ -237,6 +241,7 @@ class Model:
     def with_tensors(self, tensors: Mapping[str, Tensor], **changes: Any) -> Model:
         """A model with some tensors replaced; all others are shared with this one, which does not change."""
         shared = {id(tensor): tensor for tensor in [*self.module.parameters(), *self.module.buffers()]}
+        # deepcopy takes what its memo holds for copied already: modules are copied, these tensors are not.
         module = copy.deepcopy(self.module, shared)
         for name, tensor in tensors.items():
             path, _, leaf = name.rpartition(".")

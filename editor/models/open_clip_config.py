@@ -47,6 +47,7 @@ def require_no_remote_code(config: Any, origin: str) -> None:
     Raises:
         ModelError: Naming the key.
     """
+    # Level by level and not recursive: the file may come from anybody.
     level = [config]
     while level:
         asking = next((value for value in level if isinstance(value, dict) and "trust_remote_code" in value), None)

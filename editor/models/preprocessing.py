@@ -27,6 +27,7 @@ def require_preprocess(config: Mapping[str, Any], image_size: Any = None) -> Non
     Raises:
         ValueError: If it gives no finite pixels, or others than the image tower takes.
     """
+    # Not square: a resize without the crop that has to follow it shows at once.
     pixels = build_preprocess(config)(Image.new("RGB", (24, 16)))
     if pixels.ndim != 3 or len(pixels) != 3 or not pixels.isfinite().all():
         raise ValueError(f"its preprocessing gives pixels of shape {tuple(pixels.shape)}, or no finite ones")

@@ -97,6 +97,7 @@ def describe_model(name: str, *, library: str, family: str = "") -> Support:
         with torch.device("meta"), _quiet():
             module = _build(name, library)
             reasons = [tower.refusal(module) for tower in TOWERS]
+            # A tower that gives no reason takes the module.
             if None not in reasons:
                 return Support(
                     family, library, name, None, (), (), explain_refusals(module, [str(why) for why in reasons])

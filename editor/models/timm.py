@@ -57,6 +57,7 @@ def create_timm(name: str, pretrained: str | None) -> nn.Module:
     options: dict[str, Any] = {}
     if Path(pretrained).suffix == ".safetensors":
         header = read_header(Path(pretrained))
+        # Where the head has more layers than the classifier, that one is `head.fc`.
         shapes = [header[key].shape for key in ("head.weight", "head.fc.weight") if key in header]
         options["num_classes"] = shapes[0][0] if shapes else 0
     return timm.create_model(name, checkpoint_path=pretrained, **options)
@@ -70,6 +71,7 @@ def create_timm_from_folder(folder: Path, weight_bytes: int) -> nn.Module:
     """
     config = load_json(folder / TIMM_CONFIG_NAME)
     require_modest_sizes(config, str(folder))
+    # Built without memory first: only the module tells how many parameters the configuration means.
     with torch.device("meta"):
         described: Any = timm.create_model(config["architecture"], **config.get("model_args") or {})
     require_modest_count(sum(tensor.numel() for tensor in described.parameters()), weight_bytes, str(folder))
@@ -102,6 +104,7 @@ def describe_timm(module: nn.Module, folder: Path | None = None) -> dict[str, An
     described = {"preprocess_cfg": {"size": list(data["input_size"][1:]), **preprocess}}
     if folder is not None:
         return {"timm_cfg": load_json(folder / TIMM_CONFIG_NAME), **described}
+    # timm gives this configuration only as a file.
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / TIMM_CONFIG_NAME
         save_config_for_hf(module, str(path))

@@ -83,6 +83,8 @@ def align(
     if len(source) < LEAST_IMAGES:
         raise AlignmentError(f"cannot align on {len(source)} images: at least {LEAST_IMAGES} are needed. Add images.")
     targets, kept = collect_embeddings(clip, source, batch_size=options.batch_size)
+    # `kept` leaves out what could not be read: from here on indices are positions in it. The seed alone decides which
+    # images are held out, so a resumed run holds out the same ones.
     order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(options.seed)).tolist()
     held_out = max(1, round(options.held_out * len(kept)))
     testing, training = order[:held_out], order[held_out:]
@@ -100,6 +102,7 @@ def align(
             _save_state(state_path, state, optimizer, run)
     aligned = torch.cat([compute_aligned(batch, state.maps, state.bias) for batch, _ in data.batches(testing)])
     report = compute_report(aligned, data.targets[testing], data.targets[training].mean(0), state.maps)
+    # Only now: until the report is made, an interrupted run can still go on.
     if state_path is not None:
         state_path.unlink(missing_ok=True)
     base, to = run.pop("base"), run.pop("clip")
@@ -118,12 +121,14 @@ class _Data:
         source, size = self.source.subset(indices), self.options.batch_size
         for batch in load_batches(source, self.model.preprocess, batch_size=size):
             contributions = decompose(self.model, batch.pixels).contributions.float().cpu()
+            # A batch counts within the subset, and leaves out what could not be read.
             yield contributions, self.targets[[indices[index] for index in batch.indices]]
 
 
 def _start(data: _Data, training: list[int]) -> _State:
     """Every map starts as the one orthogonal map that fits best on as many images as its width asks for."""
     some = list(data.batches(training[: 4 * data.model.tower.d_embed]))
+    # [image, component, d_own] -> [image, d_own]: the embedding without its constant.
     own = torch.cat([contributions.sum(1) for contributions, _ in some])
     turn, bias = fit_shared_map(own, torch.cat([target for _, target in some]))
     count = 1 if data.options.shared_map else some[0][0].shape[1]
@@ -140,6 +145,8 @@ def _train(state: _State, data: _Data, training: list[int], progress: Progress |
     total = per_epoch * options.epochs
     while state.step < total and state.since_best < options.patience:
         epoch, done = divmod(state.step, per_epoch)
+        # A seed for each epoch: a run resumed in the middle of one draws the same order and skips what is done. `seed`
+        # itself is that of the split.
         generator = torch.Generator().manual_seed(options.seed + 1 + epoch)
         order = [training[index] for index in torch.randperm(len(training), generator=generator)]
         for contributions, target in data.batches(order[done * options.batch_size :]):
@@ -161,6 +168,7 @@ def _step(state: _State, optimizer: torch.optim.Adam, contributions: Tensor, tar
     loss.backward()
     optimizer.step()
     state.step += 1
+    # Before `best` is lowered: this loss must be compared with those before it.
     state.since_best = 0 if loss < state.best else state.since_best + 1
     state.best = min(state.best, loss.item())
     if state.step % 10 == 0:
@@ -171,6 +179,7 @@ def _set_moments(optimizer: torch.optim.Adam, state: _State) -> None:
     if not state.moments:
         return
     for name, parameter in (("maps", state.maps), ("bias", state.bias)):
+        # The names are Adam's own; it counts its steps in a float tensor.
         optimizer.state[parameter] = {
             "step": torch.tensor(float(state.step)),
             **{key: state.moments[f"{name}.{key}"] for key in ("exp_avg", "exp_avg_sq")},
@@ -192,6 +201,7 @@ def _load_state(path: Path, run: dict[str, Any]) -> _State:
         tensors, described = load_tensors(path, STATE_KIND)
     except ModelError as error:
         raise AlignmentError(f"cannot resume: {error}") from None
+    # What is left of `described` are the counters of `_State`, under their own names.
     found = described.pop("run")
     for key, value in run.items():
         if found[key] != value:

@@ -138,6 +138,7 @@ def scan_unit(
     tally: Tally,
 ) -> Path:
     """Scan one unit and write its partial; `of` is the number of units there are, `tally` counts over several."""
+    # The tally runs over several units: a partial names the unreadable images of its own only.
     before = len(tally.bad)
     folds, sample = scanner.sum_folds(source, batches, tally.add, units=of)
     scan = describe_scan(scanner, folds, source.fingerprint(), tally.bad[before:], sample)
@@ -161,10 +162,12 @@ def find_done(folder: Path, units: Sequence[WorkUnit], scanner: Scanner, *, max_
         StatisticsError: If the folder is of other images or settings: it is then not this scan that was interrupted.
     """
     paths = {partial_path(folder, unit.name).name: unit for unit in units}
+    # Units that share a file name would overwrite each other's partial.
     if len(paths) < len(units):
         raise ImageError("cannot scan in units: two of them have one name. Rename the shards, or scan them apart.")
     done: set[str] = set()
     again: dict[str, list[str]] = {}
+    # A scan of no image: settings are compared, and any unit has the same ones.
     wanted = vars(describe_scan(scanner, (scanner.empty(),), "")) | {
         "unit": describe_unit(scanner, units[0], len(units))
     }
@@ -176,6 +179,7 @@ def find_done(folder: Path, units: Sequence[WorkUnit], scanner: Scanner, *, max_
                 f"cannot resume in {folder}: {path.name} is of other images, or of units of another size. Give the "
                 "same images and options, choose another -o, or start again with --no-resume."
             )
+        # A damaged file says nothing of its settings: it is not refused here but computed again.
         difference = entry and find_difference(entry, wanted)
         if difference:
             raise StatisticsError(
@@ -227,6 +231,7 @@ def _open_ahead(
         return source, read_batches(scanner, source, workers)
 
     with ThreadPoolExecutor(1) as thread:
+        # One thread: shards are opened in order, at most two ahead of the one that is scanned.
         openings = [thread.submit(unit.open) for unit in units[:2]]
         ahead = start(openings[0]) if units else None
         for index, unit in enumerate(units):
@@ -234,6 +239,7 @@ def _open_ahead(
             if index + 2 < len(units):
                 openings.append(thread.submit(units[index + 2].open))
             ahead = start(openings[index + 1]) if index + 1 < len(units) else None
+            # A finished future keeps its result, here a source that may hold a spool as large as a shard.
             openings[index] = None  # pyright: ignore[reportArgumentType, reportCallIssue]
             assert current is not None
             yield unit, current

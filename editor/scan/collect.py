@@ -22,6 +22,7 @@ from .tally import MAX_BAD, Progress, Tally
 def place(name: str) -> tuple[str, int]:
     """The group of features that a part is in, and where."""
     head = name.removesuffix(".self")
+    # `L3H5.self` is row 5 of the group `L3.self`; any other part is a group with a single row.
     return (f"L{HeadId.parse(head).layer}.self", HeadId.parse(head).head) if head != name else (name, 0)
 
 
@@ -122,6 +123,7 @@ def iterate_pixels(
     """Preprocessed batches of the images that can be read, with their positions; fails as `collect_embeddings`."""
     tally = Tally(len(source), max_bad, progress)
     for batch in load_batches(source, model.prepare(source), batch_size=batch_size):
+        # A batch in which nothing could be read has no pixels that a model could take.
         if batch.indices:
             yield batch.pixels, list(batch.indices)
         tally.add(batch)

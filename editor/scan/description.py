@@ -70,6 +70,7 @@ def check_sums(statistics: Statistics) -> Statistics:
     wide = len(statistics.gg)
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {"gg": (tuple(statistics.gg.shape), (wide, wide))}
     for name, sums in statistics.groups.items():
+        # Padded: too few axes are then reported as a wrong shape, and do not fail here.
         count, k = (*sums.u.shape, 0, 0)[:2]
         shapes[f"{name}.u"] = (tuple(sums.u.shape), (count, k))
         shapes[f"{name}.uu"] = (tuple(sums.uu.shape), (count, k, k))
@@ -84,6 +85,7 @@ def check_sums(statistics: Statistics) -> Statistics:
     ]
     if (
         wrong is not None
+        # `g` ends in `1 / |z|` and 1, so it is never narrower.
         or wide < 2
         or not all(tensor.is_floating_point() and _is_finite(tensor) for tensor in tensors)
     ):
@@ -99,6 +101,7 @@ def check_sample(sample: Sample) -> Sample:
     """
     tensors = {**sample.features.groups, "final": sample.features.final, "embedding": sample.features.embedding}
     for name, tensor in tensors.items():
+        # [image, d] for these two, [image, component, k] for groups.
         wide = 2 if name in ("final", "embedding") else 3
         if len(tensor) != len(sample.marks) or tensor.ndim != wide or not tensor.is_floating_point():
             raise ValueError(f"its sample's {name} is {tuple(tensor.shape)}, for {len(sample.marks)} images")
@@ -111,4 +114,5 @@ def check_sample(sample: Sample) -> Sample:
 
 def _is_finite(tensor: Tensor) -> bool:
     # A sum over numbers that are not finite is not finite either, and takes one pass over memory and no copy.
+    # The second look is for finite numbers whose sum overflows.
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

@@ -60,11 +60,13 @@ class CachedFeatures:
         kept = [index for index, key in enumerate(keys) if key in self.row_of]
         rows = [self.row_of[keys[index]] for index in kept]
         unknown = next((source.names[i] for i, key in enumerate(keys) if key not in self.row_of), None)
+        # A scan may skip 1 % of its images as unreadable (`MAX_BAD`); where more are missing, these are other images.
         if len(kept) < 0.99 * len(keys):
             raise ImageError(
                 f"cannot use the cached features: {unknown} is not in them, nor are {len(keys) - len(kept) - 1} more "
                 f"of {len(keys)} images. Scan these images with --keep-features."
             )
+        # All rows in their order: the memory maps themselves, without a copy.
         if rows == list(range(len(self.features.final))):
             return self.features, kept
         return take_rows(self.features, torch.tensor(rows)), kept
@@ -121,13 +123,16 @@ def write_features(
         )
     with staged_file(path) as temporary, temporary.open("wb") as stream:
         stream.write(header)
+        # The whole size at once. Rows of images that cannot be read stay zero, and `read` tells which they are.
         stream.truncate(total)
+        # [bytes] -> [1, bytes]: all names are one row.
         _write_rows(stream, places["names"], [0], np.frombuffer(keys, np.uint8)[None])
 
         def write(features: Features, indices: Sequence[int]) -> None:
             parts = {f"{group.name}.u": features.groups[group.name] for group in groups}
             parts |= {"final": features.final, "embedding": features.embedding}
             for name, tensor in parts.items():
+                # [image, component, k] -> [image, component * k], as a row lies in the file.
                 _write_rows(stream, places[name], indices, tensor.float().cpu().flatten(1).numpy())
             _write_rows(stream, places["read"], indices, np.ones((len(indices), 1), np.uint8))
 
@@ -170,6 +175,7 @@ def _require_whole(maps: Mapping[str, Tensor], keys: Any, read: Any, described: 
     if wrong or not isinstance(read, list) or len(read) != len(keys) or not all(mark in (0, 1) for mark in read):
         raise ValueError(f"{(wrong or ['read'])[0]} does not have a row for each of {len(keys)} names")
     layers = described["layers"]
+    # `isinstance` would take `true` for a layer.
     if not isinstance(described["weights_hash"], str) or not all(type(layer) is int for layer in layers):
         raise ValueError("its description is damaged")
 
@@ -183,6 +189,7 @@ def _layout(model: Model, groups: Sequence[ComponentGroup], images: int, name_by
     tower = model.tower
     found: Layout = {f"{group.name}.u": ("F32", (images, len(group.ids), group.k)) for group in groups}
     found |= {"final": ("F32", (images, tower.d_model)), "embedding": ("F32", (images, tower.d_embed))}
+    # Bytes come last, so that every float tensor starts at a multiple of four.
     return found | {"read": ("U8", (images,)), "names": ("U8", (name_bytes,))}
 
 
@@ -195,7 +202,9 @@ def _header(layout: Layout, described: Any) -> tuple[bytes, dict[str, StoredTens
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + sizes[name]]}
         at += sizes[name]
     text = json.dumps(entries).encode()
+    # safetensors allows spaces after the header: the tensors then start at a multiple of eight bytes.
     text += b" " * (-len(text) % 8)
+    # `data_offsets` count from the end of the header, a `StoredTensor` from the start of the file.
     base = 8 + len(text)
     places = {
         name: StoredTensor(dtype, shape, *(base + end for end in entries[name]["data_offsets"]))

@@ -130,6 +130,7 @@ def compare_statistics(
         blocks: Statistics of random parts of the new images, at least two.
         limit: As for `monitor`.
     """
+    # Bonferroni: two tests for each head.
     level = FALSE_ALARMS / (2 * sum(len(group.ids) for group in groups))
     sides = _Sides(calibration, blocks, limit, level)
     readouts = model.tower.compute_readouts(groups)
@@ -165,9 +166,11 @@ class _Sides:
         old_mean, old = _moments(self.calibration, group.name, root)
         total = functools.reduce(operator.add, self.blocks)
         new_mean, new = _moments(total, group.name, root)
+        # What chance adds to the squared distance of two means, in units of one image's variance.
         fewer = 1 / total.n + 1 / self.calibration.n
         shift = (new_mean - old_mean).square().sum(1) / _trace(old)
         distance, noise = (new - old).square().sum((1, 2)), fewer * self._spread(group, root, new)
+        # Noise adds to a squared distance on average, so it is taken off before the root.
         shift_left = (shift - fewer).clamp(min=0).sqrt()
         distance_left = ((distance - noise).clamp(min=0) / old.square().sum((1, 2)).clamp(min=1e-60)).sqrt()
         freedom = _freedom(old)
@@ -188,6 +191,7 @@ class _Sides:
         self, group: ComponentGroup, root: Float[Tensor, "head k k"], new: Float[Tensor, "head k k"]
     ) -> Float[Tensor, " head"]:
         """How much an estimate of a covariance varies, times its images: from the blocks, whatever the distribution."""
+        # An estimate from n images varies by 1 / n: times n, blocks of any size agree.
         squares = [block.n * (_moments(block, group.name, root)[1] - new).square().sum((1, 2)) for block in self.blocks]
         return torch.stack(squares).sum(0) / (len(squares) - 1)
 
@@ -195,6 +199,7 @@ class _Sides:
 def _metric_root(readouts: Float[Tensor, "head d_embed k"]) -> Float[Tensor, "head k k"]:
     """`(R^T R)^(1/2)`: features times it are as long as the contributions, whatever basis a head keeps them in."""
     values, vectors = torch.linalg.eigh(readouts.transpose(1, 2) @ readouts)
+    # `V diag(s) V^T`; rounding can give a singular `R^T R` eigenvalues below zero.
     return vectors * values.clamp(min=0).sqrt()[:, None] @ vectors.transpose(1, 2)
 
 
@@ -203,6 +208,7 @@ def _moments(
 ) -> tuple[Float[Tensor, "head k"], Float[Tensor, "head k k"]]:
     """Mean and covariance of the contributions, divided by `|z|`, in coordinates of equal length."""
     mean = statistics.groups[group].ug[..., -1] / statistics.n
+    # Dividing by n makes covariances of small blocks too small, and would pass for a drift.
     unbiased = statistics.n / (statistics.n - 1)
     return (root @ mean[:, :, None])[:, :, 0], root @ statistics.feature_covariance(group) @ root * unbiased
 
@@ -213,6 +219,7 @@ def _trace(matrices: Float[Tensor, "head k k"]) -> Float[Tensor, " head"]:
 
 def _freedom(covariance: Float[Tensor, "head k k"]) -> Float[Tensor, " head"]:
     """Directions that a covariance has in effect: those of Satterthwaite's chi-square for a sum of weighted squares."""
+    # The floor is the square of the one in `_trace`: a head that never varies counts as one direction.
     return _trace(covariance).square() / covariance.square().sum((1, 2)).clamp(min=1e-60)
 
 
@@ -226,6 +233,7 @@ def _chance_of_shift(ratio: Float[Tensor, " head"], covariance: Float[Tensor, "h
     first, second, third = _trace(covariance), _trace(square), _trace(square @ covariance)
     freedom = second**3 / third.square()
     standard = (ratio - 1) * first / second.sqrt()
+    # Both standard deviations hold a factor of sqrt(2), that of the sum and that of the chi-square: it cancels.
     return torch.special.gammaincc(freedom / 2, (freedom + standard * freedom.sqrt()).clamp(min=0) / 2)
 
 
@@ -235,8 +243,10 @@ def _chance_of_distance(
     """How often chance gives so large a ratio of two estimates, with their degrees of freedom: the tail of F, an
     incomplete beta integral.
     """
+    # P(F > ratio) = I_end(below / 2, above / 2), the regularised incomplete beta function.
     a, b = below / 2, above / 2
     end = below / (below + above * ratio)
+    # [point, head]; not from 0, where the logarithm of the density is infinite.
     points = end * torch.linspace(1e-6, 1, 4_001, dtype=torch.float64)[:, None]
     density = (a - 1) * points.log() + (b - 1) * (1 - points).clamp(min=1e-12).log()
     scale = torch.lgamma(a + b) - torch.lgamma(a) - torch.lgamma(b)

@@ -99,6 +99,7 @@ class RayEngine:
         for row in results.iter_rows():
             if row["fatal"]:
                 raise ModelError(row["error"])
+            # A column has one type, so no partial is empty bytes.
             yield UnitResult(row["name"], bytes(row["partial"]) or None, row["error"])
 
 
@@ -106,6 +107,7 @@ class UnitScanner:
     """The actor: a model, and units that are scanned with it."""
 
     def __init__(self, load: Load, given: dict[str, Any], shared: list[Any]):
+        # Sums have the same bits only with the same number of threads.
         torch.set_num_threads(given["threads"])
         self.workers, self.of = given["workers"], given["of"]
         self.units: list[WorkUnit] = importlib.import_module("ray").get(shared[0])
@@ -146,6 +148,7 @@ def describe_scanner(scanner: Scanner, workers: int | None, of: int) -> dict[str
     parts = ("layers", "mlps", "self_attention", "batch_size", "precision", "compiled")
     return {
         "model": {
+            # A worker may run in another working directory.
             "name": lasting_name(model.name),
             "pretrained": model.pretrained and lasting_name(model.pretrained),
             "aligner": model.alignment and lasting_name(model.alignment.path),

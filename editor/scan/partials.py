@@ -32,6 +32,7 @@ from .tally import MAX_BAD, check_bad
 GROUP = 256
 MAX_NAMED_BAD, MAX_THREADS = 1_000, 4
 SETTINGS = ("weights_hash", "function", "aligner_digest", "tower", "layers", "mlps", "self_attention")
+# Not the device and the number of threads, which a partial names too: they change its last bits only.
 UNIT_SETTINGS = ("batch_size", "precision", "compiled")
 
 
@@ -74,6 +75,7 @@ def partials_folder(scan: Path) -> Path:
 
 def partial_path(folder: Path, name: str) -> Path:
     """The file of one unit; a hash keeps names apart that are equal up to odd characters."""
+    # The length of a file name is limited, and a leading dot would hide the file.
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-80:].lstrip(".")
     return folder / f"{plain}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}.safetensors"
 
@@ -94,6 +96,7 @@ def find_difference(given: dict[str, Any], wanted: dict[str, Any]) -> str | None
     units = given.get("unit") or {}, wanted.get("unit") or {}
     pairs += [(key, units[0].get(key), units[1].get(key)) for key in UNIT_SETTINGS]
     for key, found, needed in pairs:
+        # JSON gives lists back where tuples were written.
         if (list(found) if isinstance(found, tuple) else found) != (
             list(needed) if isinstance(needed, tuple) else needed
         ):
@@ -173,6 +176,7 @@ def _require_alike(described: Sequence[tuple[Path, dict[str, Any]]]) -> None:
 
 def _require_complete(units: Sequence[dict[str, Any]], *, allow_missing: bool) -> None:
     names = [unit["name"] for unit in units]
+    # They come sorted by name, so equal ones are neighbours.
     twice = next((name for name, following in pairwise(names) if name == following), None)
     if twice is not None:
         raise StatisticsError(f"cannot merge: unit {twice} is there twice. Give each partial scan once.")
@@ -188,6 +192,7 @@ def _merge_scans(paths: Sequence[Path]) -> Scan:
     merged = load_scan(paths[0])
     for path in paths[1:]:
         scan = load_scan(path)
+        # A merged scan lists the fingerprints of its parts, joined by `+`.
         if set(scan.fingerprint.split("+")) & set(merged.fingerprint.split("+")):
             raise StatisticsError(f"cannot merge {path}: its images are in another one too. Give each scan once.")
         merged = merged.merge(scan)
@@ -206,6 +211,7 @@ class _Node:
 
 
 def _sum(paths: Sequence[Path]) -> Scan:
+    # The first is read again for its description only: its sums are in `found` already.
     first, found = load_scan(paths[0]), _add_up(_sum_groups(paths))
     prints = found.fingerprints
     fingerprint = prints[0] if len(prints) == 1 else hashlib.sha256("\n".join(prints).encode()).hexdigest()
@@ -227,6 +233,7 @@ def _sum_groups(paths: Sequence[Path]) -> Iterator[_Node]:
     with ThreadPoolExecutor(threads) as pool:
         running = deque(pool.submit(_sum_group, group) for group in islice(groups, threads))
         while running:
+            # The oldest one, finished or not: groups are added in their order.
             yield running.popleft().result()
             running.extend(pool.submit(_sum_group, group) for group in islice(groups, 1))
 
@@ -244,6 +251,7 @@ def _add_up(nodes: Iterable[_Node]) -> _Node:
         total = node.folds if total is None else _add_folds(total, node.folds)
         sample = merge_samples(sample, node.sample)
         prints += node.fingerprints
+        # Before the list is cut: what is no longer named is still counted.
         more += node.more_bad + max(0, len(bad) + len(node.bad) - MAX_NAMED_BAD)
         bad = [*bad, *node.bad][:MAX_NAMED_BAD]
     assert total is not None

@@ -52,6 +52,7 @@ class Sample:
         order = sorted(range(len(marks)), key=lambda i: marks[i])[:most]
         joined = _join([self.features, other.features])
         return Sample(
+            # With its type: an empty list would become floats, which cannot index.
             take_rows(joined, torch.tensor(order, dtype=torch.long)),
             tuple(marks[i] for i in order),
             tuple(names[i] for i in order),
@@ -69,6 +70,7 @@ class SampleKeeper:
 
     def __post_init__(self) -> None:
         self.marks = mark_keys(self.source)
+        # Chosen before anything is read: if one of these turns out unreadable, no other takes its place.
         self.wanted = set(sorted(range(len(self.marks)), key=lambda i: self.marks[i])[: self.most])
 
     def add(self, features: Features, indices: Sequence[int]) -> None:
@@ -97,6 +99,7 @@ def merge_samples(one: Sample | None, other: Sample | None) -> Sample | None:
 
 def mark_keys(source: ImageSource) -> list[str]:
     """A short hash per image, of its name and what is known of its content: what folds and samples go by."""
+    # File names may hold bytes that are no UTF-8, on which `encode` fails.
     return [hashlib.sha256(os.fsencode(key)).hexdigest()[:16] for key in image_keys(source)]
 
 
@@ -110,6 +113,7 @@ def count_seen(sample: Sample, source: ImageSource, embeddings: Float[Tensor, "i
     seen = [mark in marks for mark in sample.marks]
     kept = sample.features.embedding
     if kept.shape[1] == embeddings.shape[1] and len(embeddings):
+        # float64: `|a - b|^2 = 2 - 2 cos` is compared with 1e-6, which is near the rounding of float32.
         ours, theirs = (F.normalize(part.double().cpu(), dim=1) for part in (kept, embeddings))
         nearest = (ours @ theirs.T).amax(1)
         seen = [known or bool(2 - 2 * cosine < _SAME**2) for known, cosine in zip(seen, nearest.tolist(), strict=True)]

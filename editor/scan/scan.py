@@ -159,7 +159,9 @@ class Scan:
                 f"cannot merge scans: one keeps its sums in {len(self.folds)} folds, the other in {len(other.folds)}. "
                 "Scan both with this version."
             )
+        # Sorted, so that it does not matter which of the two is merged into the other.
         prints = sorted([*self.fingerprint.split("+"), *other.fingerprint.split("+")])
+        # `+` and not `add`, which would change the sums of this scan.
         folds = tuple(one + two for one, two in zip(self.folds, other.folds, strict=True))
         return replace(
             self,
@@ -316,6 +318,7 @@ def load_scan(path: str | Path) -> Scan:
         described = check_description(described)
         counts, kept = described.pop("folds"), described.pop("sample")
         folds = tuple(_read_fold(tensors, f"fold{number}.", n) for number, n in enumerate(counts))
+        # JSON gives lists back; as tuples they compare equal to those of other scans.
         described["layers"] = tuple(described["layers"])
         described["bad"] = tuple((name, reason) for name, reason in described["bad"])
         return Scan(folds, **described, sample=_read_sample(tensors, kept))
@@ -329,6 +332,7 @@ def _read_fold(tensors: Mapping[str, Tensor], prefix: str, n: int) -> Statistics
     """One fold's sums, checked; scans of format 1 have no prefix."""
     if f"{prefix}gg" not in tensors and "gg" in tensors:
         prefix = ""
+    # Only both ends are cut: names of groups hold dots themselves, as in `L3.mlp`.
     names = [name.removesuffix(".uu") for name in tensors if name.startswith(prefix) and name.endswith(".uu")]
     names = [name.removeprefix(prefix) for name in names]
     groups = {name: GroupSums(*(tensors[f"{prefix}{name}.{part}"] for part in PARTS)) for name in names}

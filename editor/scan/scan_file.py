@@ -71,6 +71,7 @@ def scan_to_file(
         ExportError: If `out` is not free.
     """
     require_free_file(out, overwrite=overwrite)
+    # Features are one file over all images, written in one pass.
     units = list_units(images, 0 if keep_features else unit_size, texts=model.side == "text")
     if len(units) > 1 or shard or engine is not None:
         found = {"shard": shard, "resume": resume, "engine": engine, "progress": progress, "say": say}
@@ -97,9 +98,11 @@ def _scan_in_units(
         )
     if shard is not None:
         return ScanFile(out, None, "units", folder, shard, len(found.files), len(units))
+    # What the caller leaves out keeps the default of `merge`.
     allowed = {"max_bad": options["max_bad"]} if "max_bad" in options else {}
     merged = found.merge(**allowed)
     merged.save(out)
+    # Only now that their sum is on disk.
     found.remove()
     return ScanFile(out, merged, f"items of {len(units)} units", folder, None, len(units), len(units))
 

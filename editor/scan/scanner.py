@@ -60,6 +60,7 @@ class Scanner:
 
     @cached_property
     def _limit(self) -> BatchLimit:
+        # Kept over all batches: a size for which memory ran out is not tried again.
         return BatchLimit(self.read_size, may_shrink=self.batch_size is None)
 
     @cached_property
@@ -98,6 +99,7 @@ class Scanner:
 
     def collect(self, pixels: Tensor) -> Features:
         """The features of one batch."""
+        # From pinned memory the copy runs while the processor goes on.
         pixels = pixels.to(self.model.device, non_blocking=True)
         with lower_precision(self.model.device, self.precision):
             features = self._forward(pixels, self.groups)
@@ -152,6 +154,7 @@ class Scanner:
         chosen = choose_folds(sample.marks)
         folds = [self.empty() for _ in range(FOLDS)]
         for features, indices in self._features_of(batches, after):
+            # [image]: the fold of each row.
             of = torch.tensor([chosen[index] for index in indices], device=features.final.device)
             for number in set(of.tolist()):
                 folds[number] = add_features(folds[number], take_rows(features, of == number))
@@ -164,6 +167,7 @@ class Scanner:
         self, batches: Iterable[Batch], after: Callable[[Batch], None]
     ) -> Iterator[tuple[Features, Sequence[int]]]:
         for batch in batches:
+            # A batch in which nothing could be read is not computed, but it is counted.
             for part, features in self.collect_parts(batch.pixels) if batch.indices else ():
                 yield features, batch.indices[part]
             after(batch)

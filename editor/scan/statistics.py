@@ -95,12 +95,14 @@ class Statistics:
     def feature_covariance(self, group: str) -> Float[Tensor, "component k k"]:
         """Covariance of `u / |z|`."""
         sums = self.groups[group]
+        # The last column of `g` is `|z| / |z|` = 1, so sums with it are sums of `u / |z|` alone.
         mean = sums.ug[..., -1] / self.n
         return sums.uu / self.n - mean[:, :, None] * mean[:, None, :]
 
     def feature_final_covariance(self, group: str) -> Float[Tensor, "component k d_model"]:
         """Covariance of `u / |z|` with `f / |z|`."""
         sums = self.groups[group]
+        # `:-2` leaves out the columns `1 / |z|` and 1.
         mean, final_mean = sums.ug[..., -1] / self.n, self.gg[-1, :-2] / self.n
         return sums.ug[..., :-2] / self.n - mean[:, :, None] * final_mean
 
@@ -111,6 +113,7 @@ class Statistics:
 
     def inverse_norm_final_covariance(self) -> Float[Tensor, " d_model"]:
         """Covariance of `1 / |z|`, which scales the constant, with `f / |z|`."""
+        # Row -2 of `g g^T` is that of `1 / |z|`, row -1 that of 1.
         return self.gg[-2, :-2] / self.n - self.gg[-1, -2] / self.n * self.gg[-1, :-2] / self.n
 
 
@@ -146,6 +149,7 @@ def add_features(statistics: Statistics, features: Features) -> Statistics:
     device = statistics.gg.device
     norm = features.embedding.to(device).double().norm(dim=1)
     ones = torch.ones_like(norm)
+    # [image, d_model + 2]: `f / |z|`, `1 / |z|`, 1.
     g = torch.cat([features.final.to(device).double(), ones[:, None], norm[:, None]], dim=1) / norm[:, None]
     statistics.gg.addmm_(g.T, g)
     for name, sums in statistics.groups.items():
@@ -153,7 +157,9 @@ def add_features(statistics: Statistics, features: Features) -> Statistics:
         u = features.groups[name].to(device).double()
         scaled = (u / norm[:, None, None]).permute(1, 2, 0).contiguous()
         sums.uu.baddbmm_(scaled, scaled.transpose(1, 2))
+        # [image, g] -> [component, image, g] without a copy: all components share one `g`.
         sums.ug.baddbmm_(scaled, g.expand(len(scaled), -1, -1))
+        # Not divided by `|z|`: edits put this mean in a feature's place.
         sums.u.add_(u.sum(0))
         if name in features.values:
             sums.v.add_(features.values[name].to(device).double().sum(0))

@@ -53,6 +53,7 @@ class Tally:
             self.progress(self.done, self._estimate() if self.total is None else self.total)
 
     def _estimate(self) -> int:
+        # What is left is taken to hold as many images per unit as what is finished.
         return max(self.done, round(self.done / max(self.finished, 1) * self.units))
 
 

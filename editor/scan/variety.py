@@ -20,8 +20,10 @@ def count_distinct_images(scan: Scan) -> int:
     """
     statistics = scan.statistics
     covariance = statistics.final_covariance()
+    # The norm before the readout makes this covariance singular: rounding can give eigenvalues below zero.
     values = torch.linalg.eigvalsh(covariance).clamp_min(0)
     mean_square = (statistics.gg[-1, :-2] / statistics.n).square().sum()
+    # Copies of one image still differ by rounding from batch to batch.
     if values.sum() <= 1e-8 * mean_square:
         return 1
     return min(statistics.n, 1 + int((values > _NEGLIGIBLE * values.max()).sum()))
