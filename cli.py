@@ -64,6 +64,7 @@ def main() -> None:
     """Run the command line: exit 0, 1 with a message on stderr, or 2 for wrong usage."""
     # Pydantic would look for plugins in the metadata of every installed package, which takes longer than most commands.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
+    # A warning is a line like others: where in the code it arose tells a user nothing.
     warnings.showwarning = lambda message, *_: print(printable(f"warning: {message}"), file=sys.stderr)
     try:
         sys.exit(app(standalone_mode=False) or 0)
@@ -73,6 +74,7 @@ def main() -> None:
     except ClipeditError as error:
         fail(f"error: {error}")
     except BrokenPipeError:
+        # The reader went away: once closed, stderr cannot complain again when Python flushes stdout at exit.
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:

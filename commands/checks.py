@@ -37,6 +37,7 @@ require_images = _checked(require_images_path)
 
 def concepts_folder(model: str) -> Path | None:
     """Where a model's own concepts are: its folder, if it has one."""
+    # `demo` is a name, not a path: its folder is inside the package.
     if is_demo(model):
         return demo_folder()
     folder = Path(model.removeprefix("hf:"))

@@ -49,12 +49,14 @@ _SKEW_LEGEND = (
 @contextmanager
 def progress() -> Iterator[Follow]:
     """A bar for each stage on stderr, with images/s and time left."""
+    # In a log, bars would be lines without end.
     if not err_console.is_terminal:
         yield lambda stage: lambda done, total: None
         return
     with _bars() as bars:
 
         def follow(stage: str) -> Callable[[int, int], None]:
+            # The total comes with the first report.
             task = bars.add_task(stage, total=None)
             return lambda done, total: bars.update(task, completed=done, total=total)
 
@@ -92,6 +94,7 @@ def write_line(text: str) -> None:
 
 def printable(text: str) -> str:
     """What files of others say cannot move the cursor, or hide what was printed."""
+    # Names of files and texts of recipes come from anybody: escape sequences among them are spelled out.
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -118,6 +121,7 @@ def say_skipped(scanned: Scan | None) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout."""
+    # Past rich, which would wrap and colour it.
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
@@ -125,6 +129,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout."""
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
+        # Square brackets in a cell are text, not rich's markup.
         table.add_row(*(escape(printable(cell)) for cell in row))
     out_console.print(table)
 

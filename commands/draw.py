@@ -15,6 +15,7 @@ def plot_to(path: Path | None, *, overwrite: bool) -> Callable[[Callable[[Any], 
         return lambda draw, found: None
     from ..editor.look.plot import require_plot, save_figure
 
+    # Now: what cannot be drawn must not cost a measurement.
     require_plot(path, overwrite=overwrite)
 
     def plotted(draw: Callable[[Any], Any], found: Any) -> None:

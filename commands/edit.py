@@ -71,6 +71,7 @@ def apply(
     loaded = load_recipe(recipe).with_effect(effect)
     writing: dict[str, Any] = {"force": force, "overwrite": overwrite}
     folder = plain_checkpoint(model, pretrained)
+    # File to file: no model is built, and memory stays near the largest tensor.
     if loaded.is_bound and folder is not None:
         apply_to_folder(loaded, folder, out, **writing)
     else:
@@ -87,6 +88,7 @@ def _say_applied(out: Path, model: str, document: RecipeDocument) -> None:
     verdict = read_verdict(document.measured)
     say(str(verdict))
     say(f"wrote {out}: {model} with recipe {document.name} ({document.effect})")
+    # `export` would refuse it.
     if verdict.word != "HARMS":
         say_next("for deployment", f"clipedit export {out} --target onnx -o {out}-onnx")
 
@@ -138,6 +140,7 @@ def _describe_change(change: TensorChange) -> list[str]:
 
 
 def _share(relative: float | None) -> str:
+    # A change from zero has no relative size.
     return "was 0" if relative is None else f"{relative:.2%}"
 
 

@@ -50,6 +50,7 @@ def label(
 
     scanned, model = open_scan(scan)
     pool = load_texts(texts, model.folder)
+    # A head of d_head dimensions has no variance left after d_head directions.
     labels = text_span(scanned, model, texts=pool, texts_per_head=min(texts_per_head, model.tower.d_head))
     if as_json:
         print_json({head: [vars(item) for item in items] for head, items in labels.items()})
@@ -80,6 +81,7 @@ def score(
 
     With --test, such ranks are compared with what the heads retrieve on labelled images.
     """
+    # A test takes every column as a concept, so that a concept of its own would be ignored.
     if test is not None and (concept or keep or directions):
         raise typer.BadParameter("--test takes its concepts from --columns", param_hint="--test")
     if test is None and (concept is None or columns):
@@ -111,6 +113,7 @@ def _score(
         return
     rows = [[row.component, f"{row.score:+.3f}", f"{row.concept:.3f}", f"{row.keep:.3f}"] for row in scores[:top]]
     print_table(["component", "score", concept, "keep"], rows)
+    # Ranks alone mislead: some heads score highest for any words, present or not.
     found = judge_concept(scanned, model, concept)
     say(f"{found.verdict}: {found.because}")
 
@@ -120,6 +123,7 @@ def _test_scores(scan: Path, labels: str, columns: str | None, measure: str | No
     from ..editor.measure.score_agreement import evaluate_scores
 
     labelled = load_attributes(labels)
+    # The demo's column of places goes by another name than the concept.
     default = "location=place,shape,color,texture" if is_demo(labels) else ""
     scanned, model = open_scan(scan)
     options: dict[str, Any] = {"columns": _parse_columns(columns or default)} | given(measure=measure)

@@ -52,6 +52,7 @@ def require_own_columns(asked: Mapping[str, Any]) -> None:
         typer.BadParameter: Naming the option.
     """
     named = [name for name in _COLUMNS if asked.get(name)]
+    # With --labelled the columns are those of the images that heads are chosen on.
     if not named or asked.get("labelled"):
         return
     spelled = f"--{named[0].replace('_', '-')}"
@@ -85,6 +86,7 @@ def csv_to(path: Path | None, *, overwrite: bool) -> Any:
     """What writes flat rows to a file, and says so; refused before the work starts if the file is not free."""
     if path is None:
         return lambda rows: None
+    # Now, and not when the rows are there.
     require_free_file(path, overwrite=overwrite)
 
     def write(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -98,6 +98,7 @@ def models(
     if as_json:
         print_json([{**vars(row), "effects": list(row.effects)} for row in rows])
     elif markdown:
+        # As it is: a console would wrap the table's lines.
         sys.stdout.write(render_markdown(rows))
     else:
         cells = [[row.family, row.library, row.model, row.heads, row.reason or ", ".join(row.effects)] for row in rows]

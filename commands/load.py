@@ -27,6 +27,7 @@ def open_model(
     from ..editor.models.devices import require_device
     from ..editor.models.loaders import needs_weights, pretrained_tags
 
+    # open_clip would build the architecture with random weights.
     if pretrained is None and needs_weights(name):
         tags = ", ".join(pretrained_tags(name)) or "a checkpoint file (open_clip has no tag for it)"
         raise ModelError(f"cannot load {name} without weights. Add --pretrained, one of: {tags}.")
@@ -42,6 +43,7 @@ def open_named(name: str, pretrained: str | None = None, aligner: Path | None = 
 def split_name(name: str) -> tuple[str, str | None]:
     """`ViT-B-32:openai` to its two parts; paths and `hf:FOLDER` are whole."""
     model, _, pretrained = name.partition(":")
+    # A path may hold a colon of its own.
     whole = Path(name).exists() or not pretrained or model == "hf"
     return (name, None) if whole else (model, pretrained)
 
@@ -69,6 +71,7 @@ def plain_checkpoint(model: str, pretrained: str | None) -> Path | None:
     if Path(model).is_file() and Path(model).suffix == ".safetensors":
         return Path(model)
     folder = demo_folder() if is_demo(model) else Path(model)
+    # With other weights named, the folder's own are not what is edited.
     if pretrained or not (folder / "open_clip_config.json").is_file():
         return None
     return folder if find_checkpoint(folder).suffix == ".safetensors" else None

@@ -64,6 +64,7 @@ def heatmap(
     from ..editor.look.heatmaps import draw_heatmap_file, head_texts
 
     loaded = open_model(model, pretrained, aligner, scan=scan)
+    # Without a text the head is shown what its own label says.
     texts = text or head_texts(loaded, head or [], scan)
     drawn = draw_heatmap_file(loaded, image, out, texts=texts, heads=head, against=against, each_head=each_head)
     if as_json:
@@ -102,6 +103,7 @@ def segment(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Write a mask for each image: white where heads see the text."""
+    # With --overwrite the folder is replaced: nothing may be read from it.
     require_apart(out, images, aligner, scan)
     if (concept or keep) and (scan is None or concept is None):
         raise typer.BadParameter("weights of heads need both --concept and --scan", param_hint="--concept")

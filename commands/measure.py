@@ -81,6 +81,7 @@ def evaluate(
     """
     asked = locals()
     _require_usage(asked)
+    # The file is refused now, before anything is measured.
     write = csv_to(csv, overwrite=overwrite)
     table = _evaluate_segmentation(asked) if segmentation else _evaluate(asked)
     write(table.rows)
@@ -155,6 +156,7 @@ def completeness(
     """
     asked, numbers = locals(), parse_numbers(steps, "--steps")
     require_own_columns(asked)
+    # Both files are refused before the work starts.
     plotted, write = plot_to(plot, overwrite=overwrite), csv_to(csv, overwrite=overwrite)
     from ..editor.images.texts import load_pools
     from ..editor.look.plot import plot_completeness
@@ -209,6 +211,7 @@ def train_head(
         raise typer.BadParameter(
             "a head is trained on classes: it has no prompts, groups or queries", param_hint="--templates"
         )
+    # A folder that is not free must not cost the training.
     require_free_folder(out, overwrite=overwrite)
     require_apart(out, model, pretrained, dataset)
     from ..export.classifier_folder import train_head_to_folder
@@ -220,4 +223,5 @@ def train_head(
         )
     accuracy = f"accuracy {spell_interval(*(report[key] for key in HELD_OUT))} on a held-out fifth"
     print_json(report) if as_json else say(f"wrote {out}: {accuracy}")
+    # Its training images would be refused: `evaluate` knows them by their marks.
     say_next("on a split that it was not trained on", f"clipedit evaluate {out} --dataset {dataset} --split SPLIT")

@@ -110,12 +110,14 @@ def scan(
 ) -> None:
     """Collect the statistics of a model's heads on images."""
     asked = locals()
+    # Wrong usage and a file that is not free are refused before the model is loaded.
     _require_one_pass(asked)
     options = _parse_options(asked)
     require_free_file(out, overwrite=overwrite)
     loaded = open_model(model, pretrained, aligner, device=device, tower=tower)
     from ..editor.scan.scan_file import scan_to_file
 
+    # Only the model knows how many `all` are.
     options["layers"] = range(loaded.tower.n_layers) if options["layers"] == "all" else options["layers"]
     options["engine"] = _open_cluster(address, actors) if engine == "ray" else None
     with progress() as follow:
@@ -134,12 +136,14 @@ def _parse_options(asked: dict[str, Any]) -> dict[str, Any]:
 def _require_one_pass(options: dict[str, Any]) -> None:
     """Usage errors: options that do not go together."""
     ray, kept = options["engine"] == "ray", options["keep_features"]
+    # Features are kept from a single pass over all images, which units, shards and workers split up.
     if kept and (options["unit_size"] or options["shard"] or ray):
         raise typer.BadParameter(
             "needs one pass here: leave out --unit-size, --shard and --engine", param_hint="--keep-features"
         )
     if (options["address"] or options["actors"]) and not ray:
         raise typer.BadParameter("needs --engine ray", param_hint="--address and --actors")
+    # Text scans read texts, of which there are no image features to keep.
     if options["tower"] == "text" and kept:
         raise typer.BadParameter("holds features of images", param_hint="--keep-features")
 
@@ -212,6 +216,7 @@ def monitor(
 
     Exit 0 if they look the same to the heads, 1 if a recipe should be measured again.
     """
+    # A recipe that cannot be read is refused before the scan and its model are loaded.
     heads = _heads_of(recipe)
     from ..editor.scan.monitor import monitor as run
 
@@ -223,6 +228,7 @@ def monitor(
         print_json({**asdict(found), "drifted": found.drifted, "re_measure": bool(found.drifted)})
     else:
         _print_drift(found, top, scan, images)
+    # An exit code, so that a scheduled job needs to read no text.
     raise typer.Exit(1 if found.drifted else 0)
 
 

@@ -49,6 +49,7 @@ def export(
     from ..export.verify.verify import verify_if_edited
     from ..export.write import export_model
 
+    # A misspelt target is refused before a model is loaded.
     require_target(target, **given(precision=precision))
     verify_if_edited(model)  # What was edited must still be what it was when it was measured.
     base, options = open_model(model, pretrained), given(precision=precision, calibration=calibration, images=images)

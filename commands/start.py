@@ -217,6 +217,7 @@ def remove_heads(
     _require_usage(concept, tower, select, effect)
     output.check(out, model, pretrained, images, scan, aligner, dataset, labelled, features)
     require_concepts(model, concept, keep)
+    # Late: it brings torch, and wrong usage is refused without.
     from ..export.repair import repair
 
     loaded = open_model(model, pretrained, aligner, scan=scan, tower=tower)
@@ -226,11 +227,13 @@ def remove_heads(
         done = repair(loaded, **named, options=options, choice=choice, output=output, progress=follow)
     say_skipped(done.scan if scan is None else None)
     print_json(done.report()) if as_json else _print_repair(done)
+    # Last: whoever asked for an exit code wants the files and the figures too.
     exit_if_worse([done.verdict.word] if fail_if_worse else [])
 
 
 def _require_usage(concept: str | None, tower: str, select: str, effect: str) -> None:
     if concept is None and select == "text-difference":
+        # The other selectors read labels, which say what is wrong without words.
         raise typer.BadParameter(f"{select} needs one", param_hint="--concept")
     if tower == "text" and (select != "text-difference" or effect == "direct"):
         raise typer.BadParameter(

@@ -44,6 +44,7 @@ def apply_in_memory(
     """
     erased = load_erased(recipe.document, model, choice or HeadChoice(), progress or follow_nothing)
     model, scanned = model.with_tower(recipe.document.tower), None
+    # Before any scan, which would be lost on a recipe that does not fit.
     check_heads(recipe.document, model)
     if not recipe.is_bound:
         check_origin(recipe.document, model, force=force)

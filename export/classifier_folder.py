@@ -44,22 +44,26 @@ def train_head_to_folder(
     embeddings, kept = collect_embeddings(model, task.source, progress=progress)
     labels = torch.tensor([task.labels[index] for index in kept])
     weight, bias, report = choose_head(embeddings, labels, len(task.classes), seed=seed)
+    # The model in memory keeps its own head.
     module: Any = copy.deepcopy(model.module)
     module.reset_classifier(len(task.classes))
     with torch.no_grad():
         head = find_head(Model(model.name, None, module, model.tower, model.config))
         head.weight.copy_(weight)
         head.bias.copy_(bias)
+    # The classes' names go into the configuration: `classify_by_head` reads them there.
     config = _describe(model.config["timm_cfg"], task, {**report, "seed": seed, "images": len(kept)})
     with staged_folder(out, overwrite=overwrite) as folder:
         write_timm_folder(module.state_dict(), config, folder)
         trained = task.source.subset(kept)
+        # By name and by content, as `require_unseen` reads them: a renamed copy is still a training image.
         write_text(folder / TRAINED_ON_NAME, "\n".join([*trained.marks(), *mark_contents(trained)]) + "\n")
     return report
 
 
 def _describe(config: dict[str, Any], task: LabelledImages, trained: dict[str, float]) -> dict[str, Any]:
     inner = {**config.get("pretrained_cfg", {}), "num_classes": len(task.classes)}
+    # They name the classes and the weights of the head that was replaced.
     for key in ("label_names", "label_descriptions", "tag"):
         inner.pop(key, None)
     named = {"num_classes": len(task.classes), "label_names": list(task.classes), "pretrained_cfg": inner}

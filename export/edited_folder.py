@@ -35,13 +35,16 @@ def write_edited_model(
         ExportError: If the folder cannot be written.
         VerificationError: If what was written is not what was made; nothing is left then.
     """
+    # A model that is read through an aligner is edited itself.
     model = model.editable
     edited = apply_recipe(recipe, model, force=force)
     with staged_folder(out, overwrite=overwrite) as folder:
+        # File to file where there is a file: the same bytes as `apply_to_folder` gives.
         if model.folder is not None and model.checkpoint is not None:
             rewrite_checkpoint(recipe, model.folder, folder, force=force)
         else:
             direct = recipe.document.effect == "direct"
+            # A loader that knows nothing of the edit must not take the base for the edited model.
             inner = folder / BASE_FOLDER if direct else folder
             inner.mkdir(exist_ok=True)
             _write_plain(model if direct else edited, inner)

@@ -75,6 +75,7 @@ def load_evidence(choice: HeadChoice) -> Evidence:
         if choice.retention:
             second = load_labelled_images(choice.labelled, label=choice.retention, split=choice.split)
     evidence = Evidence(task, second, choice.regions, choice.budget, cached)
+    # Here as well as in the selector: the images are scanned in between.
     require_labelled(evidence, choice.select)
     return evidence
 

@@ -150,6 +150,7 @@ def _find_plain(
         return made.held.before, made.held.after
     if found is not None and found.answers is not None:
         before, after = found.answers
+        # Rows are paired by position: only the same images can be compared.
         return (before.embeddings, after.embeddings) if before.kept == after.kept else None
     if seen is None:
         return None
@@ -162,6 +163,7 @@ def _find_plain(
 def _judge_fidelity(made: Made, seen: tuple[ImageSource, str] | None, follow: Follow) -> dict[str, Any] | None:
     """The fidelity to `direct`: on the scan's own images, each left out, where it kept them; else on what there is."""
     effect = made.recipe.document.effect
+    # `direct` is the yardstick itself.
     if made.fitted is not None or effect == "direct" or seen is None:
         return describe_fitted(made)
     found = measure_fidelity(

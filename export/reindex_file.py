@@ -50,6 +50,7 @@ def reindex_file(
         `rows`, and `fidelity`: of embeddings as stored, reindexed and, for comparison, distilled.
     """
     mapping = compute_embedding_map(recipe, scan, model)
+    # First: it refuses what cannot be mapped, before any image is read.
     rows = reindex_vectors(mapping, vectors, out, **options)
     if images is None and not is_demo(model.name):
         say("fidelity not measured: add --images DIR, a few hundred images that the scan did not see.")

@@ -178,6 +178,7 @@ def repair(
     out, follow = None if out is None else Path(out), progress or follow_nothing
     options, choice, output = options or EditOptions(), choice or HeadChoice(), output or Output()
     read = [one for one in (images, scan, dataset, choice.labelled, choice.features) if isinstance(one, str | Path)]
+    # A folder that is not free is refused before the scan, not after it.
     output.check(out, model.folder, *read)
     if is_demo(model.name):
         choice = replace(choice, labelled=choice.labelled or DEMO)
@@ -186,6 +187,7 @@ def repair(
     dataset = choose_dataset(model, named[0], dataset, choice.labelled)
     dataset = _open_dataset(model, dataset, labels, evidence, choice)
     scanned = scan_or_load(model, images, scan, options=scan_options or {}, follow=follow)
+    # Prepared once: the refusal, the choice of heads and the readable concepts all ask it.
     known = HeldConcepts(scanned, model)
     if not choice.force:
         require_variety(scanned)
@@ -205,6 +207,7 @@ def repair(
     made = Made(recipe, scanned, model, named[0], erased, choice.select == "text-difference", known)
     if erased is None and not choice.force:
         require_enough_images(made.fitted, scanned.statistics.n)
+    # Measured before it is written, so that the folder's recipe holds the figures.
     if measure:
         recipe = recipe.with_measured(judge_made(made, dataset, images, follow))
     done = Repair(model, recipe, scanned)

@@ -53,6 +53,7 @@ def export_model(
     found = require_target(target, precision)
     profile = found.profile
     require_texts(profile, model)
+    # The verdict is the recipe's own: no image is needed to refuse.
     if not force:
         require_harmless(model)
     if prune:
@@ -63,6 +64,7 @@ def export_model(
     require_free_folder(Path(out), overwrite=overwrite)
     with staged_folder(Path(out), overwrite=overwrite) as folder:
         found.write(model, folder, profile)
+        # Before reference and card: `reproduce` builds again what the writer wrote, and nothing else.
         write_record(model, folder, profile, options)
         reference = write_reference(model, folder, target=target, images=images, options=options)
         shift, count = reference.threshold_shift(), len(reference.images())

@@ -58,6 +58,7 @@ def find_written(name: str, precision: WeightPrecision = "fp32") -> Target:
     Raises:
         VerificationError: If this version of clipedit has no such target.
     """
+    # Not among the targets: only `apply` writes it, and only clipedit reads it.
     if name == DIRECT_FOLDER.name:
         return DIRECT_FOLDER.at(precision)
     if name not in target_names():

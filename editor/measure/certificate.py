@@ -117,12 +117,16 @@ def compute_movement(recipe: Recipe, scan: Scan, model: Model) -> Float[Tensor, 
         return None
     tower = model.editable.tower
     folded = {k.removeprefix("folded."): v for k, v in require_bound(recipe).items() if k.startswith("folded.")}
+    # The edited readout is affine: zero gives the constant c, unit vectors the rows of P' with c added.
     units = torch.cat([torch.zeros(1, tower.d_model), torch.eye(tower.d_model)]).double()
     after = tower.embed_final(units, {name: tensor.double() for name, tensor in folded.items()})
     # [d + 1, d_embed]: what f and the constant move by
+    # W = [P' - P; c]
     change = torch.cat([after[1:] - after[:1] - tower.readout(), after[:1]])
     columns = fitted_columns(scan.statistics, tower.d_model)
+    # G / n over f and the constant, in units of |z|^2.
     gram = scan.statistics.gg[columns][:, columns] / scan.statistics.n
+    # Ascending: the last one bounds any unit probe, the sum is the trace. Rounding may leave small negative ones.
     return torch.linalg.eigvalsh(change.T @ gram @ change).clamp_min(0)
 
 
@@ -131,6 +135,7 @@ def compute_turns(
 ) -> Float[Tensor, " image"]:
     """The angle between an image's embeddings, in radians; accurate for small ones, where a cosine rounds to 1."""
     one, two = F.normalize(before, dim=1), F.normalize(after, dim=1)
+    # Of unit vectors |a - b| = 2 sin(theta / 2) and |a + b| = 2 cos(theta / 2).
     return 2 * torch.atan2((one - two).norm(dim=1), (one + two).norm(dim=1))
 
 
@@ -140,5 +145,6 @@ def bound_turn(angles: Float[Tensor, " image"], level: float) -> float | None:
     The k-th largest of n exchangeable angles bounds the next one with probability `1 - k / (n + 1)` (conformal
     prediction: Vovk et al. 2005); k is the largest that suffices. None where even the largest of n does not.
     """
+    # The largest k with k / (n + 1) <= 1 - level; the small term keeps rounding from losing a whole rank.
     rank = math.floor((1 - level) * (len(angles) + 1) + 1e-9)
     return float(angles.sort(descending=True).values[rank - 1]) if rank >= 1 else None

@@ -156,6 +156,7 @@ def _choose_bases(
     generator = torch.Generator().manual_seed(seed)
     readouts = model.tower.compute_readouts(groups)
     embedded = {name: _embed_pool(name, texts, model, steps) for name, texts in pools.items()}
+    # Random texts come from the first pool, so that they differ from its row in the choice alone.
     first = next(iter(embedded.values()))
     found: dict[str, dict[str, Tensor]] = {name: {} for name in (*pools, RANDOM_TEXTS, RANDOM_DIRECTIONS)}
     for group in groups:
@@ -163,6 +164,7 @@ def _choose_bases(
         for name, texts in embedded.items():
             chosen, _ = compute_text_span(readout, statistics.feature_covariance(group.name), texts, steps=steps)
             found[name][group.name] = span_basis(readout, texts[chosen])
+        # [head, step]: without replacement, within a head
         drawn = torch.stack([torch.randperm(len(first), generator=generator)[:steps] for _ in range(heads)])
         found[RANDOM_TEXTS][group.name] = span_basis(readout, first[drawn])
         noise = torch.randn(heads, steps, model.tower.d_embed, generator=generator, dtype=torch.float64)
@@ -174,8 +176,11 @@ def span_basis(
     readouts: Float[Tensor, "head d_embed k"], directions: Float[Tensor, "head step d_embed"]
 ) -> Float[Tensor, "head d_embed step"]:
     """Orthonormal columns, within what each head can write, the first m spanning the first m directions' shadows."""
+    # Orthonormal columns of what each head can write: [head, d_embed, k]
     basis, _ = torch.linalg.qr(readouts)
+    # [head, d_embed, k], [head, step, d_embed] -> [head, k, step]
     shadows = torch.einsum("hek,hse->hks", basis, directions)
+    # QR keeps the order: its first m columns span the first m shadows, so that one basis serves every m.
     return basis @ torch.linalg.qr(shadows)[0]
 
 
@@ -192,12 +197,14 @@ def _centre(
 ) -> dict[str, Float[Tensor, "image component k"]]:
     """`u / |z|` less its mean over the scan."""
     norm = features.embedding.cpu().double().norm(dim=1)[:, None, None]
+    # The last column of `ug` is the sum of u / |z|.
     means = {group.name: statistics.groups[group.name].ug[..., -1] / statistics.n for group in groups}
     return {name: features.groups[name].cpu().double() / norm - mean for name, mean in means.items()}
 
 
 def _mean_embedding(statistics: Statistics, model: Model) -> Float[Tensor, " d_embed"]:
     """Mean of `z / |z|` over the scan; exact where the tower has a linear readout without a bias after it."""
+    # The last row of `gg` is the sum of g: without its own last two entries, that of f / |z|.
     return model.tower.readout().T @ (statistics.gg[-1, :-2] / statistics.n)
 
 
@@ -209,8 +216,11 @@ def _reconstruct(
     total, done, found = mean.expand(images, -1).clone(), 0, []
     for m in steps:
         for name, basis in bases.items():
+            # The directions that this m adds to the last one: the sum is never built anew.
             added = basis[:, :, done:m]
+            # [head, d_embed, step], [head, d_embed, k] -> [head, step, k]: E^T R
             read = torch.einsum("hes,hek->hsk", added, readouts[name])
+            # [head, d_embed, step], [head, step, k], [image, head, k] -> [image, d_embed]; each m keeps its own
             total = total + torch.einsum("hes,hsk,ihk->ie", added, read, centred[name])
         done = m
         found.append((m, total))
@@ -222,8 +232,11 @@ def _explained(statistics: Statistics, readouts: Mapping[str, Tensor], bases: Ba
     shares = []
     for name, basis in bases.items():
         covariance = statistics.feature_covariance(name)
+        # [head, step, k]: E^T R, so that the variance along a direction is seen cov(u / |z|) seen^T
         seen = torch.einsum("hes,hek->hsk", basis, readouts[name])
+        # [head, step]: the diagonal only
         along = torch.einsum("hsk,hkl,hsl->hs", seen, covariance, seen)
+        # [head]: tr R cov(u / |z|) R^T
         total = torch.einsum("hek,hkl,hel->h", readouts[name], covariance, readouts[name])
         shares.append(along.cumsum(1) / total.clamp_min(1e-300)[:, None])
     return [0.0, *torch.cat(shares).mean(0).tolist()]
@@ -235,6 +248,7 @@ def _study_variants(scan: Scan, model: Model, groups: Sequence[ComponentGroup]) 
     if not scan.mlps or set(scan.layers) != set(range(model.tower.n_layers)):
         return found
     mlps = [group.name for group in groups if group.ids[0].kind == "mlp"]
+    # Biases go with their layer: their contribution varies with the image too, through 1 / sigma.
     attention = {
         layer: [g.name for g in groups if g.ids[0].kind in ("head", "bias") and g.ids[0].layer == layer]
         for layer in scan.layers
@@ -257,6 +271,7 @@ def _ablate(
     ablated: Sequence[str],
 ) -> Float[Tensor, "image d_embed"]:
     """`z / |z|` with some components at their means."""
+    # [component, d_embed, k], [image, component, k] -> [image, d_embed]
     removed = [torch.einsum("cek,ick->ie", readouts[name], centred[name]) for name in ablated]
     return unit - sum(removed, torch.zeros_like(unit))
 

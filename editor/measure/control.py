@@ -125,6 +125,7 @@ def put_together(
 ) -> MeasuredEdit:
     """Before and after, the controls beside them, and what can be said of both."""
     drawn, after = controls.drawn, rows["after"]
+    # Of a sample of draws, hence ddof=1.
     spread = {key: float(np.std([row[key] for row in drawn], ddof=1)) for key in drawn[0]} if len(drawn) > 1 else {}
     rank = {key: sum(row[key] >= after[key] for row in drawn) for key in (drawn[0] if drawn else ()) if key in after}
     return MeasuredEdit(rows | controls.rows, differences, spread, rank, len(drawn))
@@ -241,6 +242,7 @@ def _control_rows(
     drawn = [figures(bind_recipe(document, scan, model, labelled=labelled)) for document in documents]
     if drawn:
         rows["control"] = mean_rows(drawn)
+    # The baseline that needs no heads: the same projection of the output, alone.
     outputs = tuple(step for step in recipe.document.steps if step.target == "output")
     if outputs:
         projection = recipe.document.model_copy(update={"steps": outputs})
@@ -252,6 +254,7 @@ def draw_control_documents(
     document: RecipeDocument, scanned: Sequence[HeadId], *, draws: int = DRAWS, seed: int = 0
 ) -> Iterator[RecipeDocument]:
     """The same recipe with random heads: as many per layer, the same operations and projection of the output."""
+    # Seeded, so that the same recipe always meets the same controls.
     generator = np.random.default_rng(seed)
     for _ in range(draws if any(step.target == "heads" for step in document.steps) else 0):
         yield document.model_copy(
@@ -274,8 +277,10 @@ def mean_rows(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _embedder(
     recipe: Recipe, model: Model, source: ImageSource, scan: Scan, progress: Progress | None
 ) -> Callable[[Recipe], tuple[Float[Tensor, "image d_embed"], list[int]]]:
+    # Later layers see the edit, so that cached features would not show it.
     if recipe.document.effect == "total":
         return lambda which: collect_embeddings(apply_recipe(which, model), source, progress=progress)
+    # One pass for all draws: `direct` and `distilled` edits are affine in features that do not change.
     parts = ablated_names(require_bound(recipe))
     features, kept = collect_features(model, source, layers=scan.layers, parts=parts, progress=progress)
     return lambda which: (compute_recipe_embeddings(which, model, features), kept)

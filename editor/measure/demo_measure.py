@@ -44,6 +44,7 @@ def build_demo_measure(
         return lambda embeddings, kept: measure_similarity(
             {"shape": answer(embeddings).numpy()}, [source.attributes[index] for index in kept], listed=listed
         )
+    # Once: the classes of all controls are the same.
     weights = task_weights(model)
 
     def measure(embeddings: Tensor, kept: Sequence[int]) -> dict[str, float]:
@@ -121,6 +122,7 @@ def measure_places(
             np.mean([hit for hit, row in zip(right, attributes, strict=True) if row["place"] == place])
         )
         for place in PLACES
+        # A place without images has no accuracy.
         if any(row["place"] == place for row in attributes)
     }
 
@@ -131,6 +133,7 @@ def _pair_groups(
     """Accuracy of the four groups of each two-class task: shape i is usually seen in place i."""
     found = []
     for a, b in combinations(half, 2):
+        # Between the two classes only, as in Waterbirds, although there are eight shapes.
         answer = np.where(similarity[:, a] > similarity[:, b], a, b)
         groups = [(shape == s) & (place == p) for s in (a, b) for p in (a, b)]
         found.append([float((answer[group] == shape[group]).mean()) for group in groups])
@@ -145,6 +148,7 @@ def build_demo_outcomes(
     Returns:
         The function; its second value is the group of every image: shape and place.
     """
+    # A classifier of shapes has no answer for places or colours.
     answers = {"shape": classify_by_head(model, SHAPES)} if not model.has_texts else _by_texts(model)
 
     def find(embeddings: Tensor, kept: Sequence[int]) -> tuple[Outcomes, list[str]]:
@@ -183,6 +187,7 @@ def describe_demo(
 ) -> Details:
     """Intervals of the demo's figures, and shape accuracy in each place, as `PLACE, listed` or `PLACE, held out`."""
     halves = [outcomes[name] for name in ("worst_group_listed", "worst_group_held_out")]
+    # Each cell a task of its own: the mean over tasks is then the mean of groups.
     every = [[cell] for tasks in halves for cells in tasks for cell in cells]
     names = [f"{row['place']}, {'listed' if row['place'] in listed else 'held out'}" for row in attributes]
     groups = count_groups(outcomes["overall"][0][0].right, names)

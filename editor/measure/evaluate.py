@@ -75,6 +75,7 @@ def evaluate(
         table.measure = found.measure
         table.add(name, found.figures(*embedded), found.details(*embedded))
         if retention is not None:
+            # Classes of another task, on other images: it needs its own weights and embeddings.
             second = build_yardstick(model, retention, templates=prompts)
             embedded = collect_embeddings(model, second.source, batch_size=batch_size, progress=progress)
             table[name]["retention"] = second.figures(*embedded)["overall"]
@@ -124,6 +125,7 @@ def build_yardstick(
     """
     task = open_dataset(dataset)
     if is_demo(task):
+        # The demo's images and figures are its own: they need no reader of labels.
         source = test_source()
         find = build_demo_outcomes(model, source)
         return Yardstick(
@@ -156,6 +158,7 @@ def _build_retrieval(model: Model, task: RetrievalSet, templates: Sequence[str])
 
 def _build_task(model: Model, task: LabelledImages, templates: Sequence[str], *, by_group: bool) -> Yardstick:
     require_unseen(model, task.source)
+    # The second task is on the same images: one pass serves both.
     tasks = [task] if task.retention is None else [task, task.retention]
     answers = [build_answer(model, one.classes, templates) for one in tasks]
 
@@ -210,6 +213,7 @@ def _find_outcomes(similarities: Similarities, kept: Sequence[int], task: Labell
     groups = np.asarray([task.groups[index] for index in kept])
     every = np.arange(len(right))
     cells = [Cell(every[groups == name], right[groups == name]) for name in np.unique(groups)]
+    # One task each: of a single cell, whose worst is the whole, and of all groups.
     found = {"overall": [[Cell(every, right)]], "worst_group": [cells]}
     if task.retention is not None:
         found["retention"] = [[Cell(every, _find_right(similarities[1], kept, task.retention))]]
@@ -282,6 +286,7 @@ def build_answer(
     Raises:
         ImageError, ModelError: As `compute_class_weights` and `classify_by_head`.
     """
+    # Without a text tower there are no class vectors: the checkpoint's own classifier answers.
     if not model.has_texts:
         return classify_by_head(model, classes)
     weights = compute_class_weights(model, classes, templates)

@@ -42,6 +42,7 @@ def describe_fidelity(measured: Mapping[str, Any] | None, effect: str) -> list[s
 
 def spread_images(source: ImageSource, most: int = MOST_IMAGES) -> ImageSource:
     """At most so many images, spread over a source."""
+    # Rounded up, so that there are never more than `most`.
     return source.subset(range(0, len(source), max(1, -(-len(source) // most))))
 
 
@@ -61,12 +62,14 @@ def measure_fidelity(
         ImageError: If images cannot be read.
     """
     spread = spread_images(source)
+    # Bound again: the tensors of a direct edit are not those of the effect that ships.
     direct = bind_recipe(recipe.document.model_copy(update={"effect": "direct"}), scan, model, labelled=labelled)
     parts = ablated_names(require_bound(direct))
     features, _ = collect_features(
         model.editable, spread, layers=scan.layers, parts=parts, cached=None if parts else cached, progress=progress
     )
     wanted = compute_recipe_embeddings(direct, model.editable, features)
+    # Later layers see a total edit: only the edited model itself says what it answers.
     if recipe.document.effect == "total":
         found = collect_embeddings(apply_recipe(recipe, model), spread, progress=progress)[0]
     else:

@@ -84,6 +84,7 @@ def compare_outcomes(
         if name not in after:
             continue
         was, now = compute_figure(before[name]), compute_figure(after[name])
+        # Paired: the same weights on both sides.
         spread = compute_draws(after[name], weights) - compute_draws(before[name], weights)
         low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         found[name] = Difference(was, now, float(low), float(high))
@@ -100,6 +101,7 @@ def compute_draws(
 ) -> Float[np.ndarray, " draw"]:
     """The figure on every resampled set of images."""
     # A cell's images that a draw leaves out altogether count as they are: there is nothing to draw from.
+    # [cell, draw] -> the worst cell of each draw
     worst = [np.stack([_weighted_share(cell, weights) for cell in cells]).min(0) for cells in tasks]
     return np.stack(worst).mean(0)
 
@@ -107,9 +109,11 @@ def compute_draws(
 def draw_weights(groups: Sequence[str], *, draws: int, seed: int) -> Float[np.ndarray, "draw image"]:
     """How often each image is in each resampled set; every group keeps its size."""
     generator, names = np.random.default_rng(seed), np.asarray(groups)
+    # Small whole numbers, exact in float32: at half the memory.
     weights = np.zeros((draws, len(names)), np.float32)
     for name in np.unique(names):
         members = np.flatnonzero(names == name)
+        # Drawing n images with replacement is one multinomial count over them.
         weights[:, members] = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), size=draws)
     return weights
 
@@ -118,4 +122,5 @@ def _weighted_share(cell: Cell, weights: Float[np.ndarray, "draw image"]) -> Flo
     # [draw, image of the cell]
     chosen = weights[:, cell.images]
     total = chosen.sum(1)
+    # The maximum only keeps the branch that is not taken from dividing by zero.
     return np.where(total > 0, chosen @ cell.right / np.maximum(total, 1), cell.right.mean())

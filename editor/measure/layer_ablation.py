@@ -77,8 +77,10 @@ def measure_layer_ablation(
     embeddings, excess, kept = _collect_layer_excess(scan, model, found.source, batch_size, progress)
     curves = Curves(found.measure)
     for kind, kinds in KINDS.items():
+        # Ablations under `direct` add up: each step takes away one layer more from the embedding.
         ablated = embeddings.clone()
         steps = [ablated.clone()]
+        # In place, and so copied at every step.
         for layer in reversed(range(layers)):
             ablated -= sum(excess[f"{part}{layer}"] for part in kinds)
             steps.append(ablated.clone())
@@ -104,6 +106,7 @@ def _collect_layer_excess(
         embeddings.append(features.embedding.cpu())
         for group in groups:
             beyond = features.groups[group.name].cpu() - scan.statistics.mean_features(group.name).float()
+            # [component, d_embed, k], [image, component, k] -> [image, d_embed]
             parts[_layer_key(group)].append(torch.einsum("hek,ihk->ie", readouts[group.name].float(), beyond.float()))
         kept += indices
     return torch.cat(embeddings), {key: torch.cat(found) for key, found in parts.items()}, kept

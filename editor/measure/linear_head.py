@@ -38,6 +38,7 @@ def classify_by_head(
                 "Give --classes, or train a head: `clipedit train-head`."
             )
     chosen = [known[name] for name in classes]
+    # The wanted classes only: logits of others would win where a task has few.
     weight, bias = head.weight.detach()[chosen].float().cpu(), head.bias.detach()[chosen].float().cpu()
     return lambda embeddings: embeddings.float() @ weight.T + bias
 
@@ -102,10 +103,12 @@ def fit_head(
     embeddings: Float[Tensor, "image d_embed"], labels: Int[Tensor, " image"], n_classes: int, *, decay: float
 ) -> tuple[Float[Tensor, "class d_embed"], Float[Tensor, " class"]]:
     """Multinomial logistic regression with `decay / 2 |W|^2`, embeddings centred and scaled to unit variance first."""
+    # One scale for all dimensions, so that the decay means the same whatever the length of the embeddings.
     center, scale = embeddings.double().mean(0), embeddings.double().std().clamp_min(1e-12)
     inputs = (embeddings.double() - center) / scale
     weight = torch.zeros(n_classes, inputs.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(n_classes, dtype=torch.float64, requires_grad=True)
+    # The loss is convex and smooth: the line search converges without a step size to choose.
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe")
 
     def compute() -> Tensor:
@@ -115,6 +118,7 @@ def fit_head(
         return loss
 
     optimizer.step(compute)
+    # W (z - center) / scale + b, as one weight and bias for embeddings as they come.
     found = weight.detach() / scale
     return found.float(), (bias.detach() - found @ center).float()
 
@@ -132,6 +136,7 @@ def choose_head(
         raise ImageError(
             f"cannot train a head: a class has {fewest} images, at least {LEAST_A_CLASS} are needed. Add images."
         )
+    # Shuffled: data sets often lie in folders of one class each.
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     held_out, rest = order[: len(order) // 5], order[len(order) // 5 :]
     reached = {}
@@ -142,4 +147,5 @@ def choose_head(
     best = max(DECAYS, key=lambda decay: reached[decay])
     low, high = wilson_interval(round(reached[best] * len(held_out)), len(held_out))
     report = {"decay": best, "held_out_accuracy": reached[best], "n": len(held_out), "low": low, "high": high}
+    # What ships is fitted on all images; the figure is of the part left out.
     return *fit_head(embeddings, labels, n_classes, decay=best), report

@@ -113,6 +113,7 @@ def find_column(concept: Concept, rows: Sequence[Mapping[str, str]]) -> Column |
     columns = [
         _match_column(concept, name, column) for name, column in values.items() if len(set(column)) <= MOST_VALUES
     ]
+    # A single instance has nothing to be told from.
     fitting = [column for column in columns if len(column.texts) > 1]
     return max(fitting, key=lambda column: len(column.rows), default=None)
 
@@ -126,6 +127,7 @@ def _match_column(concept: Concept, name: str, values: Sequence[str]) -> Column:
 
 def _match_texts(concept: Concept, value: str) -> tuple[str, ...]:
     """The texts of the one instance that a value names; of a plain list, those with the value in them."""
+    # Spelled alike on both sides: columns write `new_york`, texts "New York".
     wanted = _words(value)
     if not wanted:
         return ()
@@ -135,6 +137,7 @@ def _match_texts(concept: Concept, value: str) -> tuple[str, ...]:
     called = [texts for part, texts in concept.instances.items() if _words(part) == wanted]
     said = [texts for texts in concept.instances.values() if any(pattern.search(_words(text)) for text in texts)]
     found = called or said
+    # A value that fits two instances names neither.
     return tuple(found[0]) if len(found) == 1 else ()
 
 
@@ -144,14 +147,17 @@ def _words(text: str) -> str:
 
 def read_column(column: Column, answers: Answers) -> tuple[float, int]:
     """Zero-shot accuracy over a column's instances, mean of the instances; and over how many images."""
+    # The position in the source -> the row among the embeddings: images that could not be read are missing.
     where = {position: row for row, position in enumerate(answers.kept)}
     pairs = [(where[row], found) for row, found in zip(column.rows, column.found, strict=True) if row in where]
     if not pairs:
         return 0.0, 0
+    # Unit embeddings first, so that every text of an instance weighs the same.
     weights = torch.stack([encode_unit(answers.model, texts).mean(0) for texts in column.texts])
     embedded = answers.embeddings[[row for row, _ in pairs]].cpu().double()
     right = (embedded @ F.normalize(weights, dim=1).T).argmax(1)
     truth = torch.tensor([found for _, found in pairs])
+    # Instances weigh equally: a common one does not hide a rare one.
     shares = [float((right[truth == index] == index).double().mean()) for index in truth.unique().tolist()]
     return sum(shares) / len(shares), len(pairs)
 
@@ -164,6 +170,7 @@ def read_variance(
     centred = unit - unit.mean(0)
     total = centred.square().sum()
     along = (centred @ F.normalize(directions.double(), dim=1).T).square().sum(0)
+    # Below rounding nothing varies, and a ratio would be noise.
     return along / total if total > 1e-12 * len(unit) else torch.zeros_like(along)
 
 
@@ -192,6 +199,7 @@ class Reader:
         column = find_column(concept, self.rows) if self.answers is not None else None
         if column is not None and self.answers is not None:
             (before, images), (after, _) = (read_column(column, one) for one in self.answers)
+            # Of fewer images a share of right answers says little: the variance is read instead.
             if images >= LEAST_IMAGES:
                 count = len(column.texts)
                 return Readable(concept.name, edited, ZERO_SHOT, before, after, images, count, column.name)
@@ -207,6 +215,7 @@ class Reader:
         left_out = not edited
         if edited and self.recipe.document.effect != "total" and self._is_closed_form():
             kept = torch.tensor([1 - self._removed(fold) for fold in folds]).double()
+            # The edit that ships saw every instance: along each the same edit, made without it, is judged in its place.
             after, left_out = before * kept, True
         figures = float(before.mean()), float(after.mean())
         return Readable(concept.name, edited, VARIANCE, *figures, len(self.plain[0]), len(folds), left_out=left_out)
@@ -226,8 +235,10 @@ class Reader:
         """The share of the variance along an instance that the same edit, made from the others, removes."""
         named, subsets = self.recipe.heads, self.probe.subsets
         if self.by_texts:
+            # As many heads, chosen anew from the other instances' texts.
             taken: Sequence[int] = rank_heads(self.probe, fold.chosen_from)[: len(named)]
         else:
+            # Labels chose the heads, so that no text has to be left out of the choice.
             taken = [index for index, head in enumerate(subsets.heads) if str(head) in named]
         output = next((step for step in self.recipe.document.steps if step.target == "output"), None)
         strength = output.strength if output is not None else 0.0

@@ -103,6 +103,7 @@ def compute_embedding_map(recipe: Recipe, scan: Scan, model: Model) -> Embedding
     check_base(recipe, model.weights_hash, model.name, force=False, config=model.config)
     scan.groups(model)
     read = torch.zeros(len(scan.statistics.gg), model.tower.d_embed).double()
+    # y = z / |z| = read^T g: the two last entries of g take no part.
     read[:-2] = model.tower.readout()
     edited = _linearise(recipe, scan, model)
     folds = []

@@ -82,12 +82,15 @@ def evaluate_scores(
     retrieval = {}
     for name, column in chosen.items():
         labels = torch.tensor([values[name].index(labelled.attributes[index][column]) for index in kept])
+        # Float64, as the features that they meet: einsum takes one dtype.
         weights = compute_class_weights(model, values[name], DEFAULT_TEMPLATES).double()
+        # Centred: every value's prompts share "a photo of a".
         reached = compute_head_retrieval(model, features, weights - weights.mean(0), labels)
         retrieval[name] = dict(zip(heads, reached.tolist(), strict=True))
     by_head = {name: {row.component: row.concept for row in rows} for name, rows in found.items()}
     scores = {name: {head: rows[head] for head in heads} for name, rows in by_head.items()}
     between = {name: compute_spearman(list(scores[name].values()), list(retrieval[name].values())) for name in chosen}
+    # A head whose scores or retrieval never vary has no rank correlation, and stays out of the mean.
     within = [compute_spearman([scores[n][h] for n in chosen], [retrieval[n][h] for n in chosen]) for h in heads]
     defined = [value for value in within if value is not None]
     return ScoreTest(scores, retrieval, between, float(np.mean(defined)) if defined else None)
@@ -121,10 +124,13 @@ def compute_head_retrieval(
     layers = sorted({int(name[1:].partition(".")[0]) for name in names})
     groups = [group for group in model.tower.groups(layers, mlps=False) if group.name in names]
     readouts = model.tower.compute_readouts(groups)
+    # By image: statistics and scores are of contributions over |z| as well.
     norm = features.embedding.double().norm(dim=1)
     found = []
     for group in groups:
+        # R^T t, [head, value, k]: no contribution [image, head, d_embed] is ever built
         seen = torch.einsum("ve,hek->hvk", directions, readouts[group.name])
+        # [head, value, k], [image, head, k] -> [image, head, value]
         ranks = torch.einsum("hvk,ihk->ihv", seen, features.groups[group.name].double()) / norm[:, None, None]
         found.append(compute_average_precision(ranks, labels).mean(1))
     return torch.cat(found)
@@ -137,9 +143,12 @@ def compute_average_precision(
     count = torch.arange(1, len(labels) + 1, dtype=torch.float64)[:, None]
     columns = []
     for value in range(similarity.shape[2]):
+        # Stable, so that equal similarities give the same precision on every run. [image, head]
         order = similarity[:, :, value].argsort(dim=0, descending=True, stable=True)
         right = (labels == value)[order].double()
+        # The precision at the rank of each image of the value, mean over these images.
         precision = (right * right.cumsum(0) / count).sum(0) / right.sum(0).clamp_min(1)
+        # A random order reaches about the share of the value's images.
         chance = right.mean(0)
         columns.append((precision - chance) / (1 - chance))
     return torch.stack(columns, 1)
@@ -155,6 +164,7 @@ def compute_spearman(first: Sequence[float], second: Sequence[float]) -> float |
 
 def _mean_ranks(values: np.ndarray) -> np.ndarray:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    # Of a tied run that ends at rank r and holds c values, the mean rank is r - (c - 1) / 2.
     return (counts.cumsum() - (counts - 1) / 2)[inverse]
 
 

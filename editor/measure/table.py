@@ -114,6 +114,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         ExportError: If the file cannot be written.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
+    # newline="": csv writes its own line ends.
     with staged_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, fieldnames=columns)
         writer.writeheader()

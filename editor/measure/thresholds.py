@@ -75,4 +75,5 @@ def _cosines(
 
 def _distinct(square: Float[Tensor, "image image"]) -> Float[Tensor, " pair"]:
     """Each pair of two different images once."""
+    # Without the diagonal: an image's cosine to itself is 1, and would move every quantile.
     return square[tuple(torch.triu_indices(*square.shape, offset=1))]

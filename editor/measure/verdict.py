@@ -70,10 +70,12 @@ def judge_edit(
     if not differences:
         return not_measured()
     named = GOALS | KEPT
+    # Both: beyond chance, and by more than users would mind; with many images any change is beyond chance.
     fallen = [
         name for name, found in differences.items() if name in named and found.falls and found.change < -TOLERATED
     ]
     risen = [name for name in GOALS if name in differences and differences[name].rises]
+    # Harm first: a rise does not make up for a fall.
     if fallen:
         worst = min(fallen, key=lambda name: differences[name].change)
         also = f"; {named[risen[0]]} {differences[risen[0]]}" if risen else ""
@@ -95,6 +97,7 @@ def _say_beside(
 ) -> str:
     parts = []
     if name in control:
+        # Within two standard deviations of the draws the chosen heads are no better than others.
         as_well = after <= control[name] + CONTROL_SPREADS * spread.get(name, 0.0)
         sd = f" (sd {spread[name]:.3f})" if name in spread else ""
         parts.append(f"random heads {control[name]:.3f}{sd}{', which is as good' if as_well else ''}")

@@ -49,6 +49,7 @@ def settle_amounts(
     Args:
         known: What the heads of this model hold, where it was looked at already.
     """
+    # Nothing is left to choose: no library is measured.
     if heads is not None and output_strength is not None:
         return Amounts(heads, output_strength)
     if select != "text-difference" or concept is None or model.side == "text":

@@ -74,6 +74,7 @@ def find_regions(labelled: LabelledImages, given: Path | str | None) -> Regions:
     if given is None:
         return _write_words(labelled)
     mask = _mask_reader(Path(given), labelled) if Path(given).is_dir() else _box_reader(str(given), labelled)
+    # Any size will do to see whether there is a region.
     inside = [index for index in range(len(labelled.labels)) if mask(index, (64, 64)).getbbox() is not None]
     outside = sorted(set(range(len(labelled.labels))) - set(inside))
     if not inside or not outside:
@@ -96,12 +97,15 @@ def collect_region_shares(scan: Scan, model: Model, regions: Regions) -> Float[T
             f"cannot select heads by attention-region: {model.name} is not an open_clip ViT, whose attention can be "
             "read. Use another --select."
         )
+    # In the order of `scanned_heads`: layers, then heads. Every head of a layer is read.
     total, seen = torch.zeros(len(scanned_heads(scan, model))), 0
     for pixels, masks in _masked_batches(model, regions):
         attention = collect_attention(
             tower, pixels.to(model.device), scan.layers
         ).cpu()  # [image, layer, head, row, column]
+        # Share of each patch that the region covers: [image, 1, row, column]
         cover = F.adaptive_avg_pool2d(masks, (attention.shape[3], attention.shape[4]))
+        # Summed over images, rows and columns: [layer, head] -> [head]
         total += torch.einsum("nlhrc,nrc->lh", attention, cover[:, 0]).flatten()
         seen += len(pixels)
     return total / seen
@@ -118,6 +122,7 @@ def prune_in_order(order: Sequence[int], attacked: TaskTable, clean: TaskTable, 
         reached = _accuracy(attacked, tried)
         if reached <= best:
             continue
+        # The paper stops here and does not skip: heads that follow attend to the region less.
         if _accuracy(clean, tried) < least:
             break
         kept, best = tried, reached
@@ -142,7 +147,9 @@ def _write_words(labelled: LabelledImages, seed: int = 0) -> Regions:
     """Every image with the name of another class written over it."""
 
     def attack(index: int) -> tuple[Image.Image, Box]:
+        # By image, so that a word and its box are the same whenever the image is opened.
         generator = np.random.default_rng([seed, index])
+        # From 1 on: never the image's own class.
         shift = 1 + int(generator.integers(0, len(labelled.classes) - 1))
         word = labelled.classes[(labelled.labels[index] + shift) % len(labelled.classes)]
         return overlay_word(labelled.source.open(index), word, generator)
@@ -198,12 +205,14 @@ def parse_box(text: str) -> Box:
 def _draw_boxes(size: tuple[int, int], boxes: Sequence[Box]) -> Image.Image:
     mask = Image.new("L", size)
     for box in boxes:
+        # Pillow draws the last pixel too; right and bottom of a box lie outside it.
         ImageDraw.Draw(mask).rectangle((box.left, box.top, box.right - 1, box.bottom - 1), fill=255)
     return mask
 
 
 def _masked_batches(model: Model, regions: Regions) -> Iterator[tuple[Tensor, Float[Tensor, "image 1 height width"]]]:
     """Preprocessed images, and their masks cut and resized as the images are, in [0, 1]."""
+    # Masks go through the model's own resizing and cropping; black and white say how it normalises them.
     black, white = (model.preprocess(Image.new("RGB", (64, 64), color)) for color in ("black", "white"))
     source = regions.attacked.source
     for start in range(0, len(source), BATCH):

@@ -77,6 +77,7 @@ class Task:
 
     def weigh_heads(self, most: int) -> list[Candidate]:
         """Heads alone, from none to `most`; forms are computed once for all of them."""
+        # [1, 1 + head, 1 + head] a fold
         along = [self.subsets.quadratic_forms(fold.direction[:, None]) for fold in self.folds]
         kept = {name: self.subsets.quadratic_forms(directions) for name, directions in self.kept.items()}
 
@@ -130,15 +131,19 @@ def choose_edit(
     task = pose_task(probe, concept, texts, library, keep)
     # Taken as given, many heads are not weighed against fewer.
     weighed = task.weigh_heads(min(most if heads is None else heads, len(ranked)))
+    # `max` gives the first of equals, which is the one of fewest heads.
     best = max(weighed, key=lambda one: one.gain) if heads is None else weighed[-1]
     if output_strength is not None:
         best = task.weigh_both(best.heads, output_strength)
     elif project:
+        # Squared below: the projection keeps the gain and costs less where the heads hold little of the concept.
         held = removed_share(probe.subsets.quadratic_forms(span), ranked[: best.heads]) if span.shape[1] else 0.0
         both = task.weigh_both(best.heads, max(0.0, held) ** 2)
+        # Where the number of heads was asked for, the projection cannot take their place.
         alone = [task.weigh_both(0, PROJECTION_ALONE)] if heads is None else []
         weighed = [*weighed, *alone, both]
         best = max(both, *alone, key=lambda one: one.gain) if alone else both
+    # No heads and no projection: the caller decides what to do with somebody who asked.
     if best.gain < LEAST_GAIN and heads is None:
         best = weighed[0]
     chosen = tuple(sorted(probe.subsets.heads[index] for index in ranked[: best.heads]))
@@ -155,6 +160,7 @@ def pose_task(
     """The folds of a concept, and every direction that must stay: the general pool's, other selective concepts', and
     those of a concept that is kept.
     """
+    # The concept's own span is taken out of the pool: removing it there is what was asked for.
     stays = {GENERAL: probe.general(probe.directions(texts))}
     for name, other in library.items():
         if name != concept.name and not are_related(concept, other.concept) and judge(other, library).verdict == "held":
@@ -180,11 +186,13 @@ def removed_by_both(
     strength: float,
 ) -> float:
     """Share of the variance along some directions that heads and then a projection of the output remove."""
+    # Entry [0, 0] is the subset without heads: the unedited variance.
     before = float(subsets.quadratic_forms(directions)[:, 0, 0].sum())
     # The projection is symmetric: what it leaves along t is what the heads leave along its image of t.
     seen = directions - strength * span @ (span.T @ directions)
     after = subsets.quadratic_forms(seen).sum(0)
     kept = torch.zeros(len(after)).double()
+    # [1 s], with the model itself at 0 and head h at h + 1
     kept[[0, *(index + 1 for index in taken)]] = 1
     return 1 - float(kept @ after @ kept) / before if before > 0 else 0.0
 

@@ -40,6 +40,7 @@ def select_by_frontier(scan: Scan, model: Model, plan: EditPlan, evidence: Evide
         RecipeError: If no edit improves the worst group within the budget; the nearest point is named.
     """
     task = load_task(scan, model, require_labelled(evidence, "frontier"), evidence)
+    # Images are read once; a table for each strength is made from their features.
     kept = load_task(scan, model, evidence.retention, evidence) if evidence.retention else None
     points: list[Point] = []
     for strength in sorted({0.0, plan.output_strength / 2, plan.output_strength} if plan.concept else {0.0}):
@@ -48,6 +49,7 @@ def select_by_frontier(scan: Scan, model: Model, plan: EditPlan, evidence: Evide
         points += search_subsets(
             tabulate(scan, model, tried, task), retained, most=plan.heads, output_strength=strength
         )
+    # The empty edit without a projection: strengths are sorted, and each search starts with the empty set.
     before = points[0]
     chosen = choose_within(points, before, evidence.budget)
     document = write_document(
@@ -63,6 +65,7 @@ def search_subsets(
 
     def measure(subsets: Sequence[frozenset[int]]) -> list[Point]:
         rows = subset_rows(task, subsets)
+        # Without a second task, overall accuracy is what must stay.
         worst, overall = measure_subsets(task, rows)
         retention = measure_subsets(kept, rows)[1] if kept else overall
         names = [tuple(str(task.heads[index]) for index in sorted(chosen)) for chosen in subsets]
@@ -71,12 +74,14 @@ def search_subsets(
 
     found, frontier = measure([frozenset()]), [frozenset()]
     for _ in range(min(most, len(task.heads))):
+        # Sorted, since sets have no order: equal points must be told apart alike on every run.
         grown = sorted(
             {chosen | {head} for chosen in frontier for head in range(len(task.heads))} - set(frontier), key=sorted
         )
         points = measure(grown)
         found += points
         best = [*pareto_front(points), *sorted(points, key=lambda p: (-p.worst_group, -p.retention))]
+        # Each once: the front's points are among the best as well.
         best = list(dict.fromkeys(best))[:beam]
         position = {point: chosen for point, chosen in zip(points, grown, strict=True)}
         frontier = [position[point] for point in best]
@@ -86,6 +91,7 @@ def search_subsets(
 def pareto_front(points: Iterable[Point]) -> list[Point]:
     """The points that no other beats on both figures, best worst group first; of equal ones that with fewest heads."""
     ordered = sorted(points, key=lambda p: (-p.worst_group, -p.retention, len(p.heads), p.output_strength))
+    # Best worst group first: a point is on the front if it keeps more than all before it.
     front: list[Point] = []
     for point in ordered:
         if not front or point.retention > front[-1].retention:
@@ -99,6 +105,7 @@ def choose_within(points: Sequence[Point], before: Point, budget: float) -> Poin
     Raises:
         RecipeError: If there is none, with the improving point that loses least.
     """
+    # The budget is in points; the small term forgives rounding at the border.
     least = before.retention - budget / 100 - 1e-9
     better = [point for point in points if point.worst_group > before.worst_group]
     inside = [point for point in better if point.retention >= least]

@@ -42,18 +42,25 @@ class HeadSubsets:
 
     def quadratic_forms(self, directions: Float[Tensor, "d_embed direction"]) -> Float[Tensor, "direction form form"]:
         """`Q_t` of every direction: `[1 s]^T Q_t [1 s]` is the variance along it that a subset `s` leaves."""
+        # [fitted, t]: what the unedited readout reads along t
         own = self.readout @ directions
+        # [head, d_embed, k], [d_embed, t] -> [head, k, t]
         seen = torch.einsum("hek,et->hkt", self.readouts, directions)
         moved = torch.cat([own[None], self.changes @ seen])  # [head, fitted, t] -> [1 + head, fitted, t]
+        # [1 + head, fitted, t]
         spread = torch.einsum("de,bet->bdt", self.covariance, moved)
+        # Q_t = M_t^T C M_t: [t, 1 + head, 1 + head]
         return torch.einsum("adt,bdt->tab", moved, spread)
 
     def share_table(self, basis: Float[Tensor, "d_embed basis"]) -> Float[Tensor, "form basis basis"]:
         """First the embedding's covariance in a basis, then each head's part: scores of many subspaces at once."""
+        # [head, d_embed, k], [d_embed, basis] -> [head, basis, k]
         seen = torch.einsum("hek,eb->hbk", self.readouts, basis)
+        # Without the constant's row, which is zero.
         read = (self.readout @ basis)[:-1]
         width = len(read)
         whole = read.T @ self.covariance[:width, :width] @ read
+        # [head, basis, k] @ [head, k, d_model] @ [d_model, basis] -> [head, basis, basis]
         return torch.cat([whole[None], seen @ self.cross @ read])
 
     def shares(self, directions: Float[Tensor, "d_embed direction"]) -> Float[Tensor, " head"]:
@@ -65,6 +72,7 @@ def shares_within(
     table: Float[Tensor, "form basis basis"], inside: Float[Tensor, "basis direction"]
 ) -> Float[Tensor, " head"]:
     """Covariance shares of a subspace that is given in the basis of a `share_table`."""
+    # tr(inside^T table_h inside); the first is the embedding's own variance in the subspace.
     traces = torch.einsum("hab,ac,bc->h", table, inside, inside)
     return traces[1:] / traces[0].clamp_min(torch.finfo(traces.dtype).tiny)
 
@@ -82,12 +90,15 @@ def build_head_subsets(scan: Scan, model: Model, *, ridge: float = RIDGE) -> Hea
     statistics.require(2)
     groups = [group for group in scan.groups(model) if group.ids[0].kind == "head"]
     read = model.tower.compute_readouts(groups)
+    # f / |z| and 1 / |z|: an aligned model's scan holds more columns between them.
     fitted = [*range(model.tower.d_model), len(statistics.gg) - 2]
     gram = statistics.gg[fitted][:, fitted]
     eye = torch.eye(len(gram)).double()
+    # The Gram matrix is singular, since LayerNorm fixes one direction: it needs the ridge.
     factor = torch.linalg.cholesky(gram + ridge * gram.trace() / len(gram) * eye)
     changes: list[Tensor] = []
     for group in groups:
+        # [head, k, fitted] -> [head, fitted, k]
         moments = statistics.groups[group.name].ug[:, :, fitted].transpose(1, 2)
         # As the refit's target, for a head that keeps its mean only.
         target = moments - gram[:, -1:] * statistics.mean_features(group.name)[:, None, :]
@@ -95,7 +106,9 @@ def build_head_subsets(scan: Scan, model: Model, *, ridge: float = RIDGE) -> Hea
     mean = statistics.gg[-1, fitted] / statistics.n
     return HeadSubsets(
         tuple(HeadId.parse(str(identity)) for group in groups for identity in group.ids),
+        # The unedited readout has no constant: a row of zeros for it.
         torch.cat([model.tower.readout(), torch.zeros(1, model.tower.d_embed).double()]),
+        # Centred: variances, not second moments.
         gram / statistics.n - mean[:, None] * mean,
         torch.stack(changes),
         torch.cat([read[group.name] for group in groups]),

@@ -24,6 +24,7 @@ def select_by_labelled_contrast(scan: Scan, model: Model, plan: EditPlan, eviden
         RecipeError: If every image, or none, is classified rightly, or no head is over-represented.
     """
     labelled = require_labelled(evidence, "labelled-contrast")
+    # Whatever will be done to the heads: a push is measured against a head's mean.
     ablation = replace(plan, operation="mean-ablate", strength=1.0, output_strength=0.0)
     table = tabulate(scan, model, ablation, load_task(scan, model, labelled, evidence))
     excess = compute_excess(table)
@@ -54,13 +55,17 @@ def compute_excess(table: TaskTable) -> Float[Tensor, " head"]:
             f"cannot select heads by labelled-contrast: {share:.0%} of the labelled images are classified rightly, "
             "some right and some wrong ones are needed. Give images on which the model errs."
         )
+    # The answer at minus infinity, so that argmax gives the runner-up.
     second = table.similarity.scatter(1, answers[:, None], -torch.inf).argmax(1)
+    # A wrong answer is held against the truth, a right one against what came next.
     other = torch.where(wrong, table.labels, second)
+    # [head, image, class] -> [head, image]
     push = table.removed[:, images, answers] - table.removed[:, images, other]
     strongest = torch.nn.functional.one_hot(push.argmax(0), len(table.heads)).float()
     return _mean_over_groups(strongest, table.groups, wrong) - _mean_over_groups(strongest, table.groups, ~wrong)
 
 
 def _mean_over_groups(values: Tensor, groups: Tensor, chosen: Tensor) -> Tensor:
+    # A group may have no wrong answer, or no right one.
     present = groups[chosen].unique()
     return torch.stack([values[chosen & (groups == group)].mean(0) for group in present]).mean(0)

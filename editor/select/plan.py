@@ -121,6 +121,7 @@ def write_document(plan: EditPlan, heads: Sequence[HeadId], model: Model) -> Rec
     named = {"concept": concept.name, "texts": concept.texts, "directions": plan.directions} if concept else {}
     steps = []
     if heads:
+        # Plain operations have no directions: a recipe states what it uses, and nothing else.
         extra = {} if plan.operation in PLAIN_OPERATIONS else named | {"along": plan.along, "weights": plan.weights}
         steps.append(
             Step(
@@ -137,6 +138,7 @@ def write_document(plan: EditPlan, heads: Sequence[HeadId], model: Model) -> Rec
         steps.append(
             Step(operation="project-out", target="output", strength=plan.output_strength, spared=spared, **named)
         )
+    # Last: it is fitted to what the steps before it leave.
     if plan.leace:
         steps.append(Step(operation="leace", target="output"))
     return RecipeDocument(
@@ -165,6 +167,7 @@ def warn_of_overlap(plan: EditPlan, evidence: Evidence, model: Model) -> None:
         core = keep.texts
     else:
         core = tuple(f"a photo of a {name}" for name in evidence.labelled.classes) if evidence.labelled else ()
+    # As many directions as scores take: all texts would span a small head completely.
     most = max(1, model.tower.d_head // 4)
     spans = [compute_concept_directions(model.encode_text(list(t)).cpu(), most=most) for t in (concept.texts, core)]
     angle = compute_span_angle(*spans)
@@ -178,6 +181,7 @@ def warn_of_overlap(plan: EditPlan, evidence: Evidence, model: Model) -> None:
 
 def compute_span_angle(concept: Float[Tensor, "d_embed concept"], core: Float[Tensor, "d_embed core"]) -> float:
     """Degrees between a core task's directions and a concept's span: 0 if it holds all of them, 90 if none."""
+    # Both are orthonormal: the mean squared cosine between the core's directions and the span.
     share = (concept.T @ core).square().sum() / core.shape[1]
     return float(share.clamp(0, 1).sqrt().arccos().rad2deg())
 

@@ -78,6 +78,7 @@ class Probe:
 
     def general(self, concept: Float[Tensor, "d_embed concept"]) -> Float[Tensor, "d_embed direction"]:
         """The leading directions of the pool with a concept's span taken out."""
+        # Otherwise what is removed of the concept would count as removed in general.
         rest = self.pool - self.pool @ concept @ concept.T
         return torch.linalg.svd(rest, full_matrices=False)[2][:GENERAL_DIRECTIONS].T
 
@@ -93,6 +94,7 @@ def build_probe(scan: Scan, model: Model) -> Probe:
         StatisticsError: As `build_head_subsets`.
     """
     texts = load_texts(model_folder=model.folder)
+    # Every so many, since a pool is a list in some order.
     every = -(-len(texts) // POOL_TEXTS)
     pool = encode_unit(model, texts[::every])
     return Probe(model, build_head_subsets(scan, model), pool - pool.mean(0))
@@ -127,6 +129,7 @@ def cut_folds(concept: Concept, texts: Float[Tensor, "text d_embed"]) -> list[Fo
     """Leave one instance out; of two instances leave one wording out, since none of them says anything alone."""
     rows = {text: row for text, row in zip(concept.texts, texts, strict=True)}
     parts = {name: torch.stack([rows[text] for text in part]) for name, part in concept.parts().items()}
+    # Each of two instances lies along the same line through their mean, in opposite directions.
     if len(parts) == 2:
         return _cut_wordings(*parts.values())
     mean, found = texts.mean(0), []
@@ -156,6 +159,7 @@ def rank_heads(
     scores = probe.subsets.shares(probe.directions(texts))
     scores = scores if kept is None else scores - probe.subsets.shares(kept)
     order = scores.argsort(descending=True, stable=True).tolist()
+    # At or below zero a head holds less of it than nothing, or less than of what is kept.
     return [index for index in order if scores[index] > 0]
 
 
@@ -165,6 +169,7 @@ def _ratios(probe: Probe, fold: Fold, general: Float[Tensor, "direction form for
     found = []
     for count in COUNTS:
         taken = ranked[:count]
+        # The floor keeps a ratio of two small shares from looking selective.
         found.append(removed_share(along, taken) / max(LEAST_REMOVED, removed_share(general, taken)))
     return found
 

@@ -89,15 +89,19 @@ def tabulate(scan: Scan, model: Model, plan: EditPlan, images: TaskImages) -> Ta
         RecipeError, ConceptError: If the plan's operation lacks what it needs.
     """
     heads, features = scanned_heads(scan, model), images.features
+    # LEACE is fitted to what the heads leave: it has no table of its own. `direct`, since only then edits add up.
     document = write_document(replace(plan, leace=False), heads, model).model_copy(update={"effect": "direct"})
     recipe = bind_recipe(document, scan, model)
     tensors, readouts = require_bound(recipe), compute_edited_readouts(recipe, model.tower)
     weights = images.weights
+    # (A z) . w = z . (A^T w): the map goes to the class vectors once, not to every image.
     seen = weights @ tensors["output.map"].to(weights) if "output.map" in tensors else weights
     removed = []
     for head in heads:
+        # [image, component, k] -> [image, k]
         u = features.groups[f"L{head.layer}.heads"][:, head.head].float()
         edited = u @ tensors[f"heads.{head}.map"].T + tensors[f"heads.{head}.offset"]
+        # [image, k] @ [k, class] -> [image, class]
         removed.append((u - edited) @ (seen @ readouts[head].float()).T)
     return TaskTable(heads, features.embedding @ seen.T, torch.stack(removed), images.labels, images.groups)
 
@@ -108,9 +112,12 @@ def measure_subsets(
     """Worst-group and overall accuracy of editing each subset of the heads, in [0, 1]."""
     images, classes = table.similarity.shape
     count = torch.nn.functional.one_hot(table.groups).float()
+    # [image, group]: a product with it is the mean over each group's images.
     count = count / count.sum(0)
     worst, overall = [], []
+    # In chunks: [subset, image, class] of all subsets at once would not fit.
     for chunk in subsets.split(max(1, _CHUNK_NUMBERS // (images * classes))):
+        # [subset, head] @ [head, image * class] -> [subset, image, class]
         taken = (chunk.float() @ table.removed.flatten(1)).unflatten(1, (images, classes))
         right = ((table.similarity - taken).argmax(2) == table.labels).float()
         worst.append((right @ count).amin(1))

@@ -98,6 +98,7 @@ def measure_library(probe: Probe) -> dict[str, Measured]:
 def measure(probe: Probe, concept: Concept) -> Measured:
     """A concept's selectivity and profile."""
     directions = probe.directions(encode_unit(probe.model, concept.texts))
+    # Positive scores only: a negative share says nothing of where the concept is held.
     profile = F.normalize(probe.subsets.shares(directions).clamp_min(0), dim=0)
     return Measured(concept, compute_selectivity(probe, concept), profile)
 
@@ -110,6 +111,7 @@ def judge(own: Measured, library: Mapping[str, Measured]) -> Judgement:
     )
     nearest = find_nearest(own, library)
     other, cosine = (nearest.concept.name, float(nearest.profile @ own.profile)) if nearest else (None, 0.0)
+    # Asked before absence: that the heads are another concept's says more than that they are not this one's.
     if found.high >= ABSENT_BELOW and nearest is not None and cosine >= SAME_HEADS:
         because = (
             f"the heads that {name} points at are those of {other}: {said}, {other} has "

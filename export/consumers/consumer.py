@@ -41,6 +41,7 @@ class Consumer:
 
 def build_own_consumer(model: Model) -> Consumer:
     """A model as clipedit itself runs it."""
+    # A classifier's consumer reads logits, so that is what is compared.
     encode = functools.partial(answer_images, model)
     embed_texts = model.encode_text if model.has_texts else None
     return Consumer(

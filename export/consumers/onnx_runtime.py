@@ -46,7 +46,9 @@ def open_session(path: Path, *, half: bool) -> Any:
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     # TF32 would cost more than the tolerance.
     options = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
+    # In the order of preference: the GPU where this build has it.
     providers = [(name, options[name]) for name in options if name in onnxruntime.get_available_providers()]
+    # 4: fatal messages only.
     onnxruntime.set_default_logger_severity(4)
     return onnxruntime.InferenceSession(path, settings, providers=providers)
 
@@ -58,6 +60,7 @@ def as_function(session: Any, batch: int | None = None) -> Callable[[Tensor], Te
     def run(inputs: Tensor) -> Tensor:
         return torch.cat(
             [
+                # The last part of a fixed batch must be whole too, which batches of one always are.
                 torch.from_numpy(session.run(None, {name: part.numpy()})[0])
                 for part in inputs.split(batch or len(inputs))
             ]

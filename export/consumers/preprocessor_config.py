@@ -62,12 +62,14 @@ def describe_preprocessor(preprocess: Mapping[str, Any], shape: tuple[int, int])
     squash = preprocess.get("resize_mode", "shortest") == "squash"
     bilinear = preprocess.get("interpolation") == "bilinear"
     return {
+        # Both names: which key is read depends on the consumer's version.
         "image_processor_type": "CLIPImageProcessor",
         "feature_extractor_type": "CLIPFeatureExtractor",
         "do_convert_rgb": True,
         "do_resize": True,
         "size": sides if squash else {"shortest_edge": shape[0]},
         "resample": int(Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC),
+        # What was squashed to both sides has nothing left to cut.
         "do_center_crop": not squash,
         "crop_size": sides,
         "do_rescale": True,
@@ -92,6 +94,7 @@ def read_preprocessor(path: Path) -> dict[str, Any]:
     """
     found = {**DEFAULTS, **read_said(path)}
     size, crop = found["size"], found["crop_size"]
+    # Older files give a plain integer: of `size` it is the shorter side, of `crop_size` both.
     found["size"] = {"shortest_edge": size} if isinstance(size, int) else size
     found["crop_size"] = {"height": crop, "width": crop} if isinstance(crop, int) else crop
     return found
@@ -118,6 +121,7 @@ def build_processor(path: Path) -> Preprocess:
     def preprocess(image: Image.Image) -> Float[Tensor, "3 height width"]:
         image = image.convert("RGB") if said["do_convert_rgb"] else image
         image = image.resize(_resized(image, said["size"]), said["resample"]) if said["do_resize"] else image
+        # Cropped even after a squash, if the file says so: only its own word counts.
         image = _crop(image, said["crop_size"]) if said["do_center_crop"] else image
         pixels = torch.from_numpy(np.array(image, dtype=np.float32))
         pixels = pixels * said["rescale_factor"] if said["do_rescale"] else pixels
@@ -132,6 +136,7 @@ def _resized(image: Image.Image, size: Mapping[str, int]) -> tuple[int, int]:
     """Width and height: squashed, or the shorter side at a length and the longer one cut to whole pixels."""
     if "shortest_edge" not in size:
         return size["width"], size["height"]
+    # Cut and not rounded; the maximum keeps the shorter side from losing a pixel to floating point.
     scale = size["shortest_edge"] / min(image.size)
     return max(size["shortest_edge"], int(image.width * scale)), max(size["shortest_edge"], int(image.height * scale))
 

@@ -77,8 +77,10 @@ def _equals(wanted: Any, found: Any) -> bool:
 
 
 def _is_list(value: Any) -> bool:
+    # A string is a sequence too, and would be compared letter by letter, without end.
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _is_number(value: Any) -> bool:
+    # To Python a bool is an int.
     return isinstance(value, int | float) and not isinstance(value, bool)

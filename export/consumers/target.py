@@ -107,6 +107,7 @@ def require_no_code(target: Target, folder: Path, *, trusted: bool) -> None:
             f"cannot verify {folder}: loading a {target.name} program can run code that is in it. Add --trust if you "
             "know who wrote it."
         )
+    # Whatever the target, a configuration may ask for code: both are looked at.
     if target.require_no_code is not None:
         target.require_no_code(folder)
     if (folder / CONFIG_NAME).is_file():

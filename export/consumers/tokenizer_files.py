@@ -39,6 +39,7 @@ def write_tokenizer_files(model: Model, folder: Path) -> None:
     """
     tokenizer: Any = model.tokenizer
     vocabulary = {_spell(token): index for token, index in tokenizer.encoder.items()}
+    # The order of the lines is the rank of a merge.
     merges = [" ".join(pair) for pair, _ in sorted(tokenizer.bpe_ranks.items(), key=lambda item: item[1])]
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     config = {
@@ -59,17 +60,20 @@ def _describe_difference(model: Model) -> str | None:
     tokenizer, text = model.tokenizer, getattr(model.module, "text", model.module)
     if not isinstance(tokenizer, open_clip.SimpleTokenizer):
         return f"the tokenizer is {type(tokenizer).__name__}"
+    # A token id beyond the embedding would be read out of bounds.
     if len(tokenizer.encoder) > text.token_embedding.num_embeddings:
         return f"the vocabulary has {text.token_embedding.num_embeddings} tokens instead of {len(tokenizer.encoder)}"
     pool = getattr(text, "pool_type", getattr(text, "text_pool_type", None))
     if pool not in ("argmax", "eos"):
         return f"the text tower pools by {pool!r}"
+    # Without a causal mask, and with a CLS token at the end, padding reaches the embedding.
     if getattr(text, "attn_mask", None) is None or getattr(text, "cls_emb", None) is not None:
         return "the text tower reads what follows the end of the text"
     return None
 
 
 def _spell(token: str) -> str:
+    # open_clip and Hugging Face call the same two tokens by different names.
     return {"<start_of_text>": START, "<end_of_text>": END}.get(token, token)
 
 

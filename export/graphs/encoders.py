@@ -18,6 +18,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, model: Model):
         super().__init__()
+        # timm models have no `visual`: the whole module is the tower.
         self.visual = getattr(model.module, "visual", model.module)
         self.tower, self.edit = model.tower, model.readout_edit
 
@@ -30,6 +31,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, model: Model, *, fitted_to: int | None = None):
         super().__init__()
+        # A shallow copy with its own table of children: the text graph must not carry the image tower's weights.
         self.module: Any = copy.copy(model.module)
         children = {name: child for name, child in model.module.named_children() if name != "visual"}
         self.module.__dict__["_modules"] = children
@@ -43,6 +45,7 @@ class TextEncoder(nn.Module):
 
     def _fit(self, tokens: Tensor, context: int) -> Tensor:
         """Padded or cut to the context. Towers pool at the text's end, under a causal mask: padding changes nothing."""
+        # Of the full context, so that even the shortest text is long enough to be cut back.
         padding = torch.zeros_like(tokens[:, :1]).expand(-1, context)
         tokens = torch.cat([tokens, padding], dim=1)[:, :context]
         # transformers.js cuts the end of the text off where it cuts at all.
@@ -70,19 +73,24 @@ class HalfPrecision(nn.Module):
         self.encoder = copy_encoder(encoder, _halve)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        # Token ids stay integers.
         return self.encoder(inputs.half() if inputs.is_floating_point() else inputs).float()
 
 
 def copy_encoder(encoder: nn.Module, convert: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> nn.Module:
     """A copy whose weights are shared, or what `convert` makes of them; the model's other weights are never copied."""
+    # An image encoder holds the tower, and the tower the whole model: without the memo, deepcopy would copy the text
+    # tower.
     tower: Any = getattr(encoder, "tower", None)
     whole = encoder if tower is None else tower.module
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*whole.parameters(), *whole.buffers())}
+    # After the line above, so that the encoder's own tensors are converted and all others shared.
     memo |= {id(tensor): convert(tensor) for tensor in (*encoder.parameters(), *encoder.buffers())}
     return copy.deepcopy(encoder, memo)
 
 
 def _halve(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
+        # deepcopy takes the memo's entry as it is, so that a parameter must stay a parameter.
         return nn.Parameter(tensor.detach().half(), requires_grad=False)
     return tensor.half() if tensor.is_floating_point() else tensor

@@ -20,6 +20,7 @@ from .precision import collect_calibration_images, collect_calibration_texts, qu
 from .profile import GraphSpec, Profile
 from .prune import prune_heads
 
+# Protobuf holds less than 2 GB a message, and the graph itself needs room beside the weights.
 _PROTOBUF_LIMIT = 2**31 - 2**26
 _PRIVATE_IN, _PRIVATE_OUT = "clipedit_graph_input", "clipedit_graph_output"
 _TRACED_BATCH = 2  # A batch of one would be taken for a constant.
@@ -61,6 +62,7 @@ def write_graph(encoder: nn.Module, example: Tensor, folder: Path, spec: GraphSp
     """
     path = folder / spec.path
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Converted before tracing: native half weights, while inputs and outputs stay float32.
     encoder = HalfPrecision(encoder) if spec.precision == "fp16" else encoder
     size = sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
     with torch.no_grad(), quiet_exporter():
@@ -77,20 +79,24 @@ def write_graph(encoder: nn.Module, example: Tensor, folder: Path, spec: GraphSp
         )
         assert program is not None
         program.save(path, external_data=size > _PROTOBUF_LIMIT)
+    # Large weights stay in the file beside the graph, where their names and offsets are left alone.
     graph = onnx.load(path, load_external_data=False)
     _strip(graph)
     _rename(graph, {_PRIVATE_IN: spec.input_name, _PRIVATE_OUT: spec.output_name})
     onnx.save(graph, path)
+    # By path: above 2 GB the checker cannot take the model in memory.
     onnx.checker.check_model(str(path))
 
 
 def _shape_example(example: Tensor, spec: GraphSpec) -> Tensor:
     if spec.batch is not None:
+        # Of a fixed batch the traced size is the size.
         example = example[:1].expand(spec.batch, *example.shape[1:]).contiguous()
     return example if example.is_floating_point() else example.to(getattr(torch, spec.integer))
 
 
 def _dynamic_axes(spec: GraphSpec) -> dict[int, torch.export.Dim]:
+    # A single input must be accepted too, although two are traced.
     axes = {} if spec.batch is not None else {0: torch.export.Dim("batch", min=1)}
     return axes | ({1: torch.export.Dim("length", min=1)} if spec.dynamic_length else {})
 
@@ -116,6 +122,7 @@ def _strip(model: onnx.ModelProto) -> None:
 def quiet_exporter() -> Iterator[None]:
     """No fast path (it cannot be traced), no warnings about tracing, no log lines of the exporter."""
     fast = torch.backends.mha.get_fastpath_enabled()
+    # Process-wide state of torch: put back in `finally`.
     torch.backends.mha.set_fastpath_enabled(False)
     loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
     levels = [logger.level for logger in loggers]

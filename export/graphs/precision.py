@@ -46,20 +46,24 @@ def quantize_graph(path: Path, calibration: Iterable[np.ndarray] | None) -> None
     from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 
     shared: dict[str, Any] = {"op_types_to_quantize": _QUANTISED, "per_channel": True}
+    # Beside the graph and then moved over it: the quantiser reads one while it writes the other.
     staged = path.with_name(f"quantised-{path.name}")
     with _quiet_quantiser():
         if calibration is None:
             quantize_dynamic(path, staged, weight_type=QuantType.QUInt8, **shared)
         else:
             reader = _build_reader(path, calibration)
+            # Products of two activations, as in attention, stay in float32.
             options = {"MatMulConstBOnly": True}
             quantize_static(path, staged, reader, activation_type=QuantType.QUInt8, extra_options=options, **shared)
     staged.replace(path)
+    # The float32 weights of a large graph; the 8-bit graph holds its own.
     path.with_name(f"{path.name}.data").unlink(missing_ok=True)
 
 
 def collect_calibration_images(model: Model, source: ImageSource) -> Iterator[np.ndarray]:
     """Preprocessed images one by one, `[1, 3, height, width]`, spread evenly over the source, readable ones."""
+    # Unique, since small sources would give the same image several times.
     for index in np.unique(np.linspace(0, len(source) - 1, CALIBRATION_INPUTS).astype(int)):
         try:
             yield model.preprocess(source.open(int(index)))[None].numpy()

@@ -69,6 +69,7 @@ class Profile:
 
     def at(self, precision: WeightPrecision) -> Profile:
         """The same profile in another precision, its graphs too."""
+        # The graphs' paths depend on their own precision.
         visual = self.visual and replace(self.visual, precision=precision)
         textual = self.textual and replace(self.textual, precision=precision)
         return replace(self, precision=precision, visual=visual, textual=textual)

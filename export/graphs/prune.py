@@ -32,8 +32,10 @@ class _PrunedAttention(nn.Module):
         heads, width = attention.num_heads, attention.head_dim
         self.heads = list(kept)
         # [3 * head * d_head, d_model] -> the kept heads' rows
+        # [3 * head * d_head, d_model] -> [3, kept, d_head, d_model]
         rows = attention.in_proj_weight.detach().unflatten(0, (3, heads, width))[:, self.heads]
         biases = attention.in_proj_bias.detach().unflatten(0, (3, heads, width))[:, self.heads]
+        # [d_model, head * d_head] -> [d_model, kept, d_head]
         columns = attention.out_proj.weight.detach().unflatten(1, (heads, width))[:, self.heads]
         if self.heads:
             self.in_weight, self.in_bias = nn.Parameter(rows.flatten(0, 2)), nn.Parameter(biases.flatten())
@@ -45,10 +47,12 @@ class _PrunedAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         if not self.heads:
             return self.out_bias.expand_as(query), None
+        # [image, token, 3 * head * d_head] -> [image, token, 3, head, d_head]
         projected = F.linear(query, self.in_weight, self.in_bias).unflatten(2, (3, len(self.heads), -1))
         # [image, token, 3, head, d_head] -> three of [image, head, token, d_head]
         queries, keys, values = projected.permute(2, 0, 3, 1, 4)
         found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=attn_mask)
+        # [image, head, token, d_head] -> [image, token, head * d_head]
         return F.linear(found.transpose(1, 2).flatten(2), self.out_weight, self.out_bias), None
 
 
@@ -74,6 +78,8 @@ def find_constant_heads(module: nn.Module) -> dict[str, list[int]]:
             projection, heads = part.proj, part.num_heads
         else:
             continue
+        # [d_model, head * d_head] -> [d_model, head, d_head]; exactly zero, as an ablation leaves it: no tolerance
+        # guesses.
         constant = projection.weight.detach().unflatten(1, (heads, -1)).abs().amax((0, 2)) == 0
         found |= {path: constant.nonzero().flatten().tolist()} if constant.any() else {}
     return found
@@ -97,10 +103,12 @@ def require_constant_heads(model: Model) -> list[str]:
 
 def prune_heads(encoder: nn.Module) -> nn.Module:
     """A copy without the heads that write a constant; it shares all other weights with the one given."""
+    # Modules are replaced below: the model in memory keeps its own.
     pruned = copy_encoder(encoder)
     for path, heads in find_constant_heads(pruned).items():
         owner_path, _, leaf = path.rpartition(".")
         attention: Any = pruned.get_submodule(path)
+        # Read before the module is replaced, since a pruned one knows its new number only.
         kept = [head for head in range(attention.num_heads) if head not in heads]
         shrink: Any = _shrink_timm if isinstance(attention, TimmAttention) else _PrunedAttention
         setattr(pruned.get_submodule(owner_path), leaf, shrink(attention, kept))
@@ -117,9 +125,12 @@ def _shrink_timm(attention: TimmAttention, kept: Sequence[int]) -> nn.Module:
     bias = attention.proj.bias
     if not kept:
         return _ConstantAttention(torch.zeros(len(attention.proj.weight)) if bias is None else bias)
+    # A shallow copy shares its table of children with the original: it gets a table of its own before any is replaced.
     shrunk, shape = copy.copy(attention), (3, attention.num_heads, attention.head_dim)
     shrunk.__dict__["_modules"] = dict(attention._modules)
+    # timm's forward reshapes by both.
     shrunk.num_heads, shrunk.attn_dim = len(kept), len(kept) * attention.head_dim
+    # [3 * head * d_head, d_model] -> [3 * kept * d_head, d_model]
     rows = attention.qkv.weight.detach().unflatten(0, shape)[:, kept].flatten(0, 2)
     biases = None if attention.qkv.bias is None else attention.qkv.bias.detach().unflatten(0, shape)[:, kept].flatten()
     shrunk.qkv = _linear(rows, biases)
@@ -128,6 +139,7 @@ def _shrink_timm(attention: TimmAttention, kept: Sequence[int]) -> nn.Module:
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    # On `meta`: the random weights would be thrown away at once.
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight)
     if bias is not None:

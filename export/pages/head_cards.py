@@ -114,6 +114,7 @@ def collect_pictures(
     texts = {head: encode_queries(base, [labels[str(head)][0].text]) for head in heads if labels[str(head)]}
     if source is None or edit.scan is None or not texts:
         return Pictures()
+    # Rounded up, so that there are never more than SEARCHED.
     spread = source.subset(range(0, len(source), max(1, -(-len(source) // SEARCHED))))
     features, kept = collect_features(base, spread, layers=edit.scan.layers, progress=progress)
     before = {head: compute_seen(base, text, [head])[head.layer][head.head] for head, text in texts.items()}
@@ -130,6 +131,7 @@ def collect_pictures(
 def _most_exciting(features: Features, head: HeadId, seen: Float[Tensor, " k"]) -> list[tuple[int, float]]:
     """Positions of the images with the largest part of the cosine, and that part."""
     u = features.groups[f"L{head.layer}.heads"][:, head.head].double()
+    # [image, k] @ [k] over |z|: the head's part of the cosine to its text.
     strength = u @ seen / features.embedding.double().norm(dim=1)
     best = strength.topk(min(SHOWN, len(strength)))
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
@@ -142,6 +144,7 @@ def _edited_queries(edit: Edit, texts: Mapping[HeadId, Tensor]) -> dict[HeadId, 
         return {head: compute_seen(edit.edited, text, [head])[head.layer][head.head] for head, text in texts.items()}
     tensors = recipe.tensors or {}
     whole = torch.eye(base.tower.d_embed)
+    # t . (A z) = (A^T t) . z: an edited output is read by the base through the mapped text.
     output = (whole if base.alignment else tensors.get("output.map", whole)).double()
     found = {}
     for head, text in texts.items():
@@ -162,6 +165,7 @@ def _heatmaps(model: Model, image: Image.Image, queries: Mapping[HeadId, Tensor]
     seen = {}
     for layer in sorted({head.layer for head in heads}):
         k = next(query.shape[1] for head, query in queries.items() if head.layer == layer)
+        # Zeros for the layer's other heads, which are not looked at.
         seen[layer] = torch.zeros(model.tower.heads_per_layer[layer], 1, k, dtype=torch.float64)
     for head, query in queries.items():
         seen[head.layer][head.head] = query
@@ -176,6 +180,7 @@ def _draw(
     grids: Mapping[int, tuple[Mapping[HeadId, np.ndarray], Mapping[HeadId, np.ndarray]]],
     wanted: Sequence[int],
 ) -> list[Exciting]:
+    # One scale a card: before and after, and images, can be compared by eye.
     scale = max(float(np.abs(grids[index][0][head]).max()) for index, _ in found)
     return [
         Exciting(wanted.index(index), strength, *(tint_png(grid[head], scale) for grid in grids[index]))
@@ -184,6 +189,7 @@ def _draw(
 
 
 def _thumbnail(model: Model, name: str, image: Image.Image) -> Thumbnail:
+    # Pillow's `thumbnail` works in place.
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     return Thumbnail(name, encode_image_file(np.asarray(small), "JPEG"), find_view(model.preprocess, image.size))

@@ -63,6 +63,7 @@ def write_model_card(
         return
     recipe, name = model.recipe, spell_model_name(model)
     height, width = model.image_shape
+    # Of the size that the model takes, so that a consumer's way of resizing cannot change what the card prints.
     example = example_source(1).open(0).resize((width, height))
     example.save(folder / EXAMPLE_NAME)
     measured = recipe.document.measured if recipe else None
@@ -72,6 +73,7 @@ def write_model_card(
         loader=loader, finalize=_escape, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
     precision = target.profile.precision
+    # The target's part is a template of its own, rendered first and put in as our own text.
     loading = environment.from_string(target.card).render(
         precision=precision, name=_Verbatim(name), load_base=_Verbatim(_base_arguments(recipe))
     )

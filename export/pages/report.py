@@ -82,6 +82,7 @@ def _find_scan(folder: Path, recipe: Recipe) -> Scan | None:
         return load_scan(folder / SCAN_NAME)
     beside, calibration = folder.absolute().parent / SCAN_NAME, recipe.document.calibration
     found = load_scan(beside) if beside.is_file() and calibration else None
+    # A scan of other images would tell of heads what this edit was not made from.
     return found if found and calibration and found.fingerprint == calibration.fingerprint else None
 
 
@@ -89,6 +90,7 @@ def _load_base(recipe: Recipe, scan: Scan | None) -> Model:
     named = recipe.document.base
     if scan is None:
         return load_model(named.model, named.pretrained)
+    # The scan knows the aligner that the base was read through; the recipe does not.
     return load_aligned(scan.model_name, scan.pretrained, aligner=scan.aligner)
 
 
@@ -117,6 +119,7 @@ def render_report(edit: Edit, checks: Mapping[str, Any], out: Path, *, progress:
             measures=build_measures(edit.recipe.document.measured),
             grid=_layers(cards),
             cards=cards,
+            # 1 where all scores are zero, since bars are drawn relative to it.
             strongest=max([abs(card.score) for card in cards] or [0.0]) or 1.0,
             concept=concept,
             thumbnails=pictures.thumbnails,
@@ -130,6 +133,7 @@ def render_report(edit: Edit, checks: Mapping[str, Any], out: Path, *, progress:
             ),
         )
     )
+    # Rendered before the file is touched: a failure leaves an older page as it was.
     with staged_file(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return out
@@ -138,6 +142,7 @@ def render_report(edit: Edit, checks: Mapping[str, Any], out: Path, *, progress:
 def find_concept(recipe: Recipe, base: Model) -> Concept | None:
     """The concept that a recipe removes: that of its steps' texts, else the one its name says."""
     for step in recipe.document.steps:
+        # One text has no directions once it is centred.
         if step.texts and len(step.texts) > 1:
             return Concept(name=step.concept or recipe.document.name, texts=step.texts)
     name = next((step.concept for step in recipe.document.steps if step.concept), None)
@@ -159,6 +164,7 @@ def _collect_cards(
         return [], Pictures()
     pool = load_texts(model_folder=edit.base.folder)
     labels = text_span(edit.scan, edit.base, texts=pool, texts_per_head=min(TEXTS, edit.base.tower.d_head))
+    # Edited heads first, then by score: all of the former get pictures, whatever they cost.
     names = list(dict.fromkeys([*edit.recipe.heads, *(row.component for row in scores), *labels]))
     heads = [HeadId.parse(name) for name in names if name in labels][: max(PICTURED, len(edit.recipe.heads))]
     pictures = collect_pictures(edit, labels, heads, progress=progress)
@@ -210,6 +216,7 @@ def read_checks(folder: Path) -> dict[str, Any]:
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("clipedit.export.pages", "templates"),
+        # Texts of recipes and names of files come from anybody.
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -73,6 +73,7 @@ def build_measures(measured: Mapping[str, Any] | None) -> Measures:
     others = [key for key in keys if key not in _MEASURES and not str(key).startswith(GROUP)]
     main = [_figure(*_MEASURES[key], rows, key) for key in known] + [_figure(str(key), "", rows, key) for key in others]
     groups = [_figure(key.removeprefix(GROUP), "", rows, key) for key in keys if str(key).startswith(GROUP)]
+    # The worst before the edit first.
     groups.sort(key=lambda figure: figure.value("before") or 0.0)
     return Measures(tuple(figure for figure in main if figure.bars), tuple(figure for figure in groups if figure.bars))
 

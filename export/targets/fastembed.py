@@ -64,6 +64,7 @@ def write_fastembed(model: Model, folder: Path, profile: Profile) -> None:
 def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
     import fastembed
 
+    # The model names only say how the files are read; the weights come from the folder.
     images: Any = fastembed.ImageEmbedding("Qdrant/clip-ViT-B-32-vision", specific_model_path=str(folder / "vision"))
     texts: Any = fastembed.TextEmbedding("Qdrant/clip-ViT-B-32-text", specific_model_path=str(folder / "text"))
     return Consumer(

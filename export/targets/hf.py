@@ -64,6 +64,7 @@ def write_hf(model: Model, folder: Path, profile: Profile) -> None:
     state = require_hf_clip(model, profile.target)
     dtype = torch.float16 if profile.precision == "fp16" else torch.float32
     stored = {name: round_to_storage(name, tensor, dtype) for name, tensor in state.items()}
+    # The metadata that transformers itself writes.
     save_tensors(folder / WEIGHTS_NAME, stored, "format", "pt")
     write_hf_sidecars(model, folder, profile)
 
@@ -111,6 +112,7 @@ def describe_hf_config(model: Model) -> dict[str, Any]:
         "model_type": "clip_text_model",
         "vocab_size": text.token_embedding.num_embeddings,
         "max_position_embeddings": len(text.positional_embedding),
+        # CLIP's vocabulary: `require_clip_text` has refused any other tokenizer.
         "bos_token_id": 49406,
         "eos_token_id": 49407,
         "pad_token_id": 49407,
@@ -139,6 +141,7 @@ def _describe_transformer(tower: Any, d_embed: int) -> dict[str, Any]:
 
 def _names(model: Model) -> list[Any]:
     visual, text = model.module.visual, getattr(model.module, "text", model.module)
+    # open_clip models with `custom_text` keep the text tower in a module of its own.
     prefix = "text." if text is not model.module else ""
     return clip_names(len(visual.transformer.resblocks), len(text.transformer.resblocks), text_prefix=prefix)
 
@@ -148,6 +151,7 @@ def _describe_difference(model: Model) -> str | None:
     visual, text = model.module.visual, getattr(model.module, "text", model.module)
     if type(visual).__name__ != "VisionTransformer":
         return f"the image tower is a {type(visual).__name__}"
+    # CLIPModel reads the class token and nothing else.
     if visual.pool_type != "tok" or visual.attn_pool is not None:
         return f"the image tower pools by {visual.pool_type!r} or attention"
     if not hasattr(getattr(text, "transformer", None), "resblocks"):
@@ -156,6 +160,7 @@ def _describe_difference(model: Model) -> str | None:
         activation = type(tower.transformer.resblocks[0].mlp.gelu)
         if activation.__name__ not in _ACTIVATIONS:
             return f"the activation is {activation.__name__}"
+    # Whatever has no name on the other side would be dropped in silence.
     known = {name for entry in _names(model) for name in entry.own}
     spare = sorted(set(model.module.state_dict()) - known)
     return f"the model has {spare[0]}" if spare else None
@@ -194,13 +199,16 @@ def load_by_open_clip(folder: Path, reference: Reference, profile: Profile) -> C
     import open_clip
     from safetensors import safe_open
 
+    # In a module's folder, for sentence-transformers.
     path = next(folder.rglob("model.safetensors"))
     with safe_open(path, framework="pt") as stream:
         names = list(stream.keys())
     read = tensor_reader(path)
     config = reference.config["model_cfg"]
+    # The plain class keeps the text tower's weights without the prefix that custom_text gives them.
     module = open_clip.CLIP(**{k: v for k, v in config.items() if k not in ("custom_text",)})
     entries = clip_names(config["vision_cfg"]["layers"], config["text_cfg"]["layers"])
+    # In float32: half weights may have been stored, and the comparison is with the float32 model.
     module.load_state_dict(convert_from_hf({name: read(name).float() for name in names}, entries))
     tokenizer = open_clip.SimpleTokenizer(context_length=module.context_length)
     runtime = f"open_clip {open_clip.__version__}, reading weights and preprocessing"

@@ -73,6 +73,7 @@ def write_immich(model: Model, folder: Path, profile: Profile) -> None:
     """
     require_clip_preprocessing(model, profile.target)
     require_clip_text(model, profile.target)
+    # Immich keeps a folder for each model, by its name.
     inner = folder / spell_model_name(model)
     write_graphs(model, inner, profile)
     for name, content in describe_sidecars(model.config, model.image_shape).items():

@@ -44,6 +44,7 @@ def write_open_clip_folder(model: Model, folder: Path) -> None:
     require_plain(model, "open-clip")
     save_tensors(folder / WEIGHTS_NAME, model.stored_state(), "format", "pt")
     (folder / CONFIG_NAME).write_text(json.dumps(model.config, indent=2, default=list) + "\n", encoding="utf-8")
+    # open_clip reads the tokenizer from the folder where the configuration names a Hugging Face one.
     wrapped: Any = getattr(model.tokenizer, "tokenizer", None)
     if hasattr(wrapped, "save_pretrained"):
         wrapped.save_pretrained(folder)

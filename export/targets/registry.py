@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def target_names() -> tuple[str, ...]:
     """All targets, in the order of the alphabet."""
+    # Listed and not imported, so that `--help` needs no torch.
     files = {module.name for module in pkgutil.iter_modules(targets.__path__)} - {"registry"}
     return tuple(sorted(file.replace("_", "-") for file in files))
 

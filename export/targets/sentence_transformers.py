@@ -67,6 +67,7 @@ def _require_own_module(folder: Path) -> None:
         raise VerificationError(
             f"cannot verify {folder}: modules.json cannot be read ({error}). Export again."
         ) from None
+    # Any other type is a class that would be imported.
     if any(kind != MODULE_TYPE for kind in types):
         raise VerificationError(
             f"cannot verify {folder}: modules.json names {', '.join(map(str, types))}, an export has {MODULE_TYPE}. "

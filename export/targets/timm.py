@@ -27,6 +27,7 @@ _PREPROCESSED = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop
 
 def write_timm_folder(state: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path) -> None:
     """Write weights in the dtype they have, and timm's configuration, into an existing folder."""
+    # Sorted and contiguous: equal models give equal files, and safetensors takes no views with strides.
     tensors = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
     save_file(tensors, folder / TIMM_WEIGHTS_NAME, metadata={"format": "pt"})
     write_text(folder / TIMM_CONFIG_NAME, json.dumps(config, indent=2) + "\n")
@@ -43,6 +44,7 @@ def tell_timm(folder: Path, reference: Reference, inside: str = "") -> Statement
     """What timm's configuration says of the architecture and of preprocessing."""
     path = f"{inside}/{TIMM_CONFIG_NAME}" if inside else TIMM_CONFIG_NAME
     wanted = {key: value for key, value in reference.config["timm_cfg"].items() if key in _COMPUTED}
+    # The rest of it says where the weights came from, and may differ.
     wanted["pretrained_cfg"] = {
         key: value for key, value in wanted.get("pretrained_cfg", {}).items() if key in _PREPROCESSED
     }

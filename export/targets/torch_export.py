@@ -55,6 +55,7 @@ def write_programs(model: Model, folder: Path) -> None:
 
 def _write_program(encoder: nn.Module, example: Tensor, path: Path) -> None:
     with torch.no_grad(), quiet_exporter():
+        # The batch alone is dynamic: pixels and context have fixed sizes.
         axes = ({0: torch.export.Dim("batch", min=1)},)
         program = torch.export.export(encoder.eval(), (example,), dynamic_shapes=axes, strict=False)
         torch.export.save(program, path)

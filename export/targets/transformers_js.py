@@ -101,7 +101,9 @@ class _NodeModel:
             stderr=subprocess.PIPE,
             text=True,
         )
+        # The finaliser holds the process and not this object, which could otherwise never end.
         weakref.finalize(self, _end, self._process)
+        # The first line says that the models are loaded; a failure to load ends the process before it.
         self.version = self._read()["version"]
 
     def embed_texts(self, texts: list[str]) -> Tensor:
@@ -124,6 +126,7 @@ class _NodeModel:
     def _ask(self, request: Any) -> Tensor:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
+        # A line that stays in the buffer would leave both sides waiting.
         self._process.stdin.flush()
         return torch.tensor(self._read())
 
@@ -132,14 +135,17 @@ class _NodeModel:
         line = self._process.stdout.readline()
         if line:
             return json.loads(line)
+        # An empty line is the end of its output: what went wrong is on stderr.
         _, said = self._process.communicate()
         reason = next((line.strip() for line in said.splitlines() if "Error" in line), "it ended without an answer")
+        # That Node finds no package is no failure of the export: the stand-in takes over.
         kind = ImportError if _PACKAGE in reason and "Cannot find" in reason else RuntimeError
         raise kind(f"transformers.js: {reason}")
 
 
 def _end(process: subprocess.Popen) -> None:
     process.kill()
+    # A killed process must be waited for, or it stays as a zombie.
     process.communicate()
 
 

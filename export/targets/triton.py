@@ -100,6 +100,7 @@ def describe_configs(profile: Profile, image: Sequence[int], context: int, d_emb
             dims=json.dumps(dims),
             d_embed=d_embed,
         )
+        # Triton's repository layout: the first folder is the model, the second its version.
         found[Path(spec.path).parts[0]] = text + (_HALF if profile.precision == "fp16" else "")
     return found
 
@@ -120,6 +121,7 @@ def _tell(folder: Path, reference: Reference, profile: Profile) -> list[Statemen
 
 def read_tensor_lines(text: str) -> dict[str, str]:
     """The platform and, of the input and the output, name, type and dimensions, as `config.pbtxt` spells them."""
+    # Comments first: they could hold what looks like a field.
     plain = re.sub(r"#.*", "", text)
     found = {"platform": "".join(re.findall(r'platform\s*:\s*"([^"]*)"', plain))}
     for part, body in re.findall(r"\b(input|output)\s*:?\s*\[\s*\{([^}]*)\}", plain):

@@ -12,6 +12,7 @@ def refuse_unpickling() -> None:
     """From now on this process unpickles no class and no function; for good, a hook cannot be taken back."""
 
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+        # Plain containers and numbers unpickle without this event: code needs a class or a function.
         if event == "pickle.find_class":
             raise VerificationError(
                 f"cannot go on: a file holds a pickle of {arguments[0]}.{arguments[1]}, which could run code. Export "

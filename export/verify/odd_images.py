@@ -20,11 +20,13 @@ def compose_odd_images(images: Sequence[Image.Image], size: tuple[int, int]) -> 
     """
     side = max(size)
     sizes = [(round(width * side), round(height * side)) for width, height in SHAPES]
+    # Rotated, so that no two mosaics are the same picture in another shape.
     return [_tile([*images[index:], *images[:index]], shape) for index, shape in enumerate(sizes)]
 
 
 def has_odd_images(images: Sequence[Image.Image], size: tuple[int, int]) -> bool:
     """Whether some image is larger than the model takes, and one of them is not square."""
+    # The shorter side counts: it is what is resized.
     larger = [image for image in images if min(image.size) > LARGER * max(size)]
     return any(image.width != image.height for image in larger)
 

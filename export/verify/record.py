@@ -42,6 +42,7 @@ class _Record(BaseModel):
 
 def write_record(model: Model, folder: Path, profile: Profile, options: dict[str, Any]) -> None:
     """Write `reproduce/` into an export: the recipe, and hashes of base, inputs and all files that are there by now."""
+    # Before `reproduce/` is there: the record cannot hold its own hash.
     outputs = hash_files(folder)
     inner = folder / FOLDER
     inner.mkdir()
@@ -51,6 +52,7 @@ def write_record(model: Model, folder: Path, profile: Profile, options: dict[str
         if recipe
         else Base(model=model.name, pretrained=model.pretrained, weights_hash=model.weights_hash)
     )
+    # A patch is the recipe itself, and needs no second copy.
     if recipe is not None and RECIPE_NAME not in outputs:
         recipe.save(inner / RECIPE_NAME)
     record = {

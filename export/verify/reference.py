@@ -67,6 +67,7 @@ class Reference:
     def images(self) -> list[Image.Image]:
         """The images, in order."""
         names = [name for name in self.tensors if _IMAGE.fullmatch(name)]
+        # By number, not by letters: image_10 comes after image_2.
         names.sort(key=lambda name: int(name[6:]))
         return [Image.fromarray(self.tensors[name].numpy()) for name in names]
 
@@ -104,17 +105,20 @@ def write_reference(
         options: What was asked for beyond the target: `precision`, and what the report should say of it.
     """
     asked = {"precision": "fp32", **(options or {})}
+    # Lower precision may answer a share of the images otherwise, which eight are too few to tell.
     count = IMAGES if asked["precision"] == "fp32" else IMAGES_LOWER
     earlier = _find_earlier(model) if model.base is None else None
     source = list_images(images) if images is not None else _rendered(IMAGES_SHIFT)
     opened = earlier.images() if earlier else []
     # The base answered the earlier images only: they come first, and those asked for now after them.
     opened += _open_some(source, count, model.image_size)[len(opened) if images is None else 0 :]
+    # A wrong resize or crop does not show on square images of the model's size.
     if not has_odd_images(opened, model.image_shape):
         opened += compose_odd_images(opened, model.image_shape)
     pixels = torch.stack([model.preprocess(image) for image in opened])
     tensors = {f"image_{i}": torch.from_numpy(np.array(image)) for i, image in enumerate(opened)}
     if model.has_texts:
+        # Some targets ship no tokenizer: they are asked with these.
         tensors["tokens"] = model.tokenizer(list(TEXTS)).long()
     for prefix, which in (("", model), ("base_", model.base)):
         if which is not None:
@@ -125,6 +129,7 @@ def write_reference(
         more = torch.stack([model.preprocess(image) for image in _open_some(source, IMAGES_SHIFT, model.image_size)])
         tensors |= {"shift_before": model.base.encode_image(more).cpu(), "shift_after": model.encode_image(more).cpu()}
     tensors |= {name: torch.tensor([value]) for name, value in read_scales(model.module).items()}
+    # What the base answered cannot be computed again without it.
     if earlier is not None:
         tensors |= {name: tensor for name, tensor in earlier.tensors.items() if name.startswith(("base_", "shift_"))}
     described = {"target": target, "config": model.config, "texts": TEXTS, "options": asked}
@@ -134,6 +139,7 @@ def write_reference(
 
 def answer_images(model: Model, pixels: Tensor) -> Tensor:
     """What a model's consumer gets of images: embeddings, or of a classifier its logits."""
+    # timm gives num_classes 0 to models without a head.
     is_classifier = not model.has_texts and getattr(model.module, "num_classes", 0) > 0
     return model.classify(pixels) if is_classifier else model.encode_image(pixels)
 
@@ -194,6 +200,7 @@ def _find_earlier(model: Model) -> Reference | None:
     """The reference in the model's folder, if it knows the base and asks the same."""
     if model.folder is None or not (model.folder / REFERENCE_NAME).is_file():
         return None
+    # Answers to other texts cannot stand beside answers to these.
     found = load_reference(model.folder)
     return found if found.texts == TEXTS and "base_image_embedding" in found.tensors else None
 
@@ -209,6 +216,7 @@ def _open_some(source: ImageSource, count: int, size: int) -> list[Image.Image]:
         if len(opened) < count:
             with contextlib.suppress(ImageError):
                 opened.append(_shrink(source.open(index), size))
+    # Where no image can be read, the drawn ones always can.
     return opened or _open_some(_rendered(count), count, size)
 
 

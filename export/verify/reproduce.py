@@ -57,6 +57,7 @@ def reproduce(
         "base weights": (record["base"]["weights_hash"], base.weights_hash),
         "calibration images": (record["inputs"]["calibration"], source and source.fingerprint()),
     }
+    # With other inputs a second build is bound to differ, and its differences would say nothing.
     inputs = [Difference("error", what, was[:12], now[:12]) for what, (was, now) in pairs.items() if was != now]
     return found + (inputs or _compare_build(folder, record, base, source))
 
@@ -66,6 +67,7 @@ def _compare_build(folder: Path, record: dict[str, Any], base: Model, source: Im
     edited = apply_recipe(load_recipe(_recipe_folder(folder)), base) if record["edited"] else base
     target = require_target(record["target"], options["precision"])
     profile = replace(target.profile, prune="pruned" in options, calibration=source)
+    # Without record and verification, which the recorded hashes do not cover.
     with tempfile.TemporaryDirectory() as name:
         target.write(edited, Path(name), profile)
         found = compare_files(record["outputs"], hash_files(Path(name)), where="built again")

@@ -86,6 +86,7 @@ def verify_in_child(folder: Path, *, trusted: bool = True) -> list[Check]:
         str(folder),
         *(["trusted"] if trusted else []),
     ]
+    # Offline: a file that is missing must not be fetched in its place.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     try:
         child = subprocess.run(
@@ -101,6 +102,7 @@ def verify_in_child(folder: Path, *, trusted: bool = True) -> list[Check]:
         raise VerificationError(f"cannot verify {folder}: no answer within {TIMEOUT_SECONDS} s.") from None
     if child.returncode != 0:
         raise VerificationError(f"cannot verify {folder}: {_last_words(child)}")
+    # The last line: consumers may print before it.
     answer = json.loads(child.stdout.strip().splitlines()[-1])
     checks = [Check(**check) for check in answer["checks"]]
     failed = next((check for check in checks if not check.holds), None)
@@ -125,6 +127,7 @@ def verify_in_child(folder: Path, *, trusted: bool = True) -> list[Check]:
 
 def _last_words(child: subprocess.CompletedProcess[str]) -> str:
     """Why a child failed: what it said last, or the signal that ended it."""
+    # subprocess gives the signal's number, negated.
     if child.returncode < 0:
         return f"the consumer crashed (signal {-child.returncode}). Try another --precision."
     lines = [line for line in child.stderr.strip().splitlines() if line.strip()]

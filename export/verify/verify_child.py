@@ -68,8 +68,11 @@ def _compare(
     expected: Float[Tensor, "input d_embed"],
     reference: Reference,
 ) -> tuple[Float[Tensor, "input d_embed"], list[Check]]:
+    # The same batch twice: a runtime must give the same bits again.
     whole, again = encode(inputs).float(), encode(inputs).float()
+    # Batches of one: a batch axis that was traced as a constant fails here.
     single = torch.cat([encode(inputs[i : i + 1]).float() for i in range(len(inputs))])
+    # Over the norm: embeddings of different models differ in length.
     scale, limit, checks = expected.norm(dim=1, keepdim=True), reference.limits.cosine, []
     for size, answer in ((len(inputs), whole), (1, single)):
         distance = float(((answer - expected) / scale).abs().max())
@@ -89,6 +92,7 @@ def _compare_preprocessing(
     """Images of the model's size need no resizing: all consumers agree. Rules for larger ones differ."""
     images, limit = reference.images(), reference.limits.cosine
     height, width = reference.pixels().shape[2:]
+    # Resized beforehand: what differs then is how a consumer normalises pixels, not how it resizes.
     sized = [image.resize((width, height)) for image in images]
     ours = consumer.encode_images(torch.stack([reference.preprocess(image) for image in sized])).float()
     theirs = consumer.embed_images(sized).float()
@@ -137,9 +141,11 @@ def _distance_to_base(found: dict[str, Tensor], expected: dict[str, Tensor], ref
     """The export must be as far from the base as the edit is: saving the unedited model is the usual mistake."""
 
     def distance(which: dict[str, Tensor], kind: str) -> float:
+        # Directions only: some consumers normalise. The base may have answered the first images only.
         base = F.normalize(reference.tensors[f"base_{kind}_embedding"], dim=1)
         return float((F.normalize(which[kind][: len(base)], dim=1) - base).norm() / base.norm())
 
+    # An edit may reach one tower only: the kind that it moves most is what can show it.
     kind = max(found, key=lambda kind: distance(expected, kind))
     return Check(f"{kind}, distance to the unedited model", distance(found, kind), ">=", 0.5 * distance(expected, kind))
 
@@ -159,6 +165,7 @@ def run_checks(target: Target, folder: Path, reference: Reference) -> tuple[str,
 def main() -> None:
     """Print one JSON object with the checks of the folder in argument 1; argument 2 says whether it is trusted."""
     folder, trusted = Path(sys.argv[1]), sys.argv[2:] == ["trusted"]
+    # Before anything of the folder is read.
     refuse_unpickling()
     try:
         reference = load_reference(folder)
