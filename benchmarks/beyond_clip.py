@@ -21,7 +21,7 @@ from clipedit.editor.edits.apply import apply_recipe
 from clipedit.editor.edits.direct import compute_recipe_embeddings
 from clipedit.editor.images.demo import demo_calibration_source, test_source, validation_source
 from clipedit.editor.load import apply_aligner, load_model
-from clipedit.editor.measure.control import measure_controls
+from clipedit.editor.measure.control import draw_controls
 from clipedit.editor.measure.demo_measure import build_demo_measure
 from clipedit.editor.measure.score_agreement import evaluate_scores
 from clipedit.editor.models.aligner import Aligner
@@ -97,7 +97,7 @@ def main() -> None:
             "before": build_demo_measure(model, source)(*collect_embeddings(model, source)),
             "after": build_demo_measure(edited, source)(*collect_embeddings(edited, source)),
         }
-        measured |= measure_controls(recipe, scanned, aligned, source, build_demo_measure(model, source))
+        measured |= draw_controls(recipe, scanned, aligned, source, build_demo_measure(model, source)).rows
         for row_name, row in measured.items():
             show({"test": row_name, "heads": heads, **{key: round(value, 4) for key, value in row.items()}})
 

@@ -42,7 +42,7 @@ def read_dataset_options(asked: Mapping[str, Any]) -> LabelledOptions | None:
     if asked.get("dataset") is None or is_demo(asked["dataset"]):
         return None
     shared = ("label", "group_by") if asked.get("labelled") else _COLUMNS
-    return read_options({name: asked.get(name) for name in shared} | {"group_by": ",".join(asked["group_by"])})
+    return read_options({name: asked.get(name) for name in shared})
 
 
 def require_own_columns(asked: Mapping[str, Any]) -> None:

@@ -212,8 +212,9 @@ def remove_heads(
 
     Writes the repaired model with its recipe, its measurements and a report.
     """
-    asked = locals() | {"group_by": split_columns(group_by)}
-    options, choice, output = gather(EditOptions, asked), gather(HeadChoice, asked), gather(Output, asked)
+    asked = locals()
+    options, output = gather(EditOptions, asked), gather(Output, asked)
+    choice = gather(HeadChoice, asked | {"group_by": split_columns(group_by)})
     _require_usage(concept, tower, select, effect)
     output.check(out, model, pretrained, images, scan, aligner, dataset, labelled, features)
     require_concepts(model, concept, keep)

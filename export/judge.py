@@ -16,7 +16,6 @@ from ..editor.edits.held_out import Fidelity, HeldOut, hold_out
 from ..editor.edits.recipe import Recipe
 from ..editor.images.demo import JUDGED_CONCEPT
 from ..editor.images.demo_name import DEMO, is_demo
-from ..editor.images.labelled import load_labelled_images
 from ..editor.images.listing import list_images
 from ..editor.images.skew import RetrievalSet
 from ..editor.images.source import ImageSource, LabelledImages
@@ -187,10 +186,5 @@ def _find_seen(
         return list_texts(images or DEMO), "calibration texts"
     if dataset is None:
         return list_images(images or DEMO), "calibration images"
-    return _images_of(dataset), "dataset"
-
-
-def _images_of(dataset: Dataset) -> ImageSource:
-    if is_demo(dataset):
-        return demo_test_images()
-    return load_labelled_images(dataset).source if isinstance(dataset, str | Path) else dataset.source
+    # A data set has been opened by now: what is left as a name is the demo's.
+    return demo_test_images() if isinstance(dataset, str | Path) else dataset.source, "dataset"

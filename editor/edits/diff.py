@@ -26,7 +26,7 @@ from ..models.loaders import BASE_FOLDER, find_checkpoint, pretrained_tags
 from ..models.open_clip_config import CONFIG_NAME
 from ..towers.tower import Tower
 from .diff_recipe import compare_with_recipe, describe_unexplained, measure_refitted_heads
-from .document import describe_step
+from .document import describe_step, find_recipe_file
 from .recipe import Recipe, load_recipe, require_bound
 
 _CHUNK = 2**20
@@ -144,8 +144,7 @@ class _Side:
             given = self.given_recipe
             return given if isinstance(given, Recipe) else load_recipe(given)
         folder = self.outer if self.outer.is_dir() else self.outer.parent
-        places = (folder / "recipe.yaml", folder / "reproduce" / "recipe.yaml")
-        found = next((path for path in places if path.is_file()), None)
+        found = find_recipe_file(folder)
         return load_recipe(found) if found else None
 
     def direct_tensors(self) -> Mapping[str, Tensor]:

@@ -17,6 +17,8 @@ from ..files.bounded import load_yaml
 from ..files.whole import is_plain_name
 from ..identities import HeadId
 
+# Of a folder that was edited, and of an export.
+RECIPE_FILES = ("recipe.yaml", "reproduce/recipe.yaml")
 WHOLE_PARTS = ("mlps", "self-attention", "layers")
 
 
@@ -169,6 +171,11 @@ def describe_step(step: Step) -> str:
 def list_recipes() -> dict[str, Path]:
     """The shipped recipes, by name."""
     return {path.stem: path for path in sorted(Path(str(resources.files(recipes))).glob("*.yaml"))}
+
+
+def find_recipe_file(folder: Path) -> Path | None:
+    """The recipe of a folder that clipedit wrote; None where its model was not edited."""
+    return next((folder / name for name in RECIPE_FILES if (folder / name).is_file()), None)
 
 
 def load_document(path: str | Path) -> tuple[RecipeDocument, Path]:

@@ -167,13 +167,19 @@ def require_enough_images(found: Fidelity | None, n: int) -> None:
     if found is None:
         return
     share = found.explained_change
-    # What is missed falls about as one over the number of images.
-    needed = math.ceil(n * (1 - share) / (1 - LEAST_SHARE) / 32) * 32
     said = f"on images left out it reproduces {share:.2f} of what the direct edit changes"
     if share < LEAST_SHARE:
         raise StatisticsError(
-            f"cannot distil this edit from {n} images: {said}, at least {LEAST_SHARE} is needed. About {needed} images "
-            "would do; with these use --effect direct or total, or fewer --heads."
+            f"cannot distil this edit from {n} images: {said}, at least {LEAST_SHARE} is needed. About "
+            f"{count_needed(share, n)} images would do; with these use --effect direct or total, or fewer --heads."
         )
     if share < ENOUGH_SHARE:
         warnings.warn(f"{n} images are few for a distilled edit: {said}; more would do better.", stacklevel=3)
+
+
+def count_needed(share: float, n: int) -> int:
+    """About how many images would hold `LEAST_SHARE` of a change, of which `n` hold `share`; a multiple of 32.
+
+    What is missed falls about as one over the number of images.
+    """
+    return math.ceil(n * (1 - share) / (1 - LEAST_SHARE) / 32) * 32

@@ -21,7 +21,7 @@ from ..edits.parts import ablated_names
 from ..edits.recipe import Recipe, load_recipe, require_bound
 from ..images.skew import RetrievalSet
 from ..images.source import ImageSource, LabelledImages
-from ..load import apply_aligner, load_model
+from ..load import load_aligned
 from ..models.model import Model
 from ..scan.collect import LabelledEmbeddings, collect_embeddings, collect_features
 from ..scan.scan import Scan, load_scan
@@ -146,34 +146,15 @@ def measure_folder_controls(
     if not (folder / "recipe.yaml").is_file() or not (folder / "scan.safetensors").is_file():
         return {}
     scan = load_scan(folder / "scan.safetensors")
-    base, recipe = load_model(scan.model_name, scan.pretrained).with_tower(scan.tower), load_recipe(folder)
-    base = apply_aligner(base, scan.aligner) if scan.aligner else base
+    base = load_aligned(scan.model_name, scan.pretrained, aligner=scan.aligner, tower=scan.tower)
+    recipe = load_recipe(folder)
     if recipe.document.tower == "text":
         rows = measure_text_edit(recipe, scan, base, dataset, templates=templates, progress=progress).rows
         rows = {name: row for name, row in rows.items() if name not in ("before", "after")}
     else:
         source, measure = build_measure(base.editable, dataset, templates=templates)
-        rows = measure_controls(recipe, scan, base, source, measure, progress=progress)
+        rows = draw_controls(recipe, scan, base, source, measure, progress=progress).rows
     return {f"{folder}, {name.replace('_', ' ')}": row for name, row in rows.items()}
-
-
-def measure_controls(
-    recipe: Recipe,
-    scan: Scan,
-    model: Model,
-    source: ImageSource,
-    measure: Measure,
-    *,
-    labelled: LabelledEmbeddings | None = None,
-    draws: int = DRAWS,
-    progress: Progress | None = None,
-) -> dict[str, dict[str, float]]:
-    """`control`: mean of `draws` recipes with random heads; `output_projection`: the recipe without its heads.
-
-    `direct` and `distilled` recipes share one pass over the images; `total` ones run the model once a draw.
-    """
-    found = draw_controls(recipe, scan, model, source, measure, labelled=labelled, draws=draws, progress=progress)
-    return found.rows
 
 
 def draw_controls(
@@ -187,7 +168,11 @@ def draw_controls(
     draws: int = DRAWS,
     progress: Progress | None = None,
 ) -> ControlRows:
-    """As `measure_controls`, with the figures of every draw."""
+    """`control`: mean of `draws` recipes with random heads; `output_projection`: the recipe without its heads; and the
+    figures of every draw.
+
+    `direct` and `distilled` recipes share one pass over the images; `total` ones run the model once a draw.
+    """
     embed = _embedder(recipe, model.editable, source, scan, progress)
     return _control_rows(recipe, scan, model, lambda bound: measure(*embed(bound)), labelled=labelled, draws=draws)
 

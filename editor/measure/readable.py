@@ -27,7 +27,7 @@ from ..errors import ConceptError
 from ..images.skew import RetrievalSet
 from ..images.source import ImageSource, LabelledImages
 from ..models.model import Model
-from ..select.choice import removed_by_both
+from ..select.head_subsets import removed_by_both
 from ..select.selectivity import Fold, Probe, cut_folds, encode_unit, rank_heads
 from ..select.whose_heads import Measured, judge
 

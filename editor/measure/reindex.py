@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ..edits.held_out import (
     LEAST_SHARE,
     Fidelity,
     compute_fidelity,
+    count_needed,
     leave_out,
     measure_leverages,
 )
@@ -202,11 +202,9 @@ def require_enough_images(mapping: EmbeddingMap) -> None:
     share, n = mapping.held_out.explained_change, mapping.images
     said = f"on images left out it reproduces {share:.2f} of what the edit changes"
     if share < LEAST_SHARE:
-        # What is missed falls about as one over the number of images.
-        needed = math.ceil(n * (1 - share) / (1 - LEAST_SHARE) / 32) * 32
         raise VectorError(
-            f"cannot reindex from a scan of {n} images: {said}, at least {LEAST_SHARE} is needed. About {needed} "
-            "images would do: scan more, embed the stored images again, or --force."
+            f"cannot reindex from a scan of {n} images: {said}, at least {LEAST_SHARE} is needed. About "
+            f"{count_needed(share, n)} images would do: scan more, embed the stored images again, or --force."
         )
     if share < ENOUGH_SHARE:
         warnings.warn(f"{n} images are few for a map of stored vectors: {said}; more would do better.", stacklevel=3)

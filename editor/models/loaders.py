@@ -36,14 +36,7 @@ BASE_FOLDER = "base"
 
 
 def load_plain_model(name: str, pretrained: str | None = None, *, device: str = "cpu") -> Model:
-    """Load a model.
-
-    Args:
-        name: `demo`, a folder with `open_clip_config.json` or timm's `config.json` (also one that clipedit wrote),
-            `hf:FOLDER` with a Hugging Face `CLIPModel` or `SiglipModel`, or an open_clip or timm name; timm's may carry
-            their tag, `vit_base_patch16_224.augreg_in21k`.
-        pretrained: A tag of open_clip or timm, or a checkpoint file. None with a name gives random weights.
-        device: Where to put the weights.
+    """As `editor.load.load_model`, of a model that carries no direct edit and whose recipe nobody asks for.
 
     Raises:
         ModelError: If the model is unknown, cannot be read, holds NaN, or has no tower.

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..components import HeadId
 from ..concepts.concepts import Concept
 from ..concepts.directions import spare_directions
-from .head_subsets import HeadSubsets, removed_share
+from .head_subsets import HeadSubsets, removed_by_both, removed_share
 from .selectivity import Fold, Probe, cut_folds, encode_unit, rank_heads
 from .whose_heads import Measured, are_related, judge
 
@@ -27,6 +26,8 @@ PROJECTION_ALONE = 0.9
 # An edit that removes less than this beyond what it removes elsewhere is not worth making.
 LEAST_GAIN = 0.1
 GENERAL = "general"
+# The name and the directions of a concept that must stay.
+Kept = tuple[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ class Task:
     subsets: HeadSubsets
     folds: Sequence[Fold]
     ranked: Sequence[Sequence[int]]
-    spans: Sequence[Float[Tensor, "d_embed concept"]]
-    kept: Mapping[str, Float[Tensor, "d_embed direction"]]
+    # `_`: each is as wide as its own texts need.
+    spans: Sequence[Float[Tensor, "d_embed _"]]
+    kept: Mapping[str, Float[Tensor, "d_embed _"]]
 
     def weigh_heads(self, most: int) -> list[Candidate]:
         """Heads alone, from none to `most`; forms are computed once for all of them."""
@@ -126,9 +128,9 @@ def choose_edit(
         project: Whether the output may be projected.
     """
     texts = encode_unit(probe.model, concept.texts)
-    kept = None if keep is None else probe.directions(encode_unit(probe.model, keep.texts))
-    span, ranked = _spare(probe.directions(texts), kept), rank_heads(probe, texts, kept)
-    task = pose_task(probe, concept, texts, library, keep)
+    kept = None if keep is None else (keep.name, probe.directions(encode_unit(probe.model, keep.texts)))
+    span, ranked = _plan_removal(probe, texts, kept)
+    task = pose_task(probe, concept, texts, library, kept)
     # Taken as given, many heads are not weighed against fewer.
     weighed = task.weigh_heads(min(most if heads is None else heads, len(ranked)))
     # `max` gives the first of equals, which is the one of fewest heads.
@@ -155,46 +157,28 @@ def pose_task(
     concept: Concept,
     texts: Float[Tensor, "text d_embed"],
     library: Mapping[str, Measured],
-    keep: Concept | None = None,
+    kept: Kept | None = None,
 ) -> Task:
     """The folds of a concept, and every direction that must stay: the general pool's, other selective concepts', and
-    those of a concept that is kept.
+    those that are kept.
     """
     # The concept's own span is taken out of the pool: removing it there is what was asked for.
     stays = {GENERAL: probe.general(probe.directions(texts))}
     for name, other in library.items():
         if name != concept.name and not are_related(concept, other.concept) and judge(other, library).verdict == "held":
             stays[name] = probe.directions(encode_unit(probe.model, other.concept.texts))
-    kept = None if keep is None else probe.directions(encode_unit(probe.model, keep.texts))
-    if keep is not None and kept is not None:
-        stays[keep.name] = kept
     folds = cut_folds(concept, texts)
-    ranked = [rank_heads(probe, fold.chosen_from, kept) for fold in folds]
-    spans = [_spare(probe.directions(fold.chosen_from), kept) for fold in folds]
-    return Task(probe.subsets, folds, ranked, spans, stays)
+    planned = [_plan_removal(probe, fold.chosen_from, kept) for fold in folds]
+    spans, ranked = [span for span, _ in planned], [heads for _, heads in planned]
+    return Task(probe.subsets, folds, ranked, spans, stays | (dict([kept]) if kept else {}))
 
 
-def _spare(span: Float[Tensor, "d_embed concept"], kept: Float[Tensor, "d_embed kept"] | None) -> Tensor:
-    return span if kept is None else spare_directions(span, kept)
-
-
-def removed_by_both(
-    subsets: HeadSubsets,
-    directions: Float[Tensor, "d_embed direction"],
-    taken: Sequence[int],
-    span: Float[Tensor, "d_embed concept"],
-    strength: float,
-) -> float:
-    """Share of the variance along some directions that heads and then a projection of the output remove."""
-    # Entry [0, 0] is the subset without heads: the unedited variance.
-    before = float(subsets.quadratic_forms(directions)[:, 0, 0].sum())
-    # The projection is symmetric: what it leaves along t is what the heads leave along its image of t.
-    seen = directions - strength * span @ (span.T @ directions)
-    after = subsets.quadratic_forms(seen).sum(0)
-    kept = torch.zeros(len(after)).double()
-    # [1 s], with the model itself at 0 and head h at h + 1
-    kept[[0, *(index + 1 for index in taken)]] = 1
-    return 1 - float(kept @ after @ kept) / before if before > 0 else 0.0
+def _plan_removal(
+    probe: Probe, texts: Float[Tensor, "text d_embed"], kept: Kept | None
+) -> tuple[Float[Tensor, "d_embed span"], list[int]]:
+    """What is projected out for some texts, and the heads to take, best first; both spare what is kept."""
+    span, spared = probe.directions(texts), kept[1] if kept else None
+    return span if spared is None else spare_directions(span, spared), rank_heads(probe, texts, spared)
 
 
 def candidate(heads: int, strength: float, removed: float, costs: Mapping[str, float]) -> Candidate:

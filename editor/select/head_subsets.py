@@ -52,6 +52,11 @@ class HeadSubsets:
         # Q_t = M_t^T C M_t: [t, 1 + head, 1 + head]
         return torch.einsum("adt,bdt->tab", moved, spread)
 
+    def variances(self, directions: Float[Tensor, "d_embed direction"]) -> Float[Tensor, " direction"]:
+        """The unedited variance along every direction: `Q_t[0, 0]`, without the rest of the form."""
+        own = self.readout @ directions
+        return (own * (self.covariance @ own)).sum(0)
+
     def share_table(self, basis: Float[Tensor, "d_embed basis"]) -> Float[Tensor, "form basis basis"]:
         """First the embedding's covariance in a basis, then each head's part: scores of many subspaces at once."""
         # [head, d_embed, k], [d_embed, basis] -> [head, basis, k]
@@ -119,7 +124,26 @@ def build_head_subsets(scan: Scan, model: Model, *, ridge: float = RIDGE) -> Hea
 def removed_share(forms: Float[Tensor, "direction form form"], taken: Sequence[int]) -> float:
     """Share of the variance along some directions, summed, that removing these heads removes."""
     summed = forms.sum(0)
+    # Entry [0, 0] is the subset without heads: the unedited variance.
+    return _share_gone(float(summed[0, 0]), summed, taken)
+
+
+def removed_by_both(
+    subsets: HeadSubsets,
+    directions: Float[Tensor, "d_embed direction"],
+    taken: Sequence[int],
+    span: Float[Tensor, "d_embed concept"],
+    strength: float,
+) -> float:
+    """Share of the variance along some directions that heads and then a projection of the output remove."""
+    # The projection is symmetric: what it leaves along t is what the heads leave along its image of t.
+    seen = directions - strength * span @ (span.T @ directions)
+    return _share_gone(float(subsets.variances(directions).sum()), subsets.quadratic_forms(seen).sum(0), taken)
+
+
+def _share_gone(before: float, summed: Float[Tensor, "form form"], taken: Sequence[int]) -> float:
+    """How much less variance a subset of heads leaves than there was before; 0 where there was none."""
     kept = torch.zeros(len(summed)).double()
+    # [1 s], with the model itself at 0 and head h at h + 1
     kept[[0, *(index + 1 for index in taken)]] = 1
-    before = float(summed[0, 0])
     return 1 - float(kept @ summed @ kept) / before if before > 0 else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..choices import Effect, HeadOperation
-from ..concepts.concepts import Concept, load_concept
+from ..concepts.concepts import Concept
 from ..edits.bind import bind_recipe, check_effect
 from ..edits.held_out import estimate_fidelity, require_enough_images
 from ..edits.recipe import Recipe
@@ -11,9 +11,8 @@ from ..errors import require_kinds
 from ..models.model import Model
 from ..scan.scan import Scan
 from ..scan.variety import require_variety
-from .amounts import settle_amounts
 from .options import EditOptions
-from .plan import EditPlan, Evidence, select_by_text_difference, warn_of_overlap
+from .selectors import select_recipe
 
 
 def make_recipe(
@@ -48,29 +47,18 @@ def make_recipe(
     require_kinds("make a recipe", scan=(scan, Scan), model=(model, Model))
     require_variety(scan)
     check_effect(effect, model, output_strength=output_strength)
-    removed = concept if isinstance(concept, Concept) else load_concept(concept, model.folder)
-    amounts = settle_amounts(
+    document = select_recipe(
         scan,
         model,
-        removed,
-        select="text-difference",
-        effect=effect,
-        keep=keep,
-        heads=heads,
-        output_strength=output_strength,
-    )
-    plan = EditPlan(
-        concept=removed,
-        heads=amounts.heads,
-        output_strength=amounts.output_strength,
-        choice=amounts.choice,
+        concept=concept,
         keep=keep,
         operation=operation,
         effect=effect,
+        heads=heads,
         strength=strength,
+        output_strength=output_strength,
         directions=directions,
     )
-    warn_of_overlap(plan, Evidence(), model)
-    recipe = bind_recipe(select_by_text_difference(scan, model, plan, Evidence()), scan, model)
+    recipe = bind_recipe(document, scan, model)
     require_enough_images(estimate_fidelity(recipe, scan, model), scan.statistics.n)
     return recipe

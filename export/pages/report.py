@@ -15,6 +15,7 @@ from ...editor.concepts.concepts import Concept, list_concepts, load_concept
 from ...editor.concepts.scores import HeadScore, score_heads
 from ...editor.concepts.textspan import text_span
 from ...editor.edits.apply import apply_recipe
+from ...editor.edits.document import find_recipe_file
 from ...editor.edits.recipe import Recipe, load_recipe
 from ...editor.errors import ExportError
 from ...editor.files.bounded import load_json
@@ -31,7 +32,6 @@ from ...editor.models.loaders import BASE_FOLDER
 from ...editor.models.model import Model
 from ...editor.scan.scan import Scan, load_scan
 from ...editor.scan.tally import Progress
-from ..verify.evidence import find_recipe_file
 from ..verify.verify import REPORT_NAME as VERIFICATION_NAME
 from .head_cards import PICTURED, Edit, HeadCard, Pictures, build_cards, collect_pictures
 from .report_figures import build_measures, describe_edit, describe_result

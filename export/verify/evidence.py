@@ -5,19 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...editor.edits.document import load_document
+from ...editor.edits.document import find_recipe_file, load_document
 from ...editor.errors import RecipeError, VerificationError
 from ...editor.measure.certificate import read_certificate
 from ...editor.measure.verdict import Verdict, read_verdict
 from ...editor.models.model import Model
-
-# Of a folder that was edited, and of an export.
-RECIPES = ("recipe.yaml", "reproduce/recipe.yaml")
-
-
-def find_recipe_file(folder: Path) -> Path | None:
-    """The recipe of a folder that clipedit wrote; None where its model was not edited."""
-    return next((folder / name for name in RECIPES if (folder / name).is_file()), None)
 
 
 def find_verdict(model: Model) -> Verdict | None:
