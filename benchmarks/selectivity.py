@@ -26,9 +26,9 @@ from clipedit.editor.load import load_model
 from clipedit.editor.measure.demo_measure import build_demo_measure
 from clipedit.editor.scan.collect import collect_features
 from clipedit.editor.scan.scan import scan
-from clipedit.editor.select.amounts import MOST_SHARE
 from clipedit.editor.select.choice import PROJECTION_ALONE, choose_edit
 from clipedit.editor.select.head_subsets import removed_share
+from clipedit.editor.select.plan import default_heads
 from clipedit.editor.select.selectivity import COUNTS, Probe, build_probe, encode_unit, rank_heads
 from clipedit.editor.select.whose_heads import judge, measure_library
 
@@ -58,12 +58,13 @@ def write_verdicts(name: str, calibration: str, counts: list[int]) -> Iterator[l
 def write_choice(name: str, split: str) -> Iterator[list[object]]:
     """A row per number of heads: heads alone, then with the projection at the square of their share, then at 0.9."""
     model = load_model(name)
-    probe = build_probe(scan(model, "demo", batch_size=64), model)
+    scanned = scan(model, "demo", batch_size=64)
+    probe = build_probe(scanned, model)
     source = test_source() if split == "test" else validation_source()
     features, kept = collect_features(model, source, layers=())
     measure = build_demo_measure(model, source)
     concept, library = load_concept("location", model.folder), measure_library(probe)
-    choice = choose_edit(probe, concept, library, most=len(probe.subsets.heads) // MOST_SHARE)
+    choice = choose_edit(probe, concept, library, most=default_heads(scanned, model))
     every = choose_edit(probe, concept, library, most=len(probe.subsets.heads), project=False)
     weighed = {one.heads: one for one in every.weighed}
     span = probe.directions(encode_unit(model, concept.texts))

@@ -17,8 +17,9 @@ from clipedit.editor.images.demo import render_source
 from clipedit.editor.images.labelled_options import LabelledOptions
 from clipedit.editor.models.model import Model
 from clipedit.editor.scan.scan import Scan
-from clipedit.editor.select.amounts import MOST_SHARE, settle_amounts
+from clipedit.editor.select.amounts import settle_amounts
 from clipedit.editor.select.options import HeadChoice
+from clipedit.editor.select.plan import default_heads
 from clipedit.editor.select.whose_heads import HeldConcepts
 
 
@@ -57,7 +58,7 @@ def test_the_default_of_location_is_not_a_constant_and_is_kept_in_the_recipe(
     document = clipedit.make_recipe(demo_scan, demo_model, concept="location").document
     assert document.measured is not None
     chosen = document.measured["choice"]
-    assert 8 <= chosen["heads"] <= demo_model.tower.n_layers * 8 // MOST_SHARE
+    assert 4 <= chosen["heads"] <= default_heads(demo_scan, demo_model)
     assert len(document.steps[0].heads) == chosen["heads"]
     assert document.steps[1].strength == pytest.approx(chosen["output_strength"], abs=1e-4)
     assert chosen["removed"] - chosen["elsewhere"] > 0.35
@@ -116,8 +117,9 @@ def test_a_kept_concept_costs_what_an_edit_removes_of_it(
 ) -> None:
     concept, shape = (load_concept(name, demo_model.folder) for name in ("location", "shape"))
     kind = {"select": "text-difference", "effect": "distilled", "known": known}
-    free = settle_amounts(demo_scan, demo_model, concept, **kind)
-    kept = settle_amounts(demo_scan, demo_model, concept, keep=shape, **kind)
+    # As many heads in both: a choice of fewer would remove less by itself.
+    free = settle_amounts(demo_scan, demo_model, concept, heads=16, **kind)
+    kept = settle_amounts(demo_scan, demo_model, concept, keep=shape, heads=16, **kind)
     assert kept.choice is not None and free.choice is not None
     assert kept.choice["removed"] < free.choice["removed"] and kept.choice["elsewhere"] < free.choice["elsewhere"]
 

@@ -15,7 +15,7 @@ from clipedit.export.targets.registry import load_target
 
 @pytest.fixture(scope="module")
 def edited(demo_model: clipedit.Model, demo_scan: clipedit.Scan) -> clipedit.Model:
-    recipe = clipedit.make_recipe(demo_scan, demo_model, concept="location")
+    recipe = clipedit.make_recipe(demo_scan, demo_model, concept="location", heads=8, output_strength=0.9)
     figures = {"before": {"worst_group": 0.5}, "after": {"worst_group": 0.75}, "control": {"worst_group": 0.51}}
     return clipedit.apply_recipe(recipe.with_measured(figures), demo_model)
 

@@ -59,7 +59,9 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def edit(demo_model: clipedit.Model, demo_scan: clipedit.Scan) -> Edit:
-    recipe = clipedit.make_recipe(demo_scan, demo_model, concept="location").with_measured(MEASURED)
+    recipe = clipedit.make_recipe(
+        demo_scan, demo_model, concept="location", heads=8, output_strength=0.9
+    ).with_measured(MEASURED)
     plain = demo_calibration_source(48)
     source = ImageSource((HOSTILE, *plain.names[1:]), plain.open)
     return Edit(recipe, demo_model, clipedit.apply_recipe(recipe, demo_model), demo_scan, source)

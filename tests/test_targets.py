@@ -51,7 +51,8 @@ RUNTIMES = {
 @pytest.fixture(scope="module")
 def edited(demo_model: clipedit.Model) -> clipedit.Model:
     scanned = clipedit.scan(demo_model, demo_calibration_source(256), workers=0)
-    recipe = clipedit.make_recipe(scanned, demo_model, concept="location")
+    # An edit that is strong on noise too: there the base is to be told apart.
+    recipe = clipedit.make_recipe(scanned, demo_model, concept="location", heads=8, output_strength=0.9)
     figures = {"before": {"worst_group": 0.5}, "after": {"worst_group": 0.75}, "control": {"worst_group": 0.51}}
     return clipedit.apply_recipe(recipe.with_measured(figures), demo_model)
 

@@ -31,7 +31,7 @@ from ..scan.scan import Scan
 from ..scan.tally import Progress
 from .options import EditOptions, HeadChoice
 
-# Where labels say which heads: at most so many of them, of small towers no more than a quarter.
+# Whatever says which heads: at most so many of them, of small towers no more than a quarter.
 DEFAULT_HEADS, DEFAULT_SHARE = 8, 4
 DEFAULT_OUTPUT_STRENGTH = 0.9
 LEAST_GROUP = 5
@@ -236,7 +236,7 @@ def draw_random_heads(
 
 
 def default_heads(scan: Scan, model: Model) -> int:
-    """How many heads a search by labels may take unless told: eight, a quarter of those scanned, at least one."""
+    """How many heads a search may take unless told: eight, at most a quarter of those scanned, at least one."""
     scanned = sum(model.tower.heads_per_layer[layer] for layer in scan.layers)
     return min(DEFAULT_HEADS, max(1, scanned // DEFAULT_SHARE))
 

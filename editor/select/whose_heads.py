@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..concepts.concepts import Concept, list_concepts, load_concept
+from ..errors import ConceptError
 from ..models.model import Model
 from ..scan.scan import Scan
 from .selectivity import Probe, Selectivity, build_probe, compute_selectivity, encode_unit
@@ -90,9 +92,13 @@ def judge_concept(scan: Scan, model: Model, concept: str | Concept) -> Judgement
 
 
 def measure_library(probe: Probe) -> dict[str, Measured]:
-    """Every concept that the model's folder and the library know."""
-    folder = probe.model.folder
-    return {name: measure(probe, load_concept(name, folder)) for name in list_concepts(folder)}
+    """Every concept that the model's folder and the library know, and whose texts the model can tell apart."""
+    folder, found = probe.model.folder, {}
+    for name in list_concepts(folder):
+        # To a small text tower the texts of some concept may be one: no head of it holds that concept.
+        with contextlib.suppress(ConceptError):
+            found[name] = measure(probe, load_concept(name, folder))
+    return found
 
 
 def measure(probe: Probe, concept: Concept) -> Measured:
