@@ -10,10 +10,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import clipedit
 from clipedit.editor.files import staging
-from clipedit.editor.files.whole import require_free_folder, staged_file, staged_folder, write_text
+from clipedit.editor.files.whole import require_free_folder, save_tensors, staged_file, staged_folder, write_text
 
 
 def mode(path: Path) -> int:
@@ -124,3 +125,25 @@ def test_long_names_still_have_temporary_ones(tmp_path: Path) -> None:
     with staged_folder(tmp_path / ("ü" * 120), overwrite=False):
         pass
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_a_library_was_writing_when_it_was_killed_is_cleared_too(tmp_path: Path) -> None:
+    # safetensors writes to a temporary file of its own, beside the name it is given.
+    killed = """
+import os, sys
+from pathlib import Path
+import safetensors.torch
+from clipedit.editor.files.whole import save_tensors
+
+def save_half(tensors, path, metadata):
+    (Path(path).parent / ".tmpX9a8b7").write_bytes(b"half")
+    os._exit(9)
+
+safetensors.torch.save_file = save_half
+save_tensors(Path(sys.argv[1]), {}, "test")
+"""
+    out = tmp_path / "x.safetensors"
+    done = subprocess.run([sys.executable, "-c", killed, str(out)], check=False)
+    assert done.returncode == 9 and not out.exists() and list(tmp_path.iterdir())
+    save_tensors(out, {"a": torch.ones(2)}, "test")
+    assert list(tmp_path.iterdir()) == [out]

@@ -22,20 +22,25 @@ from .staging import (
 
 
 @contextmanager
-def staged_file(path: Path) -> Iterator[Path]:
+def staged_file(path: Path, *, apart: bool = False) -> Iterator[Path]:
     """A private temporary file in the same folder; renamed to `path` if the block succeeds, removed if it does not.
 
     What killed runs left in that folder is removed first.
 
+    Args:
+        apart: In a private folder of its own, for writers that put temporary files of their own beside what they
+            write: a killed run's are then under a name of ours, and are removed with it.
+
     Raises:
         ExportError: If the folder cannot be written, or the disk is full.
     """
-    path, temporary = Path(path), None
+    path, folder, temporary = Path(path), None, None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # With the process: what one has remembered is inherited by those that it forks.
         clear_folder_once(path.parent, os.getpid())
-        temporary = create_private_file(path)
+        folder = create_private_folder(path) if apart else None
+        temporary = create_private_file(path if folder is None else folder / path.name)
         yield temporary
         publish_file(temporary, path)
     except OSError as error:
@@ -44,6 +49,8 @@ def staged_file(path: Path) -> Iterator[Path]:
         if temporary is not None:
             # After the rename nothing has this name any more.
             temporary.unlink(missing_ok=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -152,7 +159,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], kind: str, described: A
 
     ordered = {name: tensors[name].detach().contiguous().cpu() for name in sorted(tensors)}
     metadata = {kind: described if isinstance(described, str) else json.dumps(described, sort_keys=True)}
-    with staged_file(path) as temporary:
+    # Apart: the library writes to a temporary file of its own first, whose name says nothing of us.
+    with staged_file(path, apart=True) as temporary:
         try:
             save_file(ordered, temporary, metadata=metadata)
         except Exception as error:  # The library has an error of its own for what the disk refuses.
