@@ -138,6 +138,17 @@ def test_token_shares_sum_to_each_heads_contribution(family: str, check_token_sh
     assert padded.any() == ("do not divide" in family)
 
 
+@pytest.mark.parametrize("family", ["Swin", "MaxViT, TensorFlow's", "MaxViT, channels first", "CoAtNet"])
+def test_inference_mode_changes_no_number(family: str) -> None:
+    model, pixels = random_model(family), random_pixels(family)
+    directions, heads = torch.randn(2, model.tower.d_embed, dtype=torch.float64), head_ids(model, [0])
+    expected = decompose(model, pixels).contributions
+    shares = compute_token_shares(model, pixels, directions, heads=heads).shares
+    with torch.inference_mode():
+        assert torch.equal(decompose(model, pixels.clone()).contributions, expected)
+        assert torch.equal(compute_token_shares(model, pixels.clone(), directions, heads=heads).shares, shares)
+
+
 @pytest.mark.parametrize("layer", [1, -1])
 @pytest.mark.parametrize(
     "family",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from clipedit.editor.images.demo_name import demo_folder
 from clipedit.export.consumers.model_name import spell_model_name
 from clipedit.export.edited_folder import write_edited_model
 from clipedit.export.pages.model_card import write_model_card
+from clipedit.export.targets import transformers_js
 from clipedit.export.targets.registry import load_target, require_target
 from clipedit.export.verify.reference import load_reference, write_reference
 
@@ -150,3 +152,41 @@ def test_names_that_users_chose_cannot_leave_the_folder(demo_model: clipedit.Mod
     assert spell_model_name(model) == "a_b___x____weights"
     write_model_card(model, tmp_path, load_target("immich"))
     assert 'folder = "a_b___x____weights"' in (tmp_path / "README.md").read_text()
+
+
+NODE_SAYS = {
+    """node:internal/modules/cjs/loader:1207
+  const err = new Error(message);
+              ^
+
+Error: Cannot find module '@huggingface/transformers'
+Require stack:
+""": (ImportError, "npm install @huggingface/transformers"),
+    """node:internal/errors:496
+    ErrorCaptureStackTrace(err);
+    ^
+
+Error [ERR_MODULE_NOT_FOUND]: Cannot find package '@huggingface/transformers' imported from /x.mjs
+""": (ImportError, "npm install @huggingface/transformers"),
+    """file:///x.mjs:12
+    throw new Error(`no ${name}`);
+          ^
+
+TypeError: Cannot read properties of undefined (reading 'from_pretrained')
+""": (RuntimeError, "TypeError: Cannot read properties of undefined"),
+    "": (RuntimeError, "it ended without an answer"),
+}
+
+
+@pytest.mark.parametrize(("said", "expected"), NODE_SAYS.items())
+def test_what_node_says_is_the_error_and_not_a_line_of_source(
+    said: str, expected: tuple[type[Exception], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "said").write_text(said)
+    node = tmp_path / "node"
+    node.write_text(f"#!/bin/sh\ncat {tmp_path / 'said'} >&2\n")
+    node.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    kind, message = expected
+    with pytest.raises(kind, match=message):
+        transformers_js._NodeModel(tmp_path, "fp32")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -137,10 +138,18 @@ class _NodeModel:
             return json.loads(line)
         # An empty line is the end of its output: what went wrong is on stderr.
         _, said = self._process.communicate()
-        reason = next((line.strip() for line in said.splitlines() if "Error" in line), "it ended without an answer")
+        reason = _find_reason(said)
         # That Node finds no package is no failure of the export: the stand-in takes over.
-        kind = ImportError if _PACKAGE in reason and "Cannot find" in reason else RuntimeError
-        raise kind(f"transformers.js: {reason}")
+        if _PACKAGE in reason and "Cannot find" in reason:
+            raise ImportError(f"Node finds no {_PACKAGE} from {Path.cwd()}: `npm install {_PACKAGE}` there")
+        raise RuntimeError(f"transformers.js: {reason}")
+
+
+def _find_reason(said: str) -> str:
+    """The error in what Node printed, `Error: ...` or `TypeError [CODE]: ...`; lines of source come before it."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    found = next((line for line in lines if re.match(r"(\w*Error|Uncaught)\b[^;{}()]*?:", line)), None)
+    return found or (lines[-1] if lines else "it ended without an answer")
 
 
 def _end(process: subprocess.Popen) -> None:

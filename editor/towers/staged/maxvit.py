@@ -114,12 +114,13 @@ class Change:
     ) -> Float[Tensor, "image copy height_below width_below"]:
         """The pool, transposed: its gradient, since it is linear."""
         below = recorded[self.inputs[0]]
-        with torch.enable_grad():
+        # A caller's inference mode would leave nothing to differentiate; its tensors count only once copied out of it.
+        with torch.inference_mode(False), torch.enable_grad():
             # Zeros do: the gradient of a linear map does not depend on where it is taken.
             grid = torch.zeros(
                 below.shape[0], 1, *below.shape[2:], dtype=below.dtype, device=below.device, requires_grad=True
             )
-            return torch.autograd.grad(self.pool(grid), grid, above)[0]
+            return torch.autograd.grad(self.pool(grid), grid, above.clone())[0]
 
     def bias(self) -> Float[Tensor, " wide"] | None:
         """The convolution's bias."""

@@ -28,6 +28,10 @@ class Call(NamedTuple):
     given: tuple[Any, ...]
     named: dict[str, Any]
 
+    def copied(self) -> Call:
+        """The same call on copies of its tensors."""
+        return Call(tuple(map(_copy, self.given)), {name: _copy(value) for name, value in self.named.items()})
+
 
 class SpatialStaged(StagedTower):
     """Adds the members of `SpatialTower` to a staged tower."""
@@ -100,8 +104,9 @@ def _share_tokens(
     asked: Float[Tensor, "copy head text d_head"],
 ) -> Float[Tensor, "image head token text"]:
     """The shares of padding, which is the first token, and of every token of the layer's grid."""
-    with torch.enable_grad():
-        projected, held = _attend_again(attention, call)
+    # A caller's inference mode would leave nothing to differentiate; its tensors count only once copied out of it.
+    with torch.inference_mode(False), torch.enable_grad():
+        projected, held = _attend_again(attention, call.copied())
         # [image x window, slot, channel] -> [image, slot, channel]
         held = as_tokens(held, layer.channels_last)
         held = held.reshape(spread.shape[0], -1, held.shape[-1])
@@ -122,6 +127,10 @@ def _share_tokens(
         found.append(tokens.index_add_(1, slots + 1, shares.reshape(spread.shape[0], -1, layer.n_heads)))
     # [image, token, head, text] -> [image, head, token, text]
     return torch.stack(found, -1).transpose(1, 2)
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _values(projected: Tensor, attention: Any, layer: AttentionLayer) -> Float[Tensor, "window slot head d_head"]:
