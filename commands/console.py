@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, Task
 
     from ..editor.measure.readable import Readable
-    from ..editor.measure.table import FigureTable, Share
+    from ..editor.measure.table import Details, FigureTable
     from ..editor.scan.scan import Scan
     from ..export.verify.verify import Check
 
-# Of the groups that are served worst; a file has room for all of them.
-MOST_GROUPS = 16
 Follow = Callable[[str], Callable[[int, int], None]]
 
 out_console, err_console = Console(), Console(stderr=True)
@@ -120,9 +119,22 @@ def say_skipped(scanned: Scan | None) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on stdout."""
+    """One JSON value on stdout; `null` for numbers that are none, since JSON has no NaN and no infinity."""
     # Past rich, which would wrap and colour it.
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    sys.stdout.write(json.dumps(_replace_unsayable(value), indent=2, allow_nan=False) + "\n")
+
+
+def _replace_unsayable(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _replace_unsayable(one) for key, one in value.items()}
+    return [_replace_unsayable(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _spell_figure(value: float | None) -> str:
+    """`0.935`; a dash for what could not be computed."""
+    return f"{value:.3f}" if value is not None and math.isfinite(value) else "-"
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -138,7 +150,7 @@ def print_measures(rows: Mapping[str, Mapping[str, float]]) -> None:
     """A row for each model, a column for each figure in [0, 1]."""
     columns = list(dict.fromkeys(key for row in rows.values() for key in row if not key.startswith("group: ")))
     cells = [
-        [_TITLES.get(name, name), *(f"{row[key]:.3f}" if key in row else "" for key in columns)]
+        [_TITLES.get(name, name), *(_spell_figure(row[key]) if key in row else "" for key in columns)]
         for name, row in rows.items()
     ]
     print_table(["", *(_TITLES.get(column, column) for column in columns)], cells)
@@ -166,34 +178,27 @@ def exit_if_worse(verdicts: Sequence[str]) -> None:
 def print_measured(table: FigureTable) -> None:
     """A row for each model, a row for each group, and what was measured."""
     print_measures(table)
-    print_groups(table)
+    print_groups(table.details)
     if table.measure:
         say(f"measured: {table.measure}")
 
 
-def print_groups(table: FigureTable) -> None:
+def print_groups(details: Mapping[str, Details]) -> None:
     """A row for each group, those that are served worst first: n, and each model's accuracy with its interval."""
-    first = next(iter(table.details.values()), None)
+    from ..editor.measure.table import MOST_GROUPS
+
+    first = next(iter(details.values()), None)
     if first is None or not first.groups:
         return
     worst_first = sorted(first.groups, key=lambda name: first.groups[name].value)
-    shown, models = worst_first[:MOST_GROUPS], list(table.details)
+    shown, models = worst_first[:MOST_GROUPS], list(details)
     cells = [
-        [name, str(first.groups[name].n), *(_spell_share(table.details[model].groups.get(name)) for model in models)]
+        [name, str(first.groups[name].n), *(str(details[model].groups.get(name, "")) for model in models)]
         for name in shown
     ]
     print_table(["group (95 % interval)", "n", *(_TITLES.get(model, model) for model in models)], cells)
     if len(worst_first) > len(shown):
-        say(f"{len(worst_first) - len(shown)} more groups, served better: --csv FILE writes all of them")
-
-
-def _spell_share(share: Share | None) -> str:
-    return "" if share is None else spell_interval(share.value, share.spread.low or 0.0, share.spread.high or 0.0)
-
-
-def spell_interval(value: float, low: float, high: float) -> str:
-    """`0.935 (0.921 to 0.947)`."""
-    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+        say(f"{len(worst_first) - len(shown)} more groups, served better: --csv FILE or --json holds all of them")
 
 
 def print_heads(labels: Mapping[str, Sequence[Any]], heads: Sequence[str]) -> None:

@@ -24,24 +24,31 @@ _COLUMNS = ("layout", "label", "group_by", "split", "retention", "classes", "tem
 
 def read_options(asked: Mapping[str, Any]) -> LabelledOptions:
     """From a command's parameters to how labelled images are read; files of classes and prompts are read now."""
-    from ..editor.images.labelled import load_classes, load_lines
+    from ..editor.images.labelled import load_lines
     from ..editor.images.labelled_options import LabelledOptions
 
-    classes, templates = asked.get("classes"), asked.get("templates")
+    classes, templates = read_classes(asked.get("classes")), asked.get("templates")
     found = given(**{name: asked.get(name) for name in ("layout", "label", "split", "retention", "top")})
     found["group_by"] = split_columns(asked.get("group_by") or "")
     if classes:
-        found["classes"] = load_classes(classes)
+        found["classes"] = classes
     if templates:
         found["templates"] = tuple(load_lines(templates))
     return LabelledOptions(**found)
+
+
+def read_classes(path: Path | None) -> Mapping[str, str] | None:
+    """From a column's values to words, from a file."""
+    from ..editor.images.labelled import load_classes
+
+    return load_classes(path) if path else None
 
 
 def read_dataset_options(asked: Mapping[str, Any]) -> LabelledOptions | None:
     """How `--dataset` is read where `--labelled` may stand beside it: the split and the second task are that one's."""
     if asked.get("dataset") is None or is_demo(asked["dataset"]):
         return None
-    shared = ("label", "group_by") if asked.get("labelled") else _COLUMNS
+    shared = ("label", "group_by", "classes", "templates", "top") if asked.get("labelled") else (*_COLUMNS, "top")
     return read_options({name: asked.get(name) for name in shared})
 
 

@@ -10,7 +10,7 @@ import typer
 from ..editor.files.whole import require_apart, require_free_folder
 from ..editor.images.demo_name import is_demo
 from .checks import require_scan
-from .console import print_json, print_measured, print_table, progress, say, say_next, spell_interval
+from .console import exit_if_worse, print_json, print_measured, print_table, progress, say, say_next
 from .draw import plot_to
 from .labelled import csv_to, open_labelled, open_training_images, read_options, require_own_columns
 from .load import open_named, open_scan
@@ -70,6 +70,13 @@ def evaluate(
         bool,
         typer.Option("--control", help="Beside each folder that `remove-heads` wrote, ten draws of random heads."),
     ] = False,
+    fail_if_worse: Annotated[
+        bool,
+        typer.Option(
+            "--fail-if-worse",
+            help="Compare every model with the first: print the verdict, and exit 3 where one of them is HARMS.",
+        ),
+    ] = False,
     batch_size: BatchOption = None,
     csv: CsvOption = None,
     overwrite: OverwriteFileOption = False,
@@ -86,9 +93,22 @@ def evaluate(
     table = _evaluate_segmentation(asked) if segmentation else _evaluate(asked)
     write(table.rows)
     print_json(table) if as_json else print_measured(table)
+    if fail_if_worse:
+        _compare_with_first(table)
+
+
+def _compare_with_first(table: FigureTable) -> None:
+    from ..editor.measure.control import judge_table
+
+    verdicts, first = judge_table(table), next(iter(table))
+    for name, verdict in verdicts.items():
+        say(f"{name} against {first}: {verdict}")
+    exit_if_worse([verdict.word for verdict in verdicts.values()])
 
 
 def _require_usage(asked: dict[str, Any]) -> None:
+    if asked["fail_if_worse"] and (len(asked["models"]) < 2 or asked["segmentation"]):
+        raise typer.BadParameter("give two models or more, the unedited one first", param_hint="--fail-if-worse")
     if not asked["segmentation"]:
         require_own_columns(asked)
         return
@@ -99,7 +119,7 @@ def _require_usage(asked: dict[str, Any]) -> None:
 
 
 def _evaluate(asked: dict[str, Any]) -> FigureTable:
-    from ..editor.measure.control import measure_folder_controls
+    from ..editor.measure.control import explain_no_control, measure_folder_controls
     from ..editor.measure.evaluate import evaluate as run
 
     options, task = read_options(asked), open_labelled(asked)
@@ -108,6 +128,8 @@ def _evaluate(asked: dict[str, Any]) -> FigureTable:
         table = run(loaded, task, labels=options, progress=follow("evaluate"), **given(batch_size=asked["batch_size"]))
         for name in asked["models"] if asked["control"] else []:
             told = follow("control")
+            if why := explain_no_control(Path(name)):
+                say(f"no control: {why}")
             rows = measure_folder_controls(Path(name), task, templates=options.templates, progress=told)
             for row in rows:
                 table.add(row, rows[row])
@@ -173,6 +195,8 @@ def completeness(
 
 
 def _print_completeness(rows: CompletenessTable) -> None:
+    from ..editor.measure.table import spell_interval
+
     cells = [
         [
             row.variant,
@@ -214,6 +238,7 @@ def train_head(
     # A folder that is not free must not cost the training.
     require_free_folder(out, overwrite=overwrite)
     require_apart(out, model, pretrained, dataset)
+    from ..editor.measure.table import spell_interval
     from ..export.classifier_folder import train_head_to_folder
 
     task, loaded = open_training_images(asked), open_named(model, pretrained)

@@ -12,19 +12,29 @@ from ..editor.choices import PassPrecision
 from ..editor.files.whole import require_free_file
 from ..editor.scan.align_options import AlignOptions
 from .checks import require_images
-from .console import print_json, print_table, progress, say, say_next, say_skipped
+from .console import Follow, print_json, print_table, progress, say, say_next, say_skipped
+from .labelled import open_labelled, read_options, require_own_columns
 from .load import open_model, open_named, open_scan
 from .options import (
     AlignerOption,
     BatchOption,
+    ClassesOption,
     DeviceOption,
+    GroupByOption,
     JsonOption,
+    LabelOption,
+    LayoutOption,
     MaxBadOption,
+    MaybeDatasetOption,
     ModelOption,
     OverwriteFileOption,
     PretrainedOption,
+    RetentionOption,
     ScanArgument,
     ScanOutOption,
+    SplitOption,
+    TemplatesOption,
+    TopOption,
     TowerOption,
     WorkersOption,
     gather,
@@ -35,6 +45,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..editor.measure.verdict import Verdict
+    from ..editor.models.model import Model
     from ..editor.scan.monitor import DriftReport
     from ..editor.scan.scan import Scan
     from ..editor.scan.scan_file import ScanFile
@@ -206,7 +218,16 @@ def monitor(
             min=0, help="From what a change counts: of means in standard deviations, of covariances relative."
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Heads to print.")] = 10,
+    rows: Annotated[int, typer.Option(min=1, help="Heads to print.")] = 10,
+    dataset: MaybeDatasetOption = None,
+    layout: LayoutOption = None,
+    classes: ClassesOption = None,
+    templates: TemplatesOption = None,
+    label: LabelOption = None,
+    group_by: GroupByOption = "",
+    split: SplitOption = None,
+    top: TopOption = None,
+    retention: RetentionOption = None,
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
     max_bad: MaxBadOption = None,
@@ -214,8 +235,13 @@ def monitor(
 ) -> None:
     """Say whether new images still look like those of a scan.
 
-    Exit 0 if they look the same to the heads, 1 if a recipe should be measured again.
+    Exit 0 if they look the same to the heads, 1 if a recipe should be measured again. With --recipe and --dataset it is
+    measured again at once, on new labelled images.
     """
+    asked = locals()
+    require_own_columns(asked)
+    if dataset is not None and recipe is None:
+        raise typer.BadParameter("says what an edit does on new labelled images: give --recipe", param_hint="--dataset")
     # A recipe that cannot be read is refused before the scan and its model are loaded.
     heads = _heads_of(recipe)
     from ..editor.scan.monitor import monitor as run
@@ -224,12 +250,26 @@ def monitor(
     options = given(limit=limit, batch_size=batch_size, workers=workers, max_bad=max_bad)
     with progress() as follow:
         found = run(scanned, model, images, heads=heads, progress=follow("monitor"), **options)
+        again = _judge_again(scanned, model, asked, follow) if recipe and dataset else None
+    said = {"verdict": again.word, "because": again.because} if again else {}
     if as_json:
-        print_json({**asdict(found), "drifted": found.drifted, "re_measure": bool(found.drifted)})
+        print_json({**said, **asdict(found), "drifted": found.drifted, "re_measure": bool(found.drifted)})
     else:
-        _print_drift(found, top, scan, images)
+        _print_drift(found, rows, scan, images)
+        if again:
+            say(f"on the images of {dataset}: {again}")
     # An exit code, so that a scheduled job needs to read no text.
     raise typer.Exit(1 if found.drifted else 0)
+
+
+def _judge_again(scanned: Scan, model: Model, asked: dict[str, Any], follow: Follow) -> Verdict:
+    from ..editor.edits.recipe import load_recipe
+    from ..editor.measure.verdict import read_verdict
+    from ..export.judge_folder import judge_recipe
+
+    task, bound = open_labelled(asked), load_recipe(asked["recipe"])
+    judged = judge_recipe(bound, scanned, model, task, labels=read_options(asked), follow=follow)
+    return read_verdict(judged.document.measured)
 
 
 def _heads_of(recipe: Path | None) -> list[str] | None:

@@ -4,16 +4,36 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..editor.choices import WeightPrecision
 from ..editor.files.whole import require_apart
 from ..export.targets.registry import spell_target_names
-from .console import print_checks, print_json, say, say_next, write_line
+from .console import print_checks, print_json, progress, say, say_next, write_line
+from .labelled import open_labelled, read_options, require_own_columns
 from .load import open_model
-from .options import ImagesOption, JsonOption, OutOption, OverwriteOption, PretrainedOption, given
+from .options import (
+    ClassesOption,
+    GroupByOption,
+    ImagesOption,
+    JsonOption,
+    LabelOption,
+    LayoutOption,
+    MaybeDatasetOption,
+    OutOption,
+    OverwriteOption,
+    PretrainedOption,
+    RetentionOption,
+    SplitOption,
+    TemplatesOption,
+    TopOption,
+    given,
+)
+
+if TYPE_CHECKING:
+    from ..editor.models.model import Model
 
 DEFAULT_OUT = Path("clipedit-out")
 
@@ -30,6 +50,15 @@ def export(
     prune: Annotated[bool, typer.Option("--prune", help="Leave out heads that `--effect total` ablated.")] = False,
     calibration: Annotated[str | None, typer.Option(help="Images for static int8, without them it is dynamic.")] = None,
     images: ImagesOption = None,
+    dataset: MaybeDatasetOption = None,
+    layout: LayoutOption = None,
+    classes: ClassesOption = None,
+    templates: TemplatesOption = None,
+    label: LabelOption = None,
+    group_by: GroupByOption = "",
+    split: SplitOption = None,
+    top: TopOption = None,
+    retention: RetentionOption = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -41,9 +70,12 @@ def export(
 ) -> None:
     """Write a model in the layout its consumer reads.
 
-    What was written is run by that consumer in a fresh process, against the model's own answers.
+    What was written is run by that consumer in a fresh process, against the model's own answers. With --dataset the
+    edit is measured on these images first, and an edit that harms there is refused.
     """
-    require_apart(out, model, pretrained, images, calibration)
+    asked = locals()
+    require_own_columns(asked)
+    require_apart(out, model, pretrained, images, calibration, dataset)
     from ..export.targets.registry import require_target
     from ..export.verify.evidence import find_verdict
     from ..export.verify.verify import verify_if_edited
@@ -53,6 +85,8 @@ def export(
     require_target(target, **given(precision=precision))
     verify_if_edited(model)  # What was edited must still be what it was when it was measured.
     base, options = open_model(model, pretrained), given(precision=precision, calibration=calibration, images=images)
+    if dataset is not None:
+        base = _judge_again(base, asked)
     checks = export_model(base, out, target=target, prune=prune, overwrite=overwrite, force=force, **options)
     found = find_verdict(base)
     if as_json:
@@ -64,6 +98,14 @@ def export(
     print_checks(checks)
     say(f"wrote {out}")
     say_next("whenever you doubt it", f"clipedit verify {out}")
+
+
+def _judge_again(edited: Model, asked: dict[str, Any]) -> Model:
+    from ..export.judge_folder import judge_again
+
+    task = open_labelled(asked)
+    with progress() as follow:
+        return judge_again(edited, task, read_options(asked), follow)
 
 
 def verify(

@@ -12,11 +12,12 @@ from typer.core import TyperCommand
 from ..editor.choices import Along, Effect, HeadOperation, Selection
 from ..editor.select.options import EditOptions, HeadChoice
 from ..export.output import Output
-from .checks import require_concepts, require_images
+from .checks import require_concepts
 from .console import (
     exit_if_worse,
     out_console,
     print_checks,
+    print_groups,
     print_heads,
     print_json,
     print_measures,
@@ -27,11 +28,12 @@ from .console import (
     say_next,
     say_skipped,
 )
-from .labelled import read_dataset_options
+from .labelled import read_classes, read_dataset_options, require_own_columns
 from .load import open_model
 from .options import (
     AlignerOption,
     BatchOption,
+    ClassesOption,
     DirectionsOption,
     EraseOption,
     FailIfWorseOption,
@@ -41,13 +43,18 @@ from .options import (
     JsonOption,
     LabelledOption,
     LabelOption,
+    LayoutOption,
     MaxBadOption,
+    MaybeDatasetOption,
     ModelOption,
     OutOption,
     OverwriteOption,
     PretrainedOption,
+    RetentionOption,
     ScanOption,
     SplitOption,
+    TemplatesOption,
+    TopOption,
     TowerOption,
     gather,
     given,
@@ -65,10 +72,13 @@ PANELS = {
     "What": ("concept", "model", "images", "pretrained", "keep", "scan", "aligner", "tower"),
     "How": (
         *("operation", "effect", "select", "heads", "strength", "output_strength", "directions", "along", "factor"),
-        *("weights", "leace", "labelled", "label", "group_by", "split", "retention", "erase", "regions", "budget"),
-        *("features", "force"),
+        *("weights", "leace", "labelled", "erase", "regions", "budget", "features", "force"),
     ),
-    "Measure": ("dataset", "fail_if_worse", "batch_size", "max_bad"),
+    # How labelled images are read, those to choose by and those to measure on.
+    "Measure": (
+        *("dataset", "layout", "classes", "templates", "label", "group_by", "split", "top", "retention"),
+        *("fail_if_worse", "batch_size", "max_bad"),
+    ),
     "Output": ("out", "overwrite", "report", "plot", "as_json", "help"),
 }
 _PANEL_OF = {option: panel for panel, options in PANELS.items() for option in options}
@@ -100,6 +110,8 @@ def demo(out: OutOption = DEMO_OUT, overwrite: OverwriteOption = False, as_json:
     say(f"{result.evidence['verdict']}: {result.evidence['because']}")
     print_heads(result.labels, result.recipe.heads)
     print_measures(result.rows)
+    print_groups(result.details)
+    say(f"measured: {result.evidence['measure']}")
     print_readable(result.readable)
     print_checks([check for checks in result.checks.values() for check in checks], show_all=False)
     for name, path in result.files.items():
@@ -165,13 +177,14 @@ def remove_heads(
         ),
     ] = EditOptions.leace,
     labelled: LabelledOption = HeadChoice.labelled,
+    layout: LayoutOption = None,
+    classes: ClassesOption = None,
+    templates: TemplatesOption = None,
     label: LabelOption = HeadChoice.label,
     group_by: GroupByOption = "",
     split: SplitOption = HeadChoice.split,
-    retention: Annotated[
-        str | None,
-        typer.Option(help="A column of --labelled with a second task, which should not change."),
-    ] = HeadChoice.retention,
+    top: TopOption = None,
+    retention: RetentionOption = HeadChoice.retention,
     erase: EraseOption = HeadChoice.erase,
     regions: Annotated[
         str | None,
@@ -189,10 +202,7 @@ def remove_heads(
         bool,
         typer.Option("--force", help="Edit although no few heads hold the concept, or they are another concept's."),
     ] = HeadChoice.force,
-    dataset: Annotated[
-        str | None,
-        typer.Option(callback=require_images, help="Labelled images to measure on, as for `evaluate`."),
-    ] = None,
+    dataset: MaybeDatasetOption = None,
     fail_if_worse: FailIfWorseOption = False,
     batch_size: BatchOption = None,
     max_bad: MaxBadOption = None,
@@ -214,7 +224,8 @@ def remove_heads(
     """
     asked = locals()
     options, output = gather(EditOptions, asked), gather(Output, asked)
-    choice = gather(HeadChoice, asked | {"group_by": split_columns(group_by)})
+    choice = gather(HeadChoice, asked | {"group_by": split_columns(group_by), "classes": read_classes(classes)})
+    require_own_columns(asked)
     _require_usage(concept, tower, select, effect)
     output.check(out, model, pretrained, images, scan, aligner, dataset, labelled, features)
     require_concepts(model, concept, keep)
@@ -244,6 +255,8 @@ def _require_usage(concept: str | None, tower: str, select: str, effect: str) ->
 
 def _print_repair(done: Repair) -> None:
     from ..editor.measure.certificate import describe_certificate
+    from ..editor.measure.table import read_details
+    from ..editor.measure.verdict import describe_seen
 
     document, measured, heads = done.recipe.document, done.measured, done.recipe.heads
     say(str(done.verdict))
@@ -255,8 +268,10 @@ def _print_repair(done: Repair) -> None:
         _print_front(measured["frontier"])
     if done.rows:
         print_measures(done.rows)
+        print_groups(read_details(measured))
+        say(f"measured: {measured['evidence'].get('measure')}")
     print_readable(done.readable)
-    for line in (*describe_certificate(done.certificate), *done.describe_fidelity()):
+    for line in (*describe_seen(measured), *describe_certificate(done.certificate), *done.describe_fidelity()):
         say(line)
     print_checks(done.checks)
     say(f"wrote {done.out}: {done.layout}")

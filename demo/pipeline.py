@@ -20,9 +20,11 @@ from ..editor.images.listing import list_images
 from ..editor.images.source import ImageSource
 from ..editor.images.texts import load_texts
 from ..editor.load import load_model
-from ..editor.measure.control import MeasuredEdit, compare_models, draw_controls, put_together
-from ..editor.measure.demo_measure import build_demo_measure, build_demo_outcomes, task_weights
+from ..editor.measure.control import MeasuredEdit, compare_sides, draw_controls
+from ..editor.measure.demo_measure import task_weights
+from ..editor.measure.evaluate import build_demo_yardstick
 from ..editor.measure.readable import Answers, Readable, find_readable
+from ..editor.measure.table import Details, read_details
 from ..editor.scan.collect import collect_embeddings
 from ..editor.scan.scan import scan
 from ..editor.scan.tally import Progress
@@ -55,6 +57,11 @@ class DemoResult:
         return (self.recipe.document.measured or {})["evidence"]
 
     @property
+    def details(self) -> dict[str, Details]:
+        """Of `before` and `after`, numbers of images, intervals and groups."""
+        return read_details(self.recipe.document.measured)
+
+    @property
     def readable(self) -> list[Readable]:
         """How well location, and what else the model holds, can be read before and after."""
         return find_readable(self.recipe.document.measured)
@@ -68,6 +75,7 @@ class DemoResult:
             **self.rows,
             "control": {**self.rows["control"], **self.evidence["control_spread"]},
             "differences": self.evidence["differences"],
+            "details": self.evidence["details"],
             "fidelity": (self.recipe.document.measured or {})["fidelity"],
             "certificate": self.evidence["certificate"],
             "readable": self.evidence["readable"],
@@ -147,16 +155,14 @@ def _measure(done: Repair, tests: ImageSource, told: Progress) -> tuple[Measured
 
     The edited model has its weights rounded as on disk: it is the one that is exported afterwards, to the bit.
     """
-    measure, weights = build_demo_measure(done.model, tests), task_weights(done.model)
-    models = {"before": done.model, "after": done.edited}
-    embedded = {name: collect_embeddings(one, tests, progress=told) for name, one in models.items()}
-    rows = {name: measure(*found) for name, found in embedded.items()}
-    outcomes = build_demo_outcomes(done.model, tests)
-    differences = compare_models(outcomes(*embedded["before"]), outcomes(*embedded["after"]))
-    controls = draw_controls(done.recipe, done.scan, done.model, tests, measure, draws=DEMO_DRAWS, progress=told)
-    answers = Answers(done.model, *embedded["before"]), Answers(done.edited, *embedded["after"])
-    found = replace(put_together(rows, controls, differences), answers=answers, attributes=tests.attributes)
-    examples = choose_examples(tests, *(shape_similarity(one, weights) for one, _ in embedded.values()))
+    side, weights = build_demo_yardstick(done.model, tests, by_group=True), task_weights(done.model)
+    embedded = [collect_embeddings(one, tests, progress=told) for one in (done.model, done.edited)]
+    controls = draw_controls(done.recipe, done.scan, done.model, tests, side.figures, draws=DEMO_DRAWS, progress=told)
+    # The edit leaves the texts as they are: one yardstick is that of both.
+    found = compare_sides([side, side], embedded, controls)
+    answers = Answers(done.model, *embedded[0]), Answers(done.edited, *embedded[1])
+    found = replace(found, answers=answers, attributes=tests.attributes)
+    examples = choose_examples(tests, *(shape_similarity(one, weights) for one, _ in embedded))
     return found, draw_picture(found.rows, tests, examples)
 
 

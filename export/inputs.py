@@ -71,7 +71,8 @@ def load_evidence(choice: HeadChoice) -> Evidence:
     if is_demo(choice.labelled):
         task, second = labelled_tasks()
     elif choice.labelled is not None:
-        task = load_selection_set(choice.labelled, label=choice.label, group_by=choice.group_by, split=choice.split)
+        names = ("layout", "label", "group_by", "split", "classes")
+        task = load_selection_set(choice.labelled, **{name: getattr(choice, name) for name in names})
         if choice.retention:
             second = load_labelled_images(choice.labelled, label=choice.retention, split=choice.split)
     evidence = Evidence(task, second, choice.regions, choice.budget, cached)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..editor.edits.held_out import Fidelity, HeldOut, hold_out
 from ..editor.edits.recipe import Recipe
 from ..editor.images.demo import JUDGED_CONCEPT
 from ..editor.images.demo_name import DEMO, is_demo
+from ..editor.images.labelled_options import LabelledOptions
 from ..editor.images.listing import list_images
 from ..editor.images.skew import RetrievalSet
 from ..editor.images.source import ImageSource, LabelledImages
@@ -27,6 +29,7 @@ from ..editor.measure.readable import Readable, Reader, read_concepts
 from ..editor.measure.verdict import Verdict, not_measured
 from ..editor.models.model import Model
 from ..editor.scan.collect import LabelledEmbeddings, collect_embeddings
+from ..editor.scan.sample import count_seen
 from ..editor.scan.scan import Scan
 from ..editor.select.whose_heads import HeldConcepts
 from .inputs import Follow, demo_test_images, follow_nothing
@@ -68,14 +71,22 @@ class Made:
 
 
 def judge_made(
-    made: Made, dataset: Dataset | None, images: str | Path | ImageSource | None, follow: Follow
+    made: Made,
+    dataset: Dataset | None,
+    images: str | Path | ImageSource | None,
+    follow: Follow,
+    *,
+    templates: Sequence[str] = LabelledOptions.templates,
 ) -> dict[str, Any]:
-    """All figures of an edit, as its recipe keeps them: rows of the data set, `evidence` and `fidelity`."""
+    """All figures of an edit, as its recipe keeps them: rows of the data set, `evidence` and `fidelity`.
+
+    Args:
+        templates: Prompts of the classes of the data set.
+    """
     found = None
     if dataset is not None:
-        found = measure_edit(
-            made.recipe, made.scan, made.model, dataset, labelled=made.erased, progress=follow("measure")
-        )
+        options = {"templates": templates, "labelled": made.erased, "progress": follow("measure")}
+        found = measure_edit(made.recipe, made.scan, made.model, dataset, **options)
     seen = _find_seen(made.model, dataset, images)
     evidence, fidelity = collect_evidence(made, found, seen, follow), _judge_fidelity(made, seen, follow)
     return {**(found.rows if found else {}), "evidence": evidence, **({"fidelity": fidelity} if fidelity else {})}
@@ -90,12 +101,21 @@ def collect_evidence(
     """The verdict first, then what it rests on, the certificate, and which concepts can still be read."""
     if found is not None:
         evidence = found.report()
+        evidence["calibration_images"] = _count_calibration_images(made, found)
     else:
         verdict = _say_unmeasured(made)
         evidence = {"verdict": verdict.word, "because": verdict.because}
     certificate = certify_recipe(made.recipe, made.scan, made.model, labelled=made.erased, held=made.held)
     readable = [asdict(row) for row in _read(made, found, seen, follow)]
     return evidence | {"certificate": certificate.report() if certificate else None, "readable": readable}
+
+
+def _count_calibration_images(made: Made, found: MeasuredEdit) -> dict[str, int] | None:
+    """How many of the scan's sample are among the images measured on, by content; None where there is no sample."""
+    if made.scan.sample is None or found.source is None or found.answers is None or made.model.side == "text":
+        return None
+    count = count_seen(made.scan.sample, found.source, found.answers[0].embeddings)
+    return {"among_measured": count, "of": len(made.scan.sample)}
 
 
 def describe_fitted(made: Made) -> dict[str, Any] | None:

@@ -209,7 +209,8 @@ def repair(
         require_enough_images(made.fitted, scanned.statistics.n)
     # Measured before it is written, so that the folder's recipe holds the figures.
     if measure:
-        recipe = recipe.with_measured(judge_made(made, dataset, images, follow))
+        prompts = (labels or LabelledOptions()).templates
+        recipe = recipe.with_measured(judge_made(made, dataset, images, follow, templates=prompts))
     done = Repair(model, recipe, scanned)
     if out is not None:
         done = _write(done, out, images, output, follow)

@@ -70,6 +70,18 @@ def test_paired_intervals_cover_the_true_difference() -> None:
     assert 0.95 - 3 * (0.95 * 0.05 / 200) ** 0.5 <= held / 200 <= 1.0
 
 
+@pytest.mark.parametrize("n", [1, 2, 5, 9])
+def test_a_handful_of_images_is_not_compared(n: int) -> None:
+    """One image that turns wrong is no harm beyond chance, although every draw of it says the same."""
+    groups = np.array(["many"] * 50 + ["few"] * n)
+    before, after = np.ones(50 + n, bool), np.array([True] * 50 + [False] * n)
+    found = compare_outcomes(outcomes_of(before, groups), outcomes_of(after, groups), list(groups), draws=100)
+    assert found["worst_group"] == Difference(1.0, 1.0, 0.0, 0.0, left_out=1)
+    assert "1 small groups left out, of fewer than 10 images" in str(found["worst_group"])
+    alone = compare_outcomes(outcomes_of(before[50:], groups[50:]), outcomes_of(after[50:], groups[50:]), ["few"] * n)
+    assert alone == {}
+
+
 RISE, FALL, STILL = Difference(0.5, 0.7, 0.1, 0.3), Difference(0.9, 0.6, -0.4, -0.2), Difference(0.8, 0.81, -0.02, 0.04)
 
 

@@ -32,7 +32,7 @@ from clipedit.editor.measure.table import Share, count_groups, spread_of_mean
 from clipedit.editor.scan.sample import count_seen
 
 SHARED = ("dataset", "label", "group_by", "split", "classes", "templates", "top")
-TAKERS = ("evaluate", "ablate-layers", "completeness", "train-head")
+TAKERS = ("evaluate", "remove-heads", "export", "monitor", "ablate-layers", "completeness", "train-head")
 
 
 def write_images(source: ImageSource, folder: Path, count: int) -> list[dict[str, str]]:

@@ -27,12 +27,14 @@ from ..scan.collect import LabelledEmbeddings, collect_embeddings, collect_featu
 from ..scan.scan import Scan, load_scan
 from ..scan.tally import Progress
 from ..select.plan import draw_random_heads
-from .evaluate import Measure, build_measure, build_outcomes
-from .intervals import Difference, Outcomes, compare_outcomes
+from .evaluate import Measure, Yardstick, build_measure, build_yardstick
+from .intervals import LEAST_IMAGES, Difference, Outcomes, compare_outcomes
 from .readable import Answers, describe_images
+from .table import Details, FigureTable
 from .verdict import Verdict, judge_edit
 
 DRAWS = 10
+SIDES = ("before", "after")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class MeasuredEdit:
         draws: How many draws there were.
         answers: Embeddings of the labelled images, before and after.
         attributes: What is known of each of these images, by column.
+        details: Of `before` and `after`, numbers of images, intervals and groups.
+        source: The images.
+        measure: In words, what was measured.
     """
 
     rows: dict[str, dict[str, float]]
@@ -56,10 +61,15 @@ class MeasuredEdit:
     draws: int = 0
     answers: tuple[Answers, Answers] | None = None
     attributes: Sequence[Mapping[str, str]] = ()
+    details: Mapping[str, Details] = field(default_factory=dict)
+    source: ImageSource | None = None
+    measure: str = ""
 
     @property
     def verdict(self) -> Verdict:
         """Whether the edit helps, and why."""
+        if self.rows and not self.differences:
+            return Verdict("NOT MEASURED", self._explain_nothing())
         return judge_edit(
             self.differences,
             control=self.rows.get("control"),
@@ -67,14 +77,29 @@ class MeasuredEdit:
             projection=self.rows.get("output_projection"),
         )
 
+    def _explain_nothing(self) -> str:
+        """Why two rows of figures are no verdict."""
+        skews = [name for name in self.rows.get("before", {}) if name.startswith("max_skew")]
+        if skews:
+            said = ", ".join(
+                f"{name} {self.rows['before'][name]:.3f} to {self.rows['after'][name]:.3f}" for name in skews
+            )
+            return (
+                f"a set of queries has no right answers to compare, only skews: {said}. Add --dataset DIR: images with "
+                "a class and a group."
+            )
+        return f"no {LEAST_IMAGES} images were read by both models in any group. Give more with --dataset."
+
     def report(self) -> dict[str, Any]:
         """What the rows do not say, as plain data."""
         verdict = self.verdict
         return {
             "verdict": verdict.word,
             "because": verdict.because,
+            "measure": self.measure,
             "differences": {name: {**vars(found), "change": found.change} for name, found in self.differences.items()},
             "control_spread": {"sd": dict(self.spread), "rank": dict(self.rank), "draws": self.draws},
+            "details": {name: found.report() for name, found in self.details.items()},
         }
 
 
@@ -84,6 +109,7 @@ def measure_edit(
     model: Model,
     dataset: str | Path | LabelledImages | RetrievalSet,
     *,
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
     labelled: LabelledEmbeddings | None = None,
     draws: int = DRAWS,
     progress: Progress | None = None,
@@ -92,25 +118,39 @@ def measure_edit(
 
     Before and after run the models themselves, with weights rounded as on disk.
 
+    Args:
+        templates: Prompts of the classes.
+
     Raises:
         ImageError: If images or labels cannot be read.
     """
+    shared: dict[str, Any] = {"templates": templates, "labelled": labelled, "draws": draws, "progress": progress}
     if recipe.document.tower == "text":
-        return measure_text_edit(recipe, scan, model, dataset, labelled=labelled, draws=draws, progress=progress)
-    source, measure = build_measure(model.editable, dataset, by_group=True)
+        return measure_text_edit(recipe, scan, model, dataset, **shared)
     edited = apply_recipe(recipe, model)
-    # Of a classifier the edited answers are those of its edited head.
-    _, measure_edited = build_measure(edited, dataset, by_group=True)
-    before = collect_embeddings(model.editable, source, progress=progress)
-    after = collect_embeddings(edited, source, progress=progress)
-    rows = {"before": measure(*before), "after": measure_edited(*after)}
-    controls = draw_controls(recipe, scan, model, source, measure, labelled=labelled, draws=draws, progress=progress)
-    differences = compare_models(
-        build_outcomes(model.editable, dataset)(*before), build_outcomes(edited, dataset)(*after)
+    # One each: of a classifier the edited answers are those of its edited head.
+    sides = [build_yardstick(one, dataset, templates=templates, by_group=True) for one in (model.editable, edited)]
+    source = sides[0].source
+    embedded = [collect_embeddings(one, source, progress=progress) for one in (model.editable, edited)]
+    controls = draw_controls(
+        recipe, scan, model, source, sides[0].figures, labelled=labelled, draws=draws, progress=progress
     )
-    found = put_together(rows, controls, differences)
-    answers = Answers(model.editable, *before), Answers(edited, *after)
+    found = compare_sides(sides, embedded, controls)
+    answers = Answers(model.editable, *embedded[0]), Answers(edited, *embedded[1])
     return replace(found, answers=answers, attributes=describe_images(dataset, source))
+
+
+def compare_sides(
+    sides: Sequence[Yardstick],
+    embedded: Sequence[tuple[Float[Tensor, "image d_embed"], Sequence[int]]],
+    controls: ControlRows,
+) -> MeasuredEdit:
+    """What was found before and after an edit, each side by its own yardstick."""
+    rows = {name: side.figures(*found) for name, side, found in zip(SIDES, sides, embedded, strict=True)}
+    differences = compare_models(*(side.outcomes(*found) for side, found in zip(sides, embedded, strict=True)))
+    details = {name: side.details(*found) for name, side, found in zip(SIDES, sides, embedded, strict=True)}
+    found = put_together(rows, controls, differences)
+    return replace(found, details=details, source=sides[0].source, measure=sides[0].measure)
 
 
 def compare_models(
@@ -118,6 +158,13 @@ def compare_models(
 ) -> dict[str, Difference]:
     """Differences of two models on the same images; none where one could not read some image."""
     return compare_outcomes(before[0], after[0], before[1]) if before[1] == after[1] and before[1] else {}
+
+
+def judge_table(table: FigureTable) -> dict[str, Verdict]:
+    """The verdict on every model of a table against its first, on the same images; NOT MEASURED where they differ."""
+    first = next(iter(table.outcomes.values()), None)
+    others = list(table.outcomes.items())[1:]
+    return {name: judge_edit(compare_models(first, found)) for name, found in others if first is not None}
 
 
 def put_together(
@@ -129,6 +176,17 @@ def put_together(
     spread = {key: float(np.std([row[key] for row in drawn], ddof=1)) for key in drawn[0]} if len(drawn) > 1 else {}
     rank = {key: sum(row[key] >= after[key] for row in drawn) for key in (drawn[0] if drawn else ()) if key in after}
     return MeasuredEdit(rows | controls.rows, differences, spread, rank, len(drawn))
+
+
+def explain_no_control(folder: Path) -> str | None:
+    """Why there can be no row of random heads beside a model; None where there is one."""
+    if not (folder / "recipe.yaml").is_file():
+        return f"{folder} was not edited by clipedit: it has no recipe.yaml"
+    if not (folder / "scan.safetensors").is_file():
+        return f"{folder} does not hold the scan that its edit was made from; `remove-heads` writes it there"
+    if not load_recipe(folder).heads:
+        return f"the recipe of {folder} edits no heads, so that random ones would change nothing either"
+    return None
 
 
 def measure_folder_controls(
@@ -189,19 +247,17 @@ def measure_text_edit(
     progress: Progress | None = None,
 ) -> MeasuredEdit:
     """As `measure_edit`, of an edit of the text tower: images are embedded once, classes by every edited model."""
-    source, measure = build_measure(model, dataset, templates=templates)
-    embedded = collect_embeddings(model, source, progress=progress)
+    edited = apply_recipe(recipe, model)
+    sides = [build_yardstick(one, dataset, templates=templates, by_group=True) for one in (model, edited)]
+    embedded = collect_embeddings(model, sides[0].source, progress=progress)
 
     def figures(bound: Recipe) -> dict[str, float]:
         return build_measure(apply_recipe(bound, model), dataset, templates=templates)[1](*embedded)
 
-    rows = {"before": measure(*embedded), "after": figures(recipe)}
     controls = _control_rows(recipe, scan, model, figures, labelled=labelled, draws=draws)
-    edited = apply_recipe(recipe, model)
-    outcomes = [build_outcomes(one, dataset, templates=templates)(*embedded) for one in (model, edited)]
-    found = put_together(rows, controls, compare_models(*outcomes))
+    found = compare_sides(sides, [embedded, embedded], controls)
     answers = Answers(model, *embedded), Answers(edited, *embedded)
-    return replace(found, answers=answers, attributes=describe_images(dataset, source))
+    return replace(found, answers=answers, attributes=describe_images(dataset, sides[0].source))
 
 
 @dataclass(frozen=True)

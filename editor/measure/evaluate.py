@@ -73,7 +73,7 @@ def evaluate(
         found = yardsticks[name]
         embedded = collect_embeddings(model, found.source, batch_size=batch_size, progress=progress)
         table.measure = found.measure
-        table.add(name, found.figures(*embedded), found.details(*embedded))
+        table.add(name, found.figures(*embedded), found.details(*embedded), found.outcomes(*embedded))
         if retention is not None:
             # Classes of another task, on other images: it needs its own weights and embeddings.
             second = build_yardstick(model, retention, templates=prompts)
@@ -126,15 +126,7 @@ def build_yardstick(
     task = open_dataset(dataset)
     if is_demo(task):
         # The demo's images and figures are its own: they need no reader of labels.
-        source = test_source()
-        find = build_demo_outcomes(model, source)
-        return Yardstick(
-            source,
-            build_demo_measure(model, source, by_group=by_group),
-            lambda embeddings, kept: describe_demo(find(embeddings, kept)[0], [source.attributes[i] for i in kept]),
-            find,
-            DEMO_MEASURE,
-        )
+        return build_demo_yardstick(model, test_source(), by_group=by_group)
     if isinstance(task, RetrievalSet):
         return _build_retrieval(model, task, templates)
     if not isinstance(task, LabelledImages):
@@ -143,6 +135,18 @@ def build_yardstick(
             "Give a folder or a CSV of labelled images, or `demo`."
         )
     return _build_task(model, task, templates, by_group=by_group)
+
+
+def build_demo_yardstick(model: Model, source: ImageSource, *, by_group: bool = False) -> Yardstick:
+    """As `build_yardstick`, of a source of the demo's world."""
+    find = build_demo_outcomes(model, source)
+    return Yardstick(
+        source,
+        build_demo_measure(model, source, by_group=by_group),
+        lambda embeddings, kept: describe_demo(find(embeddings, kept)[0], [source.attributes[i] for i in kept]),
+        find,
+        DEMO_MEASURE,
+    )
 
 
 def _build_retrieval(model: Model, task: RetrievalSet, templates: Sequence[str]) -> Yardstick:
@@ -190,16 +194,6 @@ def build_measure(
     """The images of a data set, and the function from their embeddings to a row of figures: see `build_yardstick`."""
     found = build_yardstick(model, dataset, templates=templates, by_group=by_group)
     return found.source, found.figures
-
-
-def build_outcomes(
-    model: Model, dataset: Dataset, *, templates: Sequence[str] = LabelledOptions.templates
-) -> Callable[[Tensor, Sequence[int]], tuple[Outcomes, list[str]]]:
-    """From embeddings to what was answered rightly, by figure, and the group of every image: see `build_yardstick`.
-
-    Sets for retrieval have no right answers: nothing comes back for them.
-    """
-    return build_yardstick(model, dataset, templates=templates).outcomes
 
 
 def _find_right(

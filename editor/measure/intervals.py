@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 DRAWS, SEED, LEVEL = 2_000, 0, 0.95
+# Fewer images cannot say beyond chance that a group is served worse: draws of one or two vary not at all.
+LEAST_IMAGES = 10
 # The normal quantile of a two-sided interval of 95 %.
 _QUANTILE = 1.959964
 
@@ -27,12 +29,17 @@ Outcomes = Mapping[str, Sequence[Sequence[Cell]]]
 
 @dataclass(frozen=True)
 class Difference:
-    """What a figure changed by, `after - before`, with a paired 95 % interval."""
+    """What a figure changed by, `after - before`, with a paired 95 % interval.
+
+    Attributes:
+        left_out: How many groups have too few images to be compared, and are in neither figure.
+    """
 
     before: float
     after: float
     low: float
     high: float
+    left_out: int = 0
 
     @property
     def change(self) -> float:
@@ -50,7 +57,8 @@ class Difference:
 
     def __str__(self) -> str:
         interval = f"95 % interval {self.low:+.3f} to {self.high:+.3f}"
-        return f"{self.before:.3f} to {self.after:.3f} ({self.change:+.3f}, {interval})"
+        small = f"; {self.left_out} small groups left out, of fewer than {LEAST_IMAGES} images" if self.left_out else ""
+        return f"{self.before:.3f} to {self.after:.3f} ({self.change:+.3f}, {interval}{small})"
 
 
 def wilson_interval(right: int, n: int) -> tuple[float, float]:
@@ -73,7 +81,8 @@ def compare_outcomes(
 ) -> dict[str, Difference]:
     """Differences of all figures with intervals: a paired bootstrap over images, within groups.
 
-    Both models are measured on the same resampled images, so that what makes an image hard for both cancels out.
+    Both models are measured on the same resampled images, so that what makes an image hard for both cancels out. Groups
+    of fewer than 10 images are left out, since of a handful the bootstrap knows no spread, and figures of such alone.
 
     Args:
         groups: The group of every image, by position; each keeps its size in every draw.
@@ -81,14 +90,22 @@ def compare_outcomes(
     weights = draw_weights(groups, draws=draws, seed=seed)
     found = {}
     for name in before:
-        if name not in after:
+        tasks = (_keep_large(before[name]), _keep_large(after.get(name, ())))
+        if not all(tasks):
             continue
-        was, now = compute_figure(before[name]), compute_figure(after[name])
+        was, now = map(compute_figure, tasks)
         # Paired: the same weights on both sides.
-        spread = compute_draws(after[name], weights) - compute_draws(before[name], weights)
+        spread = compute_draws(tasks[1], weights) - compute_draws(tasks[0], weights)
         low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        found[name] = Difference(was, now, float(low), float(high))
+        left_out = sum(map(len, before[name])) - sum(map(len, tasks[0]))
+        found[name] = Difference(was, now, float(low), float(high), left_out)
     return found
+
+
+def _keep_large(tasks: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
+    """Tasks without their small cells, and without those that have no other."""
+    kept = [[cell for cell in cells if len(cell.images) >= LEAST_IMAGES] for cells in tasks]
+    return [cells for cells in kept if cells]
 
 
 def compute_figure(tasks: Sequence[Sequence[Cell]]) -> float:

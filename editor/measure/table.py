@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Bool
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ..files.whole import staged_file
 from .intervals import Outcomes, wilson_interval
 
 FlatRow = dict[str, Any]
+# Of the groups that are served worst, where people read them; a file has room for all of them.
+MOST_GROUPS = 16
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,9 @@ class Share:
     def spread(self) -> Spread:
         """With the interval of Wilson (1927)."""
         return Spread(self.n, *wilson_interval(self.right, self.n))
+
+    def __str__(self) -> str:
+        return spell_interval(self.value, *wilson_interval(self.right, self.n))
 
 
 @dataclass(frozen=True)
@@ -83,19 +90,29 @@ class FigureTable(dict[str, dict[str, float]]):
 
     Attributes:
         details: By model, numbers of images, intervals and groups; none for rows that are means over several models.
+        outcomes: By model, what was answered rightly, and the group of every image.
         measure: In words, what was measured.
     """
 
     def __init__(self, measure: str = "") -> None:
         super().__init__()
         self.details: dict[str, Details] = {}
+        self.outcomes: dict[str, tuple[Outcomes, list[str]]] = {}
         self.measure = measure
 
-    def add(self, name: str, row: dict[str, float], details: Details | None = None) -> None:
+    def add(
+        self,
+        name: str,
+        row: dict[str, float],
+        details: Details | None = None,
+        outcomes: tuple[Outcomes, list[str]] | None = None,
+    ) -> None:
         """Add a model's row."""
         self[name] = row
         if details is not None:
             self.details[name] = details
+        if outcomes is not None:
+            self.outcomes[name] = outcomes
 
     @property
     def rows(self) -> list[FlatRow]:
@@ -105,6 +122,46 @@ class FigureTable(dict[str, dict[str, float]]):
         the 95 % interval.
         """
         return [flat for name, row in self.items() for flat in self.details.get(name, Details()).flat(row, model=name)]
+
+
+def read_details(measured: Mapping[str, Any] | None) -> dict[str, Details]:
+    """What a recipe says of numbers of images, intervals and groups, by row; what cannot be read is left out."""
+    evidence = (measured or {}).get("evidence")
+    found = evidence.get("details") if isinstance(evidence, Mapping) else None
+    read = {}
+    for name, one in found.items() if isinstance(found, Mapping) else ():
+        with contextlib.suppress(ValidationError):
+            read[str(name)] = _DETAILS.validate_python(one).to_details()
+    return read
+
+
+@dataclass(frozen=True)
+class _Group:
+    group: str
+    n: Annotated[int, Field(ge=1)]
+    accuracy: Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class _Reported:
+    """As `Details.report` spells it."""
+
+    intervals: dict[str, Spread]
+    groups: list[_Group]
+
+    def to_details(self) -> Details:
+        shares = {one.group: Share(round(one.accuracy * one.n), one.n) for one in self.groups}
+        # Files come from anybody: what is no interval of a share is drawn nowhere.
+        sound = {name: one for name, one in self.intervals.items() if 0 <= (one.low or 0) <= (one.high or 0) <= 1}
+        return Details(sound, shares)
+
+
+_DETAILS = TypeAdapter(_Reported)
+
+
+def spell_interval(value: float, low: float, high: float) -> str:
+    """`0.935 (0.921 to 0.947)`."""
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

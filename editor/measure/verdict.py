@@ -49,6 +49,18 @@ def read_verdict(measured: Mapping[str, Any] | None) -> Verdict:
         return not_measured()
 
 
+def describe_seen(measured: Mapping[str, Any] | None) -> list[str]:
+    """A warning where an edit was measured on images that it was calibrated on; nothing where it was not."""
+    evidence = (measured or {}).get("evidence")
+    found = evidence.get("calibration_images") if isinstance(evidence, Mapping) else None
+    if not isinstance(found, Mapping) or not found.get("among_measured"):
+        return []
+    return [
+        f"{found['among_measured']} of {found.get('of')} calibration images looked at are among the images measured "
+        "on: the edit was fitted to them, and does better there than on new ones. Give others with --dataset."
+    ]
+
+
 def judge_edit(
     differences: Mapping[str, Difference],
     *,

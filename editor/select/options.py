@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..choices import Along, Effect, HeadOperation, Selection
+from ..choices import Along, Effect, HeadOperation, Layout, Selection
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class HeadChoice:
     Attributes:
         select: `text-difference` needs texts only, the other selectors labelled images.
         labelled: A folder with a folder for each class, a CSV or metadata.csv, or `demo`.
-        label, group_by, split: Column of classes, columns that make groups, value of the `split` column to keep.
+        layout, label, group_by, split, classes: How these images are read, as in `LabelledOptions`.
         retention: A column with a second task, on which nothing should change.
         regions: For `attention-region`, a folder of masks or a column of boxes.
         budget: Points of accuracy that may be lost, for `frontier` and `attention-region`.
@@ -58,9 +58,11 @@ class HeadChoice:
 
     select: Selection = "text-difference"
     labelled: str | None = None
+    layout: Layout | None = None
     label: str | None = None
     group_by: tuple[str, ...] = ()
     split: str | None = None
+    classes: Mapping[str, str] | None = None
     retention: str | None = None
     regions: str | None = None
     budget: float = 1.0

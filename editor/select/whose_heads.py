@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -112,9 +113,9 @@ def measure(probe: Probe, concept: Concept) -> Measured:
 def judge(own: Measured, library: Mapping[str, Measured]) -> Judgement:
     """The verdict on one concept beside all the others."""
     name, found = own.concept.name, own.selectivity
-    said = (
-        f"selectivity {found.value:.1f} ({found.low:.1f} to {found.high:.1f}; about 1 where heads hold nothing of it)"
-    )
+    # Of a single instance there is no spread, and so no interval.
+    spread = f"{found.low:.1f} to {found.high:.1f}" if math.isfinite(found.high) else "one instance, no interval"
+    said = f"selectivity {found.value:.1f} ({spread}; about 1 where heads hold nothing of it)"
     nearest = find_nearest(own, library)
     other, cosine = (nearest.concept.name, float(nearest.profile @ own.profile)) if nearest else (None, 0.0)
     # Asked before absence: that the heads are another concept's says more than that they are not this one's.

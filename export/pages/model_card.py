@@ -20,11 +20,13 @@ from ... import __version__
 from ...editor.edits.document import Base
 from ...editor.edits.recipe import Recipe
 from ...editor.images.demo import example_source
+from ...editor.measure.accuracy import GROUP
 from ...editor.measure.certificate import describe_certificate, read_certificate
 from ...editor.measure.fidelity import describe_fidelity
 from ...editor.measure.readable import describe_readable, find_readable
+from ...editor.measure.table import MOST_GROUPS, read_details
 from ...editor.measure.thresholds import ThresholdShift, format_threshold_shift
-from ...editor.measure.verdict import read_verdict
+from ...editor.measure.verdict import describe_seen, read_verdict
 from ...editor.models.model import Model
 from ..consumers.model_name import spell_model_name
 from ..consumers.target import Target
@@ -89,6 +91,7 @@ def write_model_card(
         promises=_list_promises(recipe),
         readable=[describe_readable(one) for one in find_readable(measured)],
         rows=rows,
+        groups=_list_groups(measured),
         columns=list(dict.fromkeys(column for row in rows.values() for column in row)),
         expected=_expected_lines(model, example),
         shift=_Verbatim(format_threshold_shift(shift)) if shift else "",
@@ -115,7 +118,7 @@ def _list_promises(recipe: Recipe | None) -> list[str]:
         return []
     measured = recipe.document.measured or {}
     near = describe_fidelity(measured["fidelity"], recipe.document.effect) if "fidelity" in measured else []
-    return [*describe_certificate(read_certificate(measured)), *near]
+    return [*describe_seen(measured), *describe_certificate(read_certificate(measured)), *near]
 
 
 def _measured_rows(measured: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:
@@ -127,9 +130,21 @@ def _measured_rows(measured: Mapping[str, Any] | None) -> dict[str, dict[str, fl
         numbers = (
             {k: float(v) for k, v in row.items() if isinstance(v, int | float)} if isinstance(row, Mapping) else {}
         )
+        # Groups have a table of their own, with numbers of images.
+        numbers = {key: value for key, value in numbers.items() if not key.startswith(GROUP)}
         if numbers:
             found[_ROWS.get(name, name)] = {key.replace("_", " "): value for key, value in numbers.items()}
     return found
+
+
+def _list_groups(measured: Mapping[str, Any] | None) -> list[tuple[str, int, str, str]]:
+    """The groups that were served worst before the edit: name, n, and both accuracies with their intervals."""
+    details = read_details(measured)
+    if not {"before", "after"} <= set(details):
+        return []
+    before, after = details["before"].groups, details["after"].groups
+    worst = sorted(set(before) & set(after), key=lambda name: (before[name].value, name))[:MOST_GROUPS]
+    return [(name, before[name].n, str(before[name]), str(after[name])) for name in worst]
 
 
 def _escape(value: Any) -> Any:

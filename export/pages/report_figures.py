@@ -11,6 +11,7 @@ from ...editor.concepts.scores import HeadScore
 from ...editor.edits.document import Step
 from ...editor.edits.recipe import Recipe
 from ...editor.measure.accuracy import GROUP
+from ...editor.measure.table import Details, Spread, read_details
 
 _ROWS = {
     "before": "unedited",
@@ -37,20 +38,30 @@ _VERBS = {
 
 @dataclass(frozen=True)
 class Bar:
-    """One row of a figure, in [0, 1]."""
+    """One row of a figure, in [0, 1], with its 95 % interval where it has one."""
 
     kind: str
     label: str
     value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def interval(self) -> str:
+        """`61 to 74`, in percent; empty where there is none."""
+        if self.low is None or self.high is None:
+            return ""
+        return f"{self.low * 100:.0f} to {self.high * 100:.0f}"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One measure, with a bar a model."""
+    """One measure, with a bar for each model; `n` is of how many images it is."""
 
     title: str
     note: str
     bars: tuple[Bar, ...]
+    n: int | None = None
 
     def value(self, kind: str) -> float | None:
         """The value of one bar, if it was measured."""
@@ -71,8 +82,9 @@ def build_measures(measured: Mapping[str, Any] | None) -> Measures:
     keys = list(dict.fromkeys(key for row in rows.values() for key in row))
     known = [key for key in _MEASURES if key in keys]
     others = [key for key in keys if key not in _MEASURES and not str(key).startswith(GROUP)]
-    main = [_figure(*_MEASURES[key], rows, key) for key in known] + [_figure(str(key), "", rows, key) for key in others]
-    groups = [_figure(key.removeprefix(GROUP), "", rows, key) for key in keys if str(key).startswith(GROUP)]
+    details = read_details(measured)
+    main = [_figure(*_MEASURES.get(key, (str(key), "")), rows, key, details) for key in [*known, *others]]
+    groups = [_figure(key.removeprefix(GROUP), "", rows, key, details) for key in keys if str(key).startswith(GROUP)]
     # The worst before the edit first.
     groups.sort(key=lambda figure: figure.value("before") or 0.0)
     return Measures(tuple(figure for figure in main if figure.bars), tuple(figure for figure in groups if figure.bars))
@@ -124,9 +136,24 @@ def _describe_step(step: Step) -> str:
     return f"the texts of {step.concept or 'the concept'} were projected out of {where}{strength}"
 
 
-def _figure(title: str, note: str, rows: Mapping[str, Mapping[str, Any]], key: str) -> Figure:
-    bars = [Bar(kind, label, float(rows[kind][key])) for kind, label in _ROWS.items() if _is_share(rows.get(kind), key)]
-    return Figure(title, note, tuple(bars))
+def _figure(
+    title: str, note: str, rows: Mapping[str, Mapping[str, Any]], key: str, details: Mapping[str, Details]
+) -> Figure:
+    spreads = {kind: _find_spread(details.get(kind), key) for kind in _ROWS}
+    bars = []
+    for kind, label in _ROWS.items():
+        if _is_share(rows.get(kind), key):
+            spread = spreads[kind]
+            ends = (spread.low, spread.high) if spread is not None else (None, None)
+            bars.append(Bar(kind, label, float(rows[kind][key]), *ends))
+    return Figure(title, note, tuple(bars), next((one.n for one in spreads.values() if one is not None), None))
+
+
+def _find_spread(details: Details | None, key: str) -> Spread | None:
+    if details is None:
+        return None
+    share = details.groups.get(key.removeprefix(GROUP)) if key.startswith(GROUP) else None
+    return share.spread if share is not None else details.figures.get(key)
 
 
 def _is_share(row: Mapping[str, Any] | None, key: str) -> bool:
