@@ -29,7 +29,7 @@ from clipedit.editor.files.vectors import open_vectors
 from clipedit.editor.images.labelled import load_labelled_images
 from clipedit.editor.images.layouts import load_dataset
 from clipedit.editor.images.listing import list_images
-from clipedit.editor.models.hf_config import read_sections
+from clipedit.editor.models.hf.config import read_sections
 from clipedit.editor.scan.scan import load_scan
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

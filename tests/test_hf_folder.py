@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import clipedit
 from clipedit import ModelError
-from clipedit.editor.models.hf_config import convert_clip_config, convert_preprocessing, convert_siglip_config
-from clipedit.editor.models.hf_folder import load_hf_folder
+from clipedit.editor.models.hf.config import convert_clip_config, convert_preprocessing, convert_siglip_config
+from clipedit.editor.models.hf.folder import load_hf_folder
 
 TOWER = {"hidden_size": 48, "intermediate_size": 97, "num_hidden_layers": 2, "num_attention_heads": 3}
 VISION = {**TOWER, "image_size": 32, "patch_size": 8}

@@ -9,7 +9,7 @@ import transformers
 from open_clip.model import CLIP
 
 from clipedit import ModelError
-from clipedit.editor.models.hf_names import SameTensors, clip_names, convert_from_hf, convert_to_hf, siglip_names
+from clipedit.editor.models.hf.names import SameTensors, clip_names, convert_from_hf, convert_to_hf, siglip_names
 
 TOWER = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3}
 VISION = {**TOWER, "image_size": 32, "patch_size": 8}

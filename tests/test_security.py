@@ -38,7 +38,7 @@ from clipedit.editor.images.decode import open_image
 from clipedit.editor.images.demo_name import demo_folder
 from clipedit.editor.images.listing import list_images, read_csv_source
 from clipedit.editor.models.config_bounds import require_modest_config
-from clipedit.editor.models.hf_folder import load_hf_folder
+from clipedit.editor.models.hf.folder import load_hf_folder
 from clipedit.export.consumers.target import require_no_code
 from clipedit.export.targets.registry import load_target
 from clipedit.export.verify.foreign_code import refuse_unpickling

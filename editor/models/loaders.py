@@ -17,7 +17,7 @@ from ..files.tensors import read_header, reading_weights, stored_dtype
 from ..images.demo_name import DEMO, demo_folder, is_demo
 from ..towers.build import build_tower
 from .config_bounds import require_modest_config, require_modest_sizes
-from .hf_folder import load_hf_folder
+from .hf.folder import load_hf_folder
 from .model import HF_PREFIX, Model
 from .open_clip_config import CONFIG_NAME, read_open_clip_config
 from .preprocessing import require_preprocess

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...editor.errors import ExportError
 from ...editor.files.tensors import round_to_storage, tensor_reader
 from ...editor.files.whole import save_tensors
-from ...editor.models.hf_names import clip_names, convert_from_hf, convert_to_hf
+from ...editor.models.hf.names import clip_names, convert_from_hf, convert_to_hf
 from ...editor.models.model import Model
 from ..consumers.consumer import Consumer, build_torch_consumer
 from ..consumers.preprocessor_config import NAME as PREPROCESSOR_NAME

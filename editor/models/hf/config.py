@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ModelError
+from ...errors import ModelError
 
 Config = Mapping[str, Any]
 

@@ -13,19 +13,19 @@ from open_clip.timm_model import TimmModel
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from ..errors import ModelError
-from ..files.bounded import load_json
-from ..files.tensors import read_header, reading_weights, tensor_reader
-from ..files.whole import find_beside
-from .config_bounds import require_modest_config
-from .hf_config import (
+from ...errors import ModelError
+from ...files.bounded import load_json
+from ...files.tensors import read_header, reading_weights, tensor_reader
+from ...files.whole import find_beside
+from ..config_bounds import require_modest_config
+from .config import (
     convert_clip_config,
     convert_preprocessing,
     convert_siglip_config,
     read_sections,
     siglip_trunk_arguments,
 )
-from .hf_names import clip_names, convert_from_hf, siglip_names
+from .names import clip_names, convert_from_hf, siglip_names
 
 CLIP_VOCABULARY = 49408
 _SMALLEST_TIMM = "test_vit"

@@ -1,0 +1,1 @@
+"""Hugging Face folders: names, configuration, preprocessing and weights, as transformers reads them."""
