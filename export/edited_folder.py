@@ -36,7 +36,7 @@ def write_edited_model(
         VerificationError: If what was written is not what was made; nothing is left then.
     """
     # A model that is read through an aligner is edited itself.
-    model = model.editable
+    model = model.editable.as_shipped
     edited = apply_recipe(recipe, model, force=force)
     with staged_folder(out, overwrite=overwrite) as folder:
         # File to file where there is a file: the same bytes as `apply_to_folder` gives.

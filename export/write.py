@@ -51,7 +51,7 @@ def export_model(
     """
     require_kinds("export a model", model=(model, Model))
     found = require_target(target, precision)
-    profile = found.profile
+    profile, model = found.profile, model.as_shipped
     require_texts(profile, model)
     # The verdict is the recipe's own: no image is needed to refuse.
     if not force:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import clipedit
 from clipedit import ModelError
-from clipedit.editor.models.hf.config import convert_clip_config, convert_preprocessing, convert_siglip_config
+from clipedit.editor.models.hf.config import convert_clip_config, convert_siglip_config
 from clipedit.editor.models.hf.folder import load_hf_folder
 
 TOWER = {"hidden_size": 48, "intermediate_size": 97, "num_hidden_layers": 2, "num_attention_heads": 3}
@@ -198,10 +198,6 @@ def test_what_open_clip_cannot_hold_is_refused() -> None:
         )
     with pytest.raises(ModelError, match="no pooling head"):
         convert_siglip_config({"model_type": "siglip", "vision_config": {"vision_use_head": False}})
-    with pytest.raises(ModelError, match="resizes to 256 and crops 224"):
-        convert_preprocessing({"size": {"shortest_edge": 256}, "crop_size": 224}, 224)
-    with pytest.raises(ModelError, match="`resample` is 0"):
-        convert_preprocessing({"size": 224, "resample": 0}, 224)
 
 
 def test_sizes_that_a_file_leaves_out_are_those_of_transformers() -> None:

@@ -24,7 +24,7 @@ from ..images.source import ImageSource
 from ..towers.build import build_tower
 from ..towers.tower import Tower
 from ..towers.vit.open_clip_text import OpenClipText
-from .preprocessing import build_preprocess
+from .preprocessing import FOLLOWS, build_preprocess, drop_rules
 from .timm import require_linear_classifier
 
 HF_PREFIX = "hf:"
@@ -92,6 +92,11 @@ class Model:
     def editable(self) -> Model:
         """What edits are made to: this model, or the one that was aligned."""
         return self.alignment.own if self.alignment else self
+
+    @property
+    def as_shipped(self) -> Model:
+        """The same model under open_clip's rules of resizing: those who read what is written of it follow them."""
+        return replace(self, config=drop_rules(self.config)) if FOLLOWS in self.config["preprocess_cfg"] else self
 
     @property
     def image_size(self) -> int:

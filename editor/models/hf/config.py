@@ -1,7 +1,7 @@
-"""Configurations of Hugging Face `CLIPModel` and `SiglipModel` as open_clip's: sizes, activation, preprocessing.
+"""Configurations of Hugging Face `CLIPModel` and `SiglipModel` as open_clip's: sizes and activation.
 
-Pure functions from the dictionaries of `config.json` and `preprocessor_config.json`. Keys that a file leaves out have
-the values that transformers gives them.
+Pure functions from the dictionary of `config.json`. Keys that a file leaves out have the values that transformers gives
+them.
 """
 
 from __future__ import annotations
@@ -51,8 +51,6 @@ _ACTIVATIONS: dict[str, dict[str, Any]] = {
     "gelu_pytorch_tanh": {"act_kwargs": {"approximate": "tanh"}},
     "gelu_new": {"act_kwargs": {"approximate": "tanh"}},
 }
-# Pillow's numbers of its filters.
-_INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 
 
 def read_sections(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -176,50 +174,12 @@ def siglip_trunk_arguments(config: Config) -> dict[str, Any]:
     }
 
 
-def convert_preprocessing(config: Config, image_size: int) -> dict[str, Any]:
-    """open_clip's `preprocess_cfg` of a `preprocessor_config.json`.
-
-    Raises:
-        ModelError: If the images are resized to one size and cropped to another, or by a filter open_clip lacks.
-    """
-    # `processor_config.json` has these settings one level further down.
-    config = config.get("image_processor", config)
-    size, crop = _side(config.get("size"), image_size), _side(config.get("crop_size"), image_size)
-    cropped = config.get("do_center_crop", "crop_size" in config)
-    if size != image_size or (cropped and crop != image_size):
-        raise ModelError(
-            f"cannot convert the preprocessing: it resizes to {size}{f' and crops {crop}' if cropped else ''}, the "
-            f"model takes {image_size} pixels. Set `size` and `crop_size` in preprocessor_config.json to {image_size}."
-        )
-    resample = config.get("resample", 3)
-    if resample not in _INTERPOLATION:
-        raise ModelError(
-            f"cannot convert the preprocessing: `resample` is {resample}, 2 (bilinear) and 3 (bicubic) are known."
-        )
-    shorter = cropped or "shortest_edge" in (config.get("size") or {})
-    return {
-        "size": image_size,
-        "mode": "RGB",
-        "mean": list(config.get("image_mean", (0.5, 0.5, 0.5))),
-        "std": list(config.get("image_std", (0.5, 0.5, 0.5))),
-        "interpolation": _INTERPOLATION[resample],
-        "resize_mode": "shortest" if shorter else "squash",
-        "fill_color": 0,
-    }
-
-
 def mlp_ratio(section: Config) -> float:
     """The ratio for which `int(width * ratio)` is the MLP's width, as open_clip and timm compute it."""
     width, hidden = section["hidden_size"], section["intermediate_size"]
     ratio = hidden / width
     # A quotient that was rounded down makes `int` lose one.
     return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
-
-
-def _side(size: Any, default: int) -> int:
-    if size is None:
-        return default
-    return size if isinstance(size, int) else size.get("shortest_edge", size.get("height", default))
 
 
 def _text_sizes(text: Config, default_eps: float | None = 1e-5) -> dict[str, Any]:

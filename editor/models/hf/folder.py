@@ -20,12 +20,12 @@ from ...files.whole import find_beside
 from ..config_bounds import require_modest_config
 from .config import (
     convert_clip_config,
-    convert_preprocessing,
     convert_siglip_config,
     read_sections,
     siglip_trunk_arguments,
 )
 from .names import clip_names, convert_from_hf, siglip_names
+from .preprocessing import convert_preprocessing
 
 CLIP_VOCABULARY = 49408
 _SMALLEST_TIMM = "test_vit"
@@ -58,6 +58,8 @@ def _load(folder: Path, device: str) -> HfModel:
     vision, text = read_sections(config)
     layers = vision["num_hidden_layers"], text["num_hidden_layers"]
     clip = config["model_type"] == "clip"
+    # Before the weights are read: a field that cannot be used is said at once.
+    preprocessing = read_preprocessing(folder, config, vision["image_size"])
     model_config = convert_clip_config(config) if clip else _name_trunk(convert_siglip_config(config), config)
     require_modest_config(model_config, _weight_bytes(folder), f"hf:{folder}")
     # CLIP's own vocabulary comes with open_clip; any other tokenizer is read from the folder.
@@ -66,7 +68,6 @@ def _load(folder: Path, device: str) -> HfModel:
     state = convert_from_hf(_read_state(folder), clip_names(*layers) if clip else siglip_names(*layers))
     module = CLIP(**model_config) if clip else _build_siglip(model_config, config)
     _fill(module, state, folder)
-    preprocessing = convert_preprocessing(_read_preprocessing(folder), vision["image_size"])
     config = {"model_cfg": model_config, "preprocess_cfg": preprocessing}
     return HfModel(module.eval().to(device), config, {name: tensor.dtype for name, tensor in state.items()})
 
@@ -145,11 +146,23 @@ def _weight_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
 
 
-def _read_preprocessing(folder: Path) -> dict[str, Any]:
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        if (folder / name).is_file():
-            return _read_json(folder / name)
-    raise ModelError(f"cannot load hf:{folder}: it has no preprocessor_config.json. Add the one of the model.")
+def read_preprocessing(folder: Path, config: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """The folder's preprocessing as open_clip's; settings inside `processor_config.json` go before a file of their own,
+    as in transformers.
+
+    Raises:
+        ModelError: If there is none, or a field cannot be used.
+    """
+    path = folder / "processor_config.json"
+    found = _read_json(path).get("image_processor") if path.is_file() else None
+    if found is None:
+        path = folder / "preprocessor_config.json"
+        if not path.is_file():
+            raise ModelError(f"cannot load hf:{folder}: it has no {path.name}. Add the one of the model.")
+        found = _read_json(path)
+    if not isinstance(found, dict):
+        raise ModelError(f"cannot read {path}: `image_processor` is no JSON object.")
+    return convert_preprocessing(found, config, image_size, path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
