@@ -24,6 +24,7 @@ from ..images.source import ImageSource
 from ..towers.build import build_tower
 from ..towers.tower import Tower
 from ..towers.vit.open_clip_text import OpenClipText
+from ..towers.vit.text_context import embed_tokens
 from .preprocessing import FOLLOWS, build_preprocess, drop_rules
 from .timm import require_linear_classifier
 
@@ -221,8 +222,7 @@ class Model:
     @torch.no_grad()
     def encode_tokens(self, tokens: Tensor) -> Float[Tensor, "text d_embed"]:
         """Embeddings of token ids `[text, context]`, unnormalised."""
-        chunks = tokens.to(self.device).split(256)
-        return torch.cat([self.module.encode_text(chunk, normalize=False).float() for chunk in chunks])
+        return embed_tokens(self.module, tokens, self.device)
 
     @torch.no_grad()
     def classify(self, pixels: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image class"]:

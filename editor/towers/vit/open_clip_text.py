@@ -20,6 +20,7 @@ from ..ends.norms import FrozenNorm
 from ..ends.pools import MeanPool
 from ..ends.readout import Readout
 from .pre_norm_vit import BlockWeights, PreNormViT
+from .text_context import count_needed, find_readout, pool_type, text_owner
 
 _POOLS = ("argmax", "eos", "first", "last")
 
@@ -31,7 +32,7 @@ class OpenClipText(PreNormViT):
     supports: ClassVar[str] = "the text transformers of open_clip's CLIP and CustomTextCLIP"
 
     def __init__(self, module: nn.Module):
-        self.owner, self.prefix = _text_owner(module)
+        self.owner, self.prefix = text_owner(module)
         blocks = list(self.owner.transformer.resblocks)
         plain = isinstance(self.owner.text_projection, nn.Parameter)
         name = f"{self.prefix}text_projection"
@@ -52,14 +53,14 @@ class OpenClipText(PreNormViT):
         """Why this tower cannot read a module, or None if it can."""
         if not hasattr(module, "encode_text"):
             return "it has no text tower"
-        owner, _ = _text_owner(module)
+        owner, _ = text_owner(module)
         if hasattr(module, "text") and not isinstance(owner, TextTransformer):
             kind = type(owner).__name__
             return f"its texts are encoded by a {kind} (a Hugging Face model), not by open_clip's transformer"
         if getattr(owner, "cls_emb", None) is not None or getattr(owner, "use_pad_mask", False):
             return "it reads a class token of its own, or masks padding (CoCa)"
-        if _pool_type(owner) not in _POOLS:
-            return f"it pools texts by {_pool_type(owner)!r}"
+        if pool_type(owner) not in _POOLS:
+            return f"it pools texts by {pool_type(owner)!r}"
         if owner.text_projection is None:
             return "its texts have no final projection"
         if not all(type(block) is ResidualAttentionBlock for block in owner.transformer.resblocks):
@@ -76,9 +77,10 @@ class OpenClipText(PreNormViT):
 
     def _embed_tokens(self, pixels: Tensor) -> tuple[Float[Tensor, "text token d_model"], Sequence[Tensor | None]]:
         """The stream with the readout token first; in place of rotations, the mask in the same order."""
-        length = pixels.shape[1]
+        length = int(count_needed(self.module, pixels).max())
+        pixels = pixels[:, :length]
         stream = self.owner.token_embedding(pixels) + self.owner.positional_embedding[:length]
-        first = self._readout_index(pixels)[:, None] != torch.arange(length, device=pixels.device)
+        first = find_readout(self.owner, pixels)[:, None] != torch.arange(length, device=pixels.device)
         # The readout token sorts first as the only 0; a stable sort leaves the others in their order.
         order = first.long().argsort(dim=1, stable=True)
         stream = stream.gather(1, order[:, :, None].expand_as(stream))
@@ -88,17 +90,6 @@ class OpenClipText(PreNormViT):
             return stream, [None] * self.n_layers
         # [token, token] -> [text, query, token]; attention wants the mask in the dtype of its queries.
         return stream, [mask[order[:, :, None], order[:, None, :]].to(stream)] * self.n_layers
-
-    def _readout_index(self, tokens: Int[Tensor, "text context"]) -> Int[Tensor, " text"]:
-        kind = _pool_type(self.owner)
-        if kind in ("first", "last"):
-            return torch.full_like(tokens[:, 0], 0 if kind == "first" else tokens.shape[1] - 1)
-        if kind == "argmax":
-            # The end of text has the largest id of CLIP's vocabulary.
-            return tokens.argmax(1)
-        eos = getattr(self.owner, "eos_id", getattr(self.owner, "text_eos_id", None))
-        # `argmax` gives the first of equal values: the first end of text, as in open_clip's own pool.
-        return (tokens == eos).int().argmax(1)
 
     def _head_values(
         self,
@@ -123,14 +114,3 @@ class OpenClipText(PreNormViT):
 
     def _output_name(self, layer: int) -> str:
         return f"{self.prefix}transformer.resblocks.{layer}.attn.out_proj"
-
-
-def _text_owner(module: nn.Module) -> tuple[Any, str]:
-    """The module that holds the text transformer, and its path as a prefix."""
-    text = getattr(module, "text", None)
-    return (module, "") if text is None else (text, "text.")
-
-
-def _pool_type(owner: Any) -> str:
-    # `CLIP` and `TextTransformer` name it differently; old models, without either, take the end of text.
-    return getattr(owner, "text_pool_type", None) or getattr(owner, "pool_type", "argmax")
