@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from ..editor.choices import CACHE_VARIABLE
 from ..editor.files.inputs import (
     require_aligner_file,
     require_features_file,
@@ -33,6 +35,13 @@ require_scan = _checked(require_scan_file)
 require_features = _checked(require_features_file)
 require_aligner = _checked(require_aligner_file)
 require_images = _checked(require_images_path)
+
+
+def forget_cache(asked: bool) -> bool:
+    """Nothing is kept from run to run, here and in the processes that this one starts."""
+    if asked:
+        os.environ[CACHE_VARIABLE] = ""
+    return asked
 
 
 def concepts_folder(model: str) -> Path | None:

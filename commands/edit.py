@@ -29,6 +29,7 @@ from .options import (
     JsonOption,
     LabelledOption,
     ModelOption,
+    NoCacheOption,
     OutOption,
     OverwriteOption,
     PretrainedOption,
@@ -60,6 +61,7 @@ def apply(
     ] = False,
     out: OutOption = DEFAULT_OUT,
     overwrite: OverwriteOption = False,
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Apply a saved recipe: the same base gives the same bytes."""
     require_apart(out, recipe, model, pretrained, images, scan)

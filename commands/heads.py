@@ -24,6 +24,7 @@ from .options import (
     JsonOption,
     LabelOption,
     LayoutOption,
+    NoCacheOption,
     OverwriteFileOption,
     RetentionOption,
     ScanArgument,
@@ -43,6 +44,7 @@ def label(
     texts: Annotated[Path | None, typer.Option(help="One text per line; by default a general pool.")] = None,
     texts_per_head: Annotated[int, typer.Option(min=1)] = 5,
     as_json: JsonOption = False,
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Label heads with the texts that explain them (TextSpan)."""
     from ..editor.concepts.textspan import text_span
@@ -76,6 +78,7 @@ def score(
     directions: DirectionsOption = None,
     top: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 20,
     as_json: JsonOption = False,
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Rank components by how much of a concept they carry.
 
@@ -167,6 +170,7 @@ def ablate_layers(
     csv: CsvOption = None,
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Measure accuracy as layers are mean-ablated.
 

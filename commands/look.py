@@ -16,6 +16,7 @@ from .options import (
     AlignerOption,
     JsonOption,
     ModelOption,
+    NoCacheOption,
     OverwriteFileOption,
     OverwriteOption,
     PretrainedOption,
@@ -54,6 +55,7 @@ def heatmap(
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")] = HEATMAP_OUT,
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Show where heads see a text in an image.
 
@@ -101,6 +103,7 @@ def segment(
     aligner: AlignerOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write masks to.")] = MASKS_OUT,
     overwrite: OverwriteOption = False,
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Write a mask for each image: white where heads see the text."""
     # With --overwrite the folder is replaced: nothing may be read from it.
@@ -145,6 +148,7 @@ def retrieve(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the images as one PNG.")] = None,
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Find images that share one property.
 
@@ -181,6 +185,7 @@ def report(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file given as -o.")] = False,
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Write a page on an edit.
 

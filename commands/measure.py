@@ -24,6 +24,7 @@ from .options import (
     JsonOption,
     LabelOption,
     LayoutOption,
+    NoCacheOption,
     OutOption,
     OverwriteFileOption,
     OverwriteOption,
@@ -81,6 +82,7 @@ def evaluate(
     csv: CsvOption = None,
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Measure zero-shot accuracy of models side by side.
 
@@ -171,6 +173,7 @@ def completeness(
     csv: CsvOption = None,
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Replace heads by their texts and measure what is left.
 

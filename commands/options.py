@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from ..editor.choices import Layout, Reading, Side
-from .checks import require_aligner, require_features, require_images, require_scan
+from .checks import forget_cache, require_aligner, require_features, require_images, require_scan
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="`demo`, an open_clip or timm name, a folder, or `hf:FOLDER`.")
@@ -30,6 +30,14 @@ OverwriteFileOption = Annotated[bool, typer.Option("--overwrite", help="Replace 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]
 FailIfWorseOption = Annotated[
     bool, typer.Option("--fail-if-worse", help="Exit 3 where the verdict is HARMS, after all was written and printed.")
+]
+NoCacheOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-cache",
+        callback=forget_cache,
+        help="Neither read nor keep embeddings of texts from run to run (CLIPEDIT_CACHE).",
+    ),
 ]
 BatchOption = Annotated[int | None, typer.Option(min=1, help="Images per batch.")]
 DeviceOption = Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1` or `mps`.")]

@@ -47,6 +47,7 @@ from .options import (
     MaxBadOption,
     MaybeDatasetOption,
     ModelOption,
+    NoCacheOption,
     OutOption,
     OverwriteOption,
     PretrainedOption,
@@ -77,7 +78,7 @@ PANELS = {
     # How labelled images are read, those to choose by and those to measure on.
     "Measure": (
         *("dataset", "layout", "classes", "templates", "label", "group_by", "split", "top", "retention"),
-        *("fail_if_worse", "batch_size", "max_bad"),
+        *("fail_if_worse", "batch_size", "max_bad", "no_cache"),
     ),
     "Output": ("out", "overwrite", "report", "plot", "as_json", "help"),
 }
@@ -95,7 +96,12 @@ class PanelledCommand(TyperCommand):
         return found
 
 
-def demo(out: OutOption = DEMO_OUT, overwrite: OverwriteOption = False, as_json: JsonOption = False) -> None:
+def demo(
+    out: OutOption = DEMO_OUT,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+    no_cache: NoCacheOption = False,
+) -> None:
     """Run the whole path on the embedded model, in a minute.
 
     Find the location heads, remove them, measure, export, verify.
@@ -217,6 +223,7 @@ def remove_heads(
         typer.Option(help="Draw the Pareto front of --select frontier to this file."),
     ] = Output.plot,
     as_json: JsonOption = False,
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Find the heads that carry a concept and remove them.
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+# The folder of what is kept from run to run; empty for none.
+CACHE_VARIABLE = "CLIPEDIT_CACHE"
+
 Side = Literal["image", "text"]
 Effect = Literal["distilled", "total", "direct"]
 EFFECTS = get_args(Effect)

@@ -22,6 +22,12 @@ from clipedit.editor.look.spatial import TokenShares, compute_token_shares, head
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing is read from or written to the user's own; processes that tests start share it."""
+    os.environ["CLIPEDIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _two_threads() -> None:
     torch.set_num_threads(min(2, int(os.environ.get("OMP_NUM_THREADS", "2"))))
 

@@ -11,10 +11,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+import open_clip
+import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+from torch import Tensor
+
+from ..files.tensors import hash_state
 
 # Say where things come from, not what is computed.
 _ORIGINS = frozenset({"hf_tokenizer_name", "hf_model_pretrained", "timm_model_pretrained", "tokenizer_kwargs"})
+_NOT_OF_TEXTS = ("visual.", "text_decoder.", "logit_")
 _PREPROCESSING = {"interpolation": "bicubic", "resize_mode": "shortest"}
 
 
@@ -40,6 +46,14 @@ def describe_function(config: Mapping[str, Any]) -> dict[str, Any]:
     model["quick_gelu"] = bool(model.get("quick_gelu", False))
     known = ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg")
     return _plain({"model_cfg": {key: model.get(key) for key in known}, "preprocess_cfg": preprocess})
+
+
+def hash_text_side(state: Mapping[str, Tensor], config: Mapping[str, Any], device: str) -> str:
+    """What embeddings of token ids depend on: the weights of the text side, how they are used, and what computes."""
+    weights = {name: tensor for name, tensor in state.items() if not name.startswith(_NOT_OF_TEXTS)}
+    used = {key: value for key, value in describe_function(config)["model_cfg"].items() if key != "vision_cfg"}
+    computed = {"device": device, "torch": torch.__version__, "open_clip": open_clip.__version__}
+    return json.dumps([hash_state(weights), used, computed], sort_keys=True)
 
 
 def find_function_difference(one: Mapping[str, Any], other: Mapping[str, Any], path: str = "") -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,17 +20,21 @@ from torch import Tensor, nn
 
 from ..choices import Side
 from ..errors import ModelError
+from ..files.cache import find_cache
 from ..files.tensors import hash_checkpoint, hash_state, round_to_storage
 from ..images.source import ImageSource
 from ..towers.build import build_tower
 from ..towers.tower import Tower
 from ..towers.vit.open_clip_text import OpenClipText
 from ..towers.vit.text_context import embed_tokens
+from .identity import hash_text_side
 from .preprocessing import FOLLOWS, build_preprocess, drop_rules
 from .timm import require_linear_classifier
 
 HF_PREFIX = "hf:"
 MAX_TEXT_LISTS = 16
+# Shorter lists are encoded in less time than the weights are hashed.
+KEPT_TEXTS = 16
 
 
 @dataclass(frozen=True)
@@ -208,7 +213,7 @@ class Model:
         # Selection, directions and report ask for the same lists; in other batches the last bits would differ.
         key = tuple(texts)
         if key not in self._texts:
-            self._texts[key] = self.encode_tokens(self.tokenizer(texts))
+            self._texts[key] = self._recall_texts(self.tokenizer(texts))
             if len(self._texts) > MAX_TEXT_LISTS:
                 # Dictionaries keep the order of insertion: the oldest list goes.
                 del self._texts[next(iter(self._texts))]
@@ -218,6 +223,19 @@ class Model:
     @cached_property
     def _texts(self) -> dict[tuple[str, ...], Tensor]:
         return {}
+
+    def _recall_texts(self, tokens: Tensor) -> Float[Tensor, "text d_embed"]:
+        """As `encode_tokens`; long lists are kept on disk, by what they depend on."""
+        cache = find_cache() if len(tokens) >= KEPT_TEXTS else None
+        if cache is None:
+            return self.encode_tokens(tokens)
+        # Token ids stand for the texts and the tokenizer; whole lists, since batches decide the last bits.
+        key = hashlib.sha256(f"{self._text_identity}\0{hash_state({'tokens': tokens})}".encode()).hexdigest()
+        return cache.recall(key, lambda: self.encode_tokens(tokens)).to(self.device)
+
+    @cached_property
+    def _text_identity(self) -> str:
+        return hash_text_side(self.module.state_dict(), self.config, self.device.type)
 
     @torch.no_grad()
     def encode_tokens(self, tokens: Tensor) -> Float[Tensor, "text d_embed"]:
