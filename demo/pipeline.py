@@ -20,12 +20,12 @@ from ..editor.images.listing import list_images
 from ..editor.images.source import ImageSource
 from ..editor.images.texts import load_texts
 from ..editor.load import load_model
-from ..editor.measure.control import MeasuredEdit, compare_sides, draw_controls
+from ..editor.measure.control import MeasuredEdit, compare_sides, measure_controls
 from ..editor.measure.demo_measure import task_weights
 from ..editor.measure.evaluate import build_demo_yardstick
+from ..editor.measure.fidelity import embed_edit
 from ..editor.measure.readable import Answers, Readable, find_readable
 from ..editor.measure.table import Details, read_details
-from ..editor.scan.collect import collect_embeddings
 from ..editor.scan.scan import scan
 from ..editor.scan.tally import Progress
 from ..export.judge import Made, collect_evidence, describe_fitted
@@ -156,13 +156,16 @@ def _measure(done: Repair, tests: ImageSource, told: Progress) -> tuple[Measured
     The edited model has its weights rounded as on disk: it is the one that is exported afterwards, to the bit.
     """
     side, weights = build_demo_yardstick(done.model, tests, by_group=True), task_weights(done.model)
-    embedded = [collect_embeddings(one, tests, progress=told) for one in (done.model, done.edited)]
-    controls = draw_controls(done.recipe, done.scan, done.model, tests, side.figures, draws=DEMO_DRAWS, progress=told)
+    embedded = embed_edit(done.recipe, done.scan, done.model, done.edited, tests, progress=told)
+    before, after = embedded.before, embedded.after
+    controls = measure_controls(
+        done.recipe, done.scan, done.model, lambda bound: side.figures(*embedded.embed(bound)), draws=DEMO_DRAWS
+    )
     # The edit leaves the texts as they are: one yardstick is that of both.
-    found = compare_sides([side, side], embedded, controls)
-    answers = Answers(done.model, *embedded[0]), Answers(done.edited, *embedded[1])
+    found = compare_sides([side, side], [before, after], controls)
+    answers = Answers(done.model, *before), Answers(done.edited, *after)
     found = replace(found, answers=answers, attributes=tests.attributes)
-    examples = choose_examples(tests, *(shape_similarity(one, weights) for one, _ in embedded))
+    examples = choose_examples(tests, *(shape_similarity(one, weights) for one, _ in (before, after)))
     return found, draw_picture(found.rows, tests, examples)
 
 

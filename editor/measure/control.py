@@ -15,19 +15,18 @@ from ..components import HeadId
 from ..concepts.class_weights import DEFAULT_TEMPLATES
 from ..edits.apply import apply_recipe
 from ..edits.bind import bind_recipe
-from ..edits.direct import compute_recipe_embeddings
 from ..edits.document import RecipeDocument, Step
-from ..edits.parts import ablated_names
-from ..edits.recipe import Recipe, load_recipe, require_bound
+from ..edits.recipe import Recipe, load_recipe
 from ..images.skew import RetrievalSet
 from ..images.source import ImageSource, LabelledImages
 from ..load import load_aligned
 from ..models.model import Model
-from ..scan.collect import LabelledEmbeddings, collect_embeddings, collect_features
+from ..scan.collect import LabelledEmbeddings, collect_embeddings
 from ..scan.scan import Scan, load_scan
 from ..scan.tally import Progress
 from ..select.plan import draw_random_heads
 from .evaluate import Measure, Yardstick, build_measure, build_yardstick
+from .fidelity import embed_edit, read_once
 from .intervals import LEAST_IMAGES, Difference, Outcomes, compare_outcomes
 from .readable import Answers, describe_images
 from .table import Details, FigureTable
@@ -116,7 +115,7 @@ def measure_edit(
 ) -> MeasuredEdit:
     """Before and after an edit, beside random heads and the projection alone, with intervals and the verdict.
 
-    Before and after run the models themselves, with weights rounded as on disk.
+    After is what the edited model itself gives, with weights rounded as on disk.
 
     Args:
         templates: Prompts of the classes.
@@ -130,13 +129,14 @@ def measure_edit(
     edited = apply_recipe(recipe, model)
     # One each: of a classifier the edited answers are those of its edited head.
     sides = [build_yardstick(one, dataset, templates=templates, by_group=True) for one in (model.editable, edited)]
-    source = sides[0].source
-    embedded = [collect_embeddings(one, source, progress=progress) for one in (model.editable, edited)]
-    controls = draw_controls(
-        recipe, scan, model, source, sides[0].figures, labelled=labelled, draws=draws, progress=progress
+    source, measure = sides[0].source, sides[0].figures
+    embedded = embed_edit(recipe, scan, model, edited, source, progress=progress)
+    before, after = embedded.before, embedded.after
+    controls = measure_controls(
+        recipe, scan, model, lambda bound: measure(*embedded.embed(bound)), labelled=labelled, draws=draws
     )
-    found = compare_sides(sides, embedded, controls)
-    answers = Answers(model.editable, *embedded[0]), Answers(edited, *embedded[1])
+    found = compare_sides(sides, [before, after], controls)
+    answers = Answers(model.editable, *before), Answers(edited, *after)
     return replace(found, answers=answers, attributes=describe_images(dataset, source))
 
 
@@ -231,8 +231,8 @@ def draw_controls(
 
     `direct` and `distilled` recipes share one pass over the images; `total` ones run the model once a draw.
     """
-    embed = _embedder(recipe, model.editable, source, scan, progress)
-    return _control_rows(recipe, scan, model, lambda bound: measure(*embed(bound)), labelled=labelled, draws=draws)
+    _, embed = read_once(recipe, scan, model, source, progress)
+    return measure_controls(recipe, scan, model, lambda bound: measure(*embed(bound)), labelled=labelled, draws=draws)
 
 
 def measure_text_edit(
@@ -254,7 +254,7 @@ def measure_text_edit(
     def figures(bound: Recipe) -> dict[str, float]:
         return build_measure(apply_recipe(bound, model), dataset, templates=templates)[1](*embedded)
 
-    controls = _control_rows(recipe, scan, model, figures, labelled=labelled, draws=draws)
+    controls = measure_controls(recipe, scan, model, figures, labelled=labelled, draws=draws)
     found = compare_sides(sides, [embedded, embedded], controls)
     answers = Answers(model, *embedded), Answers(edited, *embedded)
     return replace(found, answers=answers, attributes=describe_images(dataset, sides[0].source))
@@ -268,15 +268,16 @@ class ControlRows:
     drawn: Sequence[Mapping[str, float]]
 
 
-def _control_rows(
+def measure_controls(
     recipe: Recipe,
     scan: Scan,
     model: Model,
     figures: Callable[[Recipe], dict[str, float]],
     *,
-    labelled: LabelledEmbeddings | None,
-    draws: int,
+    labelled: LabelledEmbeddings | None = None,
+    draws: int = DRAWS,
 ) -> ControlRows:
+    """As `draw_controls`, from a function that gives the figures of a bound recipe."""
     heads = [HeadId(layer, head) for layer in scan.layers for head in range(model.tower.heads_per_layer[layer])]
     rows: dict[str, dict[str, float]] = {}
     documents = draw_control_documents(recipe.document, heads, draws=draws)
@@ -313,15 +314,3 @@ def _with_random_heads(step: Step, scanned: Sequence[HeadId], generator: np.rand
 def mean_rows(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of several measurements, column by column."""
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
-
-
-def _embedder(
-    recipe: Recipe, model: Model, source: ImageSource, scan: Scan, progress: Progress | None
-) -> Callable[[Recipe], tuple[Float[Tensor, "image d_embed"], list[int]]]:
-    # Later layers see the edit, so that cached features would not show it.
-    if recipe.document.effect == "total":
-        return lambda which: collect_embeddings(apply_recipe(which, model), source, progress=progress)
-    # One pass for all draws: `direct` and `distilled` edits are affine in features that do not change.
-    parts = ablated_names(require_bound(recipe))
-    features, kept = collect_features(model, source, layers=scan.layers, parts=parts, progress=progress)
-    return lambda which: (compute_recipe_embeddings(which, model, features), kept)

@@ -1,12 +1,16 @@
-"""Fidelity: how near the model that ships comes to the `direct` edit, which is the papers' definition."""
+"""What models answer under an edit, from one reading of the images; and how near what ships comes to `direct`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from jaxtyping import Float
 from pydantic import TypeAdapter
+from torch import Tensor
 
+from ..components import Features
 from ..edits.apply import apply_recipe
 from ..edits.bind import bind_recipe
 from ..edits.direct import compute_recipe_embeddings
@@ -22,6 +26,17 @@ from ..scan.tally import Progress
 
 MOST_IMAGES = 512
 ENOUGH = 0.98
+
+Embedded = tuple[Float[Tensor, "image d_embed"], list[int]]
+
+
+@dataclass(frozen=True)
+class EmbeddedEdit:
+    """Embeddings of images, and the positions of those that could be read: before, after, and of any like recipe."""
+
+    before: Embedded
+    after: Embedded
+    embed: Callable[[Recipe], Embedded]
 
 
 def describe_fidelity(measured: Mapping[str, Any] | None, effect: str) -> list[str]:
@@ -75,3 +90,48 @@ def measure_fidelity(
     else:
         found = compute_recipe_embeddings(recipe, model.editable, features)
     return compute_fidelity(wanted, found, features.embedding)
+
+
+def embed_edit(
+    recipe: Recipe,
+    scan: Scan,
+    model: Model,
+    edited: Model,
+    source: ImageSource,
+    *,
+    progress: Progress | None = None,
+) -> EmbeddedEdit:
+    """Images under a bound recipe, read once where the edit is at the readout.
+
+    A classifier answers by its edited head, and its edited model is run; so is that of a `total` recipe.
+
+    Args:
+        edited: What the recipe makes of the model.
+    """
+    features, embed = read_once(recipe, scan, model, source, progress)
+    if features is None:
+        before = collect_embeddings(model.editable, source, progress=progress)
+        return EmbeddedEdit(before, collect_embeddings(edited, source, progress=progress), embed)
+    runs = recipe.document.effect == "distilled" and not edited.has_texts
+    after = collect_embeddings(edited, source, progress=progress) if runs else embed(_as_stored(recipe, edited))
+    return EmbeddedEdit((features[0].embedding, features[1]), after, embed)
+
+
+def read_once(
+    recipe: Recipe, scan: Scan, model: Model, source: ImageSource, progress: Progress | None
+) -> tuple[tuple[Features, list[int]] | None, Callable[[Recipe], Embedded]]:
+    """The unedited features of a source, and any like recipe's embeddings from them; `total` ones have none."""
+    # Later layers see the edit, so that cached features would not show it.
+    if recipe.document.effect == "total":
+        return None, lambda which: collect_embeddings(apply_recipe(which, model), source, progress=progress)
+    # `direct` and `distilled` edits are affine in features that do not change.
+    base, parts = model.editable, ablated_names(require_bound(recipe))
+    features, kept = collect_features(base, source, layers=scan.layers, parts=parts, progress=progress)
+    return (features, kept), lambda which: (compute_recipe_embeddings(which, base, features), kept)
+
+
+def _as_stored(recipe: Recipe, edited: Model) -> Recipe:
+    """The recipe with the edited model's own weights, which were rounded as on disk."""
+    stored = {f"folded.{name}": tensor.cpu() for name, tensor in edited.module.state_dict().items()}
+    tensors = {name: stored.get(name, tensor) for name, tensor in require_bound(recipe).items()}
+    return replace(recipe, tensors=tensors)
