@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -207,6 +209,80 @@ def measure_apply(rounds: int) -> None:
             )
 
 
+PLAIN = """
+import sys, torch, open_clip
+from pathlib import Path
+from PIL import Image
+torch.set_num_threads(2)
+model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{sys.argv[1]}")
+files = sorted(Path(sys.argv[2]).iterdir())
+with torch.no_grad():
+    for start in range(0, len(files), 32):
+        images = [preprocess(Image.open(path).convert("RGB")) for path in files[start : start + 32]]
+        model.eval().encode_image(torch.stack(images))
+"""
+
+
+def write_photographs(folder: Path, count: int, *, width: int = 640, height: int = 480) -> None:
+    """JPEG files that are as large to decode as photographs: smooth colours with edges and some noise."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for index in range(count):
+        coarse = torch.rand(1, 3, 12, 16, generator=generator)
+        smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0]
+        edges = torch.nn.functional.interpolate(coarse[:, :, ::3, ::3], (height, width))[0]
+        noise = torch.randn(3, height, width, generator=generator) * 0.03
+        pixels = ((0.6 * smooth + 0.4 * edges + noise).clamp(0, 1) * 255).to(torch.uint8)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{index:05d}.jpg", quality=90)
+
+
+def measure_repair(rounds: int, counts: list[int]) -> None:
+    """`remove-heads` with report, fidelity and verification against a plain pass of open_clip; whole processes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = clipedit.load_model("ViT-B-32")
+        (folder / "base").mkdir()
+        state = {key: tensor.contiguous() for key, tensor in model.module.state_dict().items()}
+        save_file(state, folder / "base" / "open_clip_model.safetensors", metadata={"format": "pt"})
+        (folder / "base" / "open_clip_config.json").write_text(json.dumps(dict(model.config), default=list))
+        for count in counts:
+            photographs, cache = folder / f"photographs{count}", folder / "cache"
+            write_photographs(photographs, count)
+            # Random weights hold no concept: the edit is forced, and as large as usual.
+            own = [
+                *(sys.executable, "-m", "clipedit", "remove-heads", "--concept", "location", "--force", "--heads", "8"),
+                *(
+                    "--output-strength",
+                    "0.5",
+                    "--model",
+                    folder / "base",
+                    "--images",
+                    photographs,
+                    "--effect",
+                    "direct",
+                ),
+                *("-o", folder / "out", "--overwrite"),
+            ]
+            plain = [sys.executable, "-c", PLAIN, folder / "base", photographs]
+            environment = {**os.environ, "CLIPEDIT_CACHE": str(cache), "OMP_NUM_THREADS": "2"}
+            run = lambda command: subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)  # noqa: E731
+            run(plain), run(own)
+            for kind in ("cold", "warm"):
+                ratios, times = [], []
+                for _ in range(rounds):
+                    if kind == "cold":
+                        shutil.rmtree(cache, ignore_errors=True)
+                    below, above = seconds(lambda: run(plain)), seconds(lambda: run(own))
+                    ratios.append(above / below)
+                    times.append((above, below))
+                above, below = (statistics.median(column) for column in zip(*times, strict=True))
+                print(
+                    f"remove-heads / plain open_clip pass, ViT-B-32, {count} photographs, {kind} cache: "
+                    f"{describe(ratios)}; {above:.1f} s / {below:.1f} s, starts included",
+                    flush=True,
+                )
+
+
 def measure_peak(arguments: list[str]) -> float:
     """Peak resident memory of a command of ours in bytes; mapped pages of input files count."""
     code = (
@@ -237,7 +313,8 @@ def measure_memory() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="scan,textspan,heatmap,edited,apply,memory")
+    parser.add_argument("--only", default="scan,textspan,heatmap,edited,apply,memory,repair")
+    parser.add_argument("--images", default="400", help="Photographs of `repair`, such as 200,1000,4000.")
     options = parser.parse_args()
     torch.set_num_threads(2)
     torch.manual_seed(0)
@@ -255,6 +332,8 @@ def main() -> None:
         measure_memory()
     if "apply" in chosen:
         measure_apply(3)
+    if "repair" in chosen:
+        measure_repair(5, [int(count) for count in options.images.split(",")])
 
 
 if __name__ == "__main__":
