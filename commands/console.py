@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from ..editor.scan.scan import Scan
     from ..export.verify.verify import Check
 
+SECONDS_BETWEEN_LINES = 10
 Follow = Callable[[str], Callable[[int, int], None]]
 
 out_console, err_console = Console(), Console(stderr=True)
@@ -46,11 +49,11 @@ _SKEW_LEGEND = (
 
 
 @contextmanager
-def progress() -> Iterator[Follow]:
-    """A bar for each stage on stderr, with images/s and time left."""
+def progress(*, quiet: bool = False) -> Iterator[Follow]:
+    """A bar for each stage on stderr, with images/s and time left; a line now and then where there is no terminal."""
     # In a log, bars would be lines without end.
     if not err_console.is_terminal:
-        yield lambda stage: lambda done, total: None
+        yield (lambda stage: lambda done, total: None) if quiet else _follow_in_lines
         return
     with _bars() as bars:
 
@@ -60,6 +63,21 @@ def progress() -> Iterator[Follow]:
             return lambda done, total: bars.update(task, completed=done, total=total)
 
         yield follow
+
+
+def _follow_in_lines(stage: str) -> Callable[[int, int], None]:
+    started = last = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < SECONDS_BETWEEN_LINES:
+            return
+        last, rate = now, done / (now - started)
+        left = timedelta(seconds=round((total - done) / rate)) if rate else "unknown time"
+        say(f"{stage}: {done} of {total}, {rate:.1f} a second, {left} left")
+
+    return tell
 
 
 def _bars() -> Progress:

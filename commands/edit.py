@@ -33,6 +33,7 @@ from .options import (
     OutOption,
     OverwriteOption,
     PretrainedOption,
+    QuietOption,
     ScanOption,
     SplitOption,
 )
@@ -62,6 +63,7 @@ def apply(
     out: OutOption = DEFAULT_OUT,
     overwrite: OverwriteOption = False,
     no_cache: NoCacheOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Apply a saved recipe: the same base gives the same bytes."""
     require_apart(out, recipe, model, pretrained, images, scan)
@@ -78,7 +80,7 @@ def apply(
         apply_to_folder(loaded, folder, out, **writing)
     else:
         base, choice = open_model(model, pretrained, scan=scan), HeadChoice(labelled=labelled, erase=erase, split=split)
-        with progress() as follow:
+        with progress(quiet=quiet) as follow:
             found = {"images": images, "scan": scan, "choice": choice, "progress": follow}
             say_skipped(apply_in_memory(loaded, base, out, **found, **writing))
     _say_applied(out, model, loaded.document)
@@ -170,6 +172,7 @@ def reindex(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, in the same format.")] = VECTORS_OUT,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Carry stored embeddings over to the edited model.
 
@@ -182,7 +185,7 @@ def reindex(
     target = require_free_vectors(out, vectors, overwrite=overwrite)
     bound, scanned, named = load_inputs(recipe, scan, model, pretrained)
     options = {"column": column, "normalised": normalised, "force": force, "images": images, "say": say}
-    with progress() as follow:
+    with progress(quiet=quiet) as follow:
         done = reindex_file(vectors, target, bound, scanned, open_model(*named), progress=follow("measure"), **options)
     if as_json:
         print_json({"out": str(target), **done})

@@ -26,6 +26,7 @@ from .options import (
     LayoutOption,
     NoCacheOption,
     OverwriteFileOption,
+    QuietOption,
     RetentionOption,
     ScanArgument,
     SplitOption,
@@ -79,6 +80,7 @@ def score(
     top: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 20,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Rank components by how much of a concept they carry.
 
@@ -90,7 +92,7 @@ def score(
     if test is None and (concept is None or columns):
         raise typer.BadParameter("give --concept NAME, or --test LABELS [--columns]", param_hint="--concept")
     if test is not None:
-        _test_scores(scan, test, columns, measure, as_json=as_json)
+        _test_scores(scan, test, columns, measure, as_json=as_json, quiet=quiet)
     else:
         _score(scan, concept or "", keep, measure, directions, top, as_json=as_json)
 
@@ -121,7 +123,9 @@ def _score(
     say(f"{found.verdict}: {found.because}")
 
 
-def _test_scores(scan: Path, labels: str, columns: str | None, measure: str | None, *, as_json: bool) -> None:
+def _test_scores(
+    scan: Path, labels: str, columns: str | None, measure: str | None, *, as_json: bool, quiet: bool
+) -> None:
     from ..editor.images.labelled import load_attributes
     from ..editor.measure.score_agreement import evaluate_scores
 
@@ -130,7 +134,7 @@ def _test_scores(scan: Path, labels: str, columns: str | None, measure: str | No
     default = "location=place,shape,color,texture" if is_demo(labels) else ""
     scanned, model = open_scan(scan)
     options: dict[str, Any] = {"columns": _parse_columns(columns or default)} | given(measure=measure)
-    with progress() as follow:
+    with progress(quiet=quiet) as follow:
         found = evaluate_scores(scanned, model, labelled, progress=follow("retrieve"), **options)
     print_json(vars(found)) if as_json else _print_agreement(found)
 
@@ -171,6 +175,7 @@ def ablate_layers(
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Measure accuracy as layers are mean-ablated.
 
@@ -183,7 +188,7 @@ def ablate_layers(
     from ..editor.measure.layer_ablation import measure_layer_ablation
 
     labels, options = read_options(asked), given(batch_size=batch_size)
-    with progress() as follow:
+    with progress(quiet=quiet) as follow:
         curves = measure_layer_ablation(scanned, model, dataset, labels=labels, progress=follow("ablate"), **options)
     plotted(plot_layer_ablation, curves)
     write(curves.rows)

@@ -9,7 +9,7 @@ import typer
 
 from .checks import concepts_folder
 from .console import out_console, print_json, print_table, printable, progress, say_next
-from .options import JsonOption, ModelOption
+from .options import JsonOption, ModelOption, QuietOption
 
 concepts_app = typer.Typer(no_args_is_help=True, help="The concepts that can be removed.")
 recipes_app = typer.Typer(no_args_is_help=True, help="The shipped recipes: published lists of heads.")
@@ -86,6 +86,7 @@ def models(
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables of the README.")] = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Say what can be edited, and why not what cannot.
 
@@ -93,7 +94,7 @@ def models(
     """
     from ..editor.models.supported import describe_models, render_markdown
 
-    with progress() as follow:
+    with progress(quiet=quiet) as follow:
         rows = describe_models(names or (), progress=follow("models"))
     if as_json:
         print_json([{**vars(row), "effects": list(row.effects)} for row in rows])

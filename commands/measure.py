@@ -29,6 +29,7 @@ from .options import (
     OverwriteFileOption,
     OverwriteOption,
     PretrainedOption,
+    QuietOption,
     ReadingOption,
     RetentionOption,
     SeedOption,
@@ -83,6 +84,7 @@ def evaluate(
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Measure zero-shot accuracy of models side by side.
 
@@ -126,7 +128,7 @@ def _evaluate(asked: dict[str, Any]) -> FigureTable:
 
     options, task = read_options(asked), open_labelled(asked)
     loaded = {name: open_named(name, None, asked["aligner"]) for name in asked["models"]}
-    with progress() as follow:
+    with progress(quiet=asked["quiet"]) as follow:
         table = run(loaded, task, labels=options, progress=follow("evaluate"), **given(batch_size=asked["batch_size"]))
         for name in asked["models"] if asked["control"] else []:
             told = follow("control")
@@ -149,7 +151,7 @@ def _evaluate_segmentation(asked: dict[str, Any]) -> FigureTable:
     # Without a file of templates those of segmentation stay.
     options = given(templates=labels.templates if asked["templates"] else None, reading=asked["reading"])
     table = FigureTable(f"{len(masked.source)} masks of {len(names)} classes")
-    with progress() as follow:
+    with progress(quiet=asked["quiet"]) as follow:
         for name, model in loaded.items():
             told = follow("segment")
             table.add(name, evaluate_segmentation(model, masked, classes=names, progress=told, **options))
@@ -174,6 +176,7 @@ def completeness(
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Replace heads by their texts and measure what is left.
 
@@ -190,7 +193,7 @@ def completeness(
     scanned, model = open_scan(require_scan(scan))
     labels, pools = read_options(asked), load_pools(texts, model.folder)
     options = given(steps=numbers or None, seed=seed) | {"labels": labels, "pools": pools}
-    with progress() as follow:
+    with progress(quiet=quiet) as follow:
         table = measure_completeness(scanned, model, dataset, progress=follow("measure"), **options)
     plotted(plot_completeness, table)
     write(table.rows)
@@ -228,6 +231,7 @@ def train_head(
     seed: SeedOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Train a linear head on labelled images.
 
@@ -245,7 +249,7 @@ def train_head(
     from ..export.classifier_folder import train_head_to_folder
 
     task, loaded = open_training_images(asked), open_named(model, pretrained)
-    with progress() as follow:
+    with progress(quiet=quiet) as follow:
         report = train_head_to_folder(
             loaded, task, out, overwrite=overwrite, progress=follow("train"), **given(seed=seed)
         )

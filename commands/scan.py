@@ -27,8 +27,10 @@ from .options import (
     MaxBadOption,
     MaybeDatasetOption,
     ModelOption,
+    NoCacheOption,
     OverwriteFileOption,
     PretrainedOption,
+    QuietOption,
     RetentionOption,
     ScanArgument,
     ScanOutOption,
@@ -119,6 +121,7 @@ def scan(
         bool, typer.Option("--resume/--no-resume", help="Go on with the units that an interrupted scan left.")
     ] = True,
     overwrite: OverwriteFileOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Collect the statistics of a model's heads on images."""
     asked = locals()
@@ -132,7 +135,7 @@ def scan(
     # Only the model knows how many `all` are.
     options["layers"] = range(loaded.tower.n_layers) if options["layers"] == "all" else options["layers"]
     options["engine"] = _open_cluster(address, actors) if engine == "ray" else None
-    with progress() as follow:
+    with progress(quiet=quiet) as follow:
         written = scan_to_file(loaded, images, out, progress=follow("scan"), say=say, **options)
     _report(written)
 
@@ -232,6 +235,8 @@ def monitor(
     workers: WorkersOption = None,
     max_bad: MaxBadOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    no_cache: NoCacheOption = False,
 ) -> None:
     """Say whether new images still look like those of a scan.
 
@@ -248,7 +253,7 @@ def monitor(
 
     scanned, model = open_scan(scan)
     options = given(limit=limit, batch_size=batch_size, workers=workers, max_bad=max_bad)
-    with progress() as follow:
+    with progress(quiet=quiet) as follow:
         found = run(scanned, model, images, heads=heads, progress=follow("monitor"), **options)
         again = _judge_again(scanned, model, asked, follow) if recipe and dataset else None
     said = {"verdict": again.word, "because": again.because} if again else {}
@@ -319,6 +324,7 @@ def align(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Give a model without texts those of a CLIP (CompAlign).
 
@@ -329,7 +335,7 @@ def align(
     from ..editor.scan.align import align as run
 
     own, clip, state = open_named(model, pretrained), open_named(to), out.with_name(f"{out.name}.training")
-    with progress() as follow:
+    with progress(quiet=quiet) as follow:
         found = run(own, clip, images, options=options, resume=resume, progress=follow("align"), state_path=state)
     found.save(out)
     rows = [[key.replace("_", " "), f"{value:.3f}"] for key, value in found.report.items()]

@@ -22,9 +22,11 @@ from .options import (
     LabelOption,
     LayoutOption,
     MaybeDatasetOption,
+    NoCacheOption,
     OutOption,
     OverwriteOption,
     PretrainedOption,
+    QuietOption,
     RetentionOption,
     SplitOption,
     TemplatesOption,
@@ -67,6 +69,8 @@ def export(
     ] = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
+    no_cache: NoCacheOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Write a model in the layout its consumer reads.
 
@@ -104,7 +108,7 @@ def _judge_again(edited: Model, asked: dict[str, Any]) -> Model:
     from ..export.judge_folder import judge_again
 
     task = open_labelled(asked)
-    with progress() as follow:
+    with progress(quiet=asked["quiet"]) as follow:
         return judge_again(edited, task, read_options(asked), follow)
 
 

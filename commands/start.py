@@ -51,6 +51,7 @@ from .options import (
     OutOption,
     OverwriteOption,
     PretrainedOption,
+    QuietOption,
     RetentionOption,
     ScanOption,
     SplitOption,
@@ -80,7 +81,7 @@ PANELS = {
         *("dataset", "layout", "classes", "templates", "label", "group_by", "split", "top", "retention"),
         *("fail_if_worse", "batch_size", "max_bad", "no_cache"),
     ),
-    "Output": ("out", "overwrite", "report", "plot", "as_json", "help"),
+    "Output": ("out", "overwrite", "report", "plot", "as_json", "quiet", "help"),
 }
 _PANEL_OF = {option: panel for panel, options in PANELS.items() for option in options}
 
@@ -101,6 +102,7 @@ def demo(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Run the whole path on the embedded model, in a minute.
 
@@ -108,7 +110,7 @@ def demo(
     """
     from ..demo.pipeline import run_demo
 
-    with progress() as follow:
+    with progress(quiet=quiet) as follow:
         result = run_demo(out, overwrite=overwrite, progress=follow)
     if as_json:
         print_json(result.report())
@@ -224,6 +226,7 @@ def remove_heads(
     ] = Output.plot,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Find the heads that carry a concept and remove them.
 
@@ -242,7 +245,7 @@ def remove_heads(
     loaded = open_model(model, pretrained, aligner, scan=scan, tower=tower)
     named: dict[str, Any] = {name: asked[name] for name in ("images", "scan", "concept", "keep", "dataset", "out")}
     named |= {"scan_options": given(batch_size=batch_size, max_bad=max_bad), "labels": read_dataset_options(asked)}
-    with progress() as follow:
+    with progress(quiet=quiet) as follow:
         done = repair(loaded, **named, options=options, choice=choice, output=output, progress=follow)
     say_skipped(done.scan if scan is None else None)
     print_json(done.report()) if as_json else _print_repair(done)

@@ -13,6 +13,7 @@ import pytest
 
 import clipedit
 from clipedit import cli
+from clipedit.commands import console
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = [path for path in sorted((ROOT / "commands").glob("*.py")) if path.stem != "__init__"]
@@ -133,3 +134,19 @@ def test_repair_is_what_remove_heads_does(run, demo_model, demo_scan, tmp_path: 
     said, report = json.loads(printed.out), done.report()
     assert said.keys() == report.keys() and said["heads"] == report["heads"] and said["measured"] == report["measured"]
     assert set(done.paths) == {"model", "recipe", "scan"} and "checks" in done._repr_html_()
+
+
+def test_a_log_gets_a_line_of_progress_now_and_then(monkeypatch, capfd) -> None:  # type: ignore[no-untyped-def]
+    clock = iter([0.0, 4.0, 20.0, 25.0, 40.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress() as follow:
+        told = follow("scan")
+        for done in (10, 50, 60, 80):
+            told(done, 3700)
+    assert capfd.readouterr().err.splitlines() == [
+        "scan: 50 of 3700, 2.5 a second, 0:24:20 left",
+        "scan: 80 of 3700, 2.0 a second, 0:30:10 left",
+    ]
+    with console.progress(quiet=True) as follow:
+        follow("scan")(50, 100)
+    assert capfd.readouterr().err == ""
