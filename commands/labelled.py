@@ -39,9 +39,12 @@ def read_options(asked: Mapping[str, Any]) -> LabelledOptions:
 
 def read_classes(path: Path | None) -> Mapping[str, str] | None:
     """From a column's values to words, from a file."""
+    if path is None:
+        return None
+    # Late: it brings numpy, and a misspelt concept is refused without.
     from ..editor.images.labelled import load_classes
 
-    return load_classes(path) if path else None
+    return load_classes(path)
 
 
 def read_dataset_options(asked: Mapping[str, Any]) -> LabelledOptions | None:
