@@ -51,6 +51,7 @@ _HOMES = {
     "editor.measure.reindex": ("compute_embedding_map", "reindex_vectors"),
     "editor.scan.scan": ("Scan", "load_scan", "scan"),
     "editor.scan.by_units": ("scan_units",),
+    "editor.select.audit": ("Audit", "audit"),
     "editor.select.options": ("EditOptions", "HeadChoice"),
     "editor.select.plan": ("EditPlan", "Evidence"),
     "editor.select.selectors": ("select_recipe",),
@@ -121,6 +122,8 @@ if TYPE_CHECKING:
     from .editor.scan.scan import Scan as Scan
     from .editor.scan.scan import load_scan as load_scan
     from .editor.scan.scan import scan as scan
+    from .editor.select.audit import Audit as Audit
+    from .editor.select.audit import audit as audit
     from .editor.select.make_recipe import make_recipe as make_recipe
     from .editor.select.options import EditOptions as EditOptions
     from .editor.select.options import HeadChoice as HeadChoice

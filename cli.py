@@ -11,12 +11,12 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from . import __version__
-from .commands import edit, heads, library, look, measure, scan, ship, start
+from .commands import audit, edit, heads, library, look, measure, scan, ship, start
 from .commands.console import fail, printable
 from .editor.errors import ClipeditError
 
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
-    "Start": {"demo": start.demo, "remove-heads": start.remove_heads},
+    "Start": {"demo": start.demo, "audit": audit.audit, "remove-heads": start.remove_heads},
     "Find": {"scan": scan.scan, "merge": scan.merge, "label": heads.label, "score": heads.score, "align": scan.align},
     "Fix": {"apply": edit.apply, "diff": edit.diff, "reindex": edit.reindex},
     "Measure": {

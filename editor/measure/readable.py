@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from ..concepts.concepts import Concept
+from ..concepts.directions import spare_directions
 from ..edits.recipe import Recipe
 from ..errors import ConceptError
 from ..images.skew import RetrievalSet
@@ -234,15 +235,20 @@ class Reader:
     def _removed(self, fold: Fold) -> float:
         """The share of the variance along an instance that the same edit, made from the others, removes."""
         named, subsets = self.recipe.heads, self.probe.subsets
+        output = next((step for step in self.recipe.document.steps if step.target == "output"), None)
+        spared = None
+        if output is not None and output.spared:
+            spared = self.probe.directions(encode_unit(self.probe.model, output.spared))
         if self.by_texts:
             # As many heads, chosen anew from the other instances' texts.
-            taken: Sequence[int] = rank_heads(self.probe, fold.chosen_from)[: len(named)]
+            taken: Sequence[int] = rank_heads(self.probe, fold.chosen_from, spared)[: len(named)]
         else:
             # Labels chose the heads, so that no text has to be left out of the choice.
             taken = [index for index, head in enumerate(subsets.heads) if str(head) in named]
-        output = next((step for step in self.recipe.document.steps if step.target == "output"), None)
         strength = output.strength if output is not None else 0.0
         span = self.probe.directions(fold.chosen_from)
+        # What was kept is not projected out, in a fold as in the edit that ships.
+        span = span if spared is None else spare_directions(span, spared)
         return removed_by_both(subsets, fold.direction[:, None], taken, span, strength)
 
 

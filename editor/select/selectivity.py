@@ -65,11 +65,12 @@ class Fold:
 
 @dataclass(frozen=True)
 class Probe:
-    """A model's heads and its pool of texts, prepared once for many concepts."""
+    """A model's heads and its pool of texts, embedded and centred, prepared once for many concepts."""
 
     model: Model
     subsets: HeadSubsets
     pool: Float[Tensor, "text d_embed"]
+    pool_texts: tuple[str, ...] = ()
 
     @cached_property
     def most(self) -> int:
@@ -96,8 +97,9 @@ def build_probe(scan: Scan, model: Model) -> Probe:
     texts = load_texts(model_folder=model.folder)
     # Every so many, since a pool is a list in some order.
     every = -(-len(texts) // POOL_TEXTS)
-    pool = encode_unit(model, texts[::every])
-    return Probe(model, build_head_subsets(scan, model), pool - pool.mean(0))
+    taken = tuple(texts[::every])
+    pool = encode_unit(model, taken)
+    return Probe(model, build_head_subsets(scan, model), pool - pool.mean(0), taken)
 
 
 def measure_selectivity(scan: Scan, model: Model, concept: str | Concept) -> Selectivity:

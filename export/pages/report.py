@@ -107,7 +107,7 @@ def render_report(edit: Edit, checks: Mapping[str, Any], out: Path, *, progress:
     scores = _score(edit, concept)
     cards, pictures = _collect_cards(edit, scores, progress)
     page = (
-        _environment()
+        page_environment()
         .get_template("report.html.jinja")
         .render(
             title=f"{edit.base.name} without {concept.name}" if concept else f"{edit.base.name}, edited",
@@ -214,7 +214,8 @@ def read_checks(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """Templates of pages; whatever is put into them is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("clipedit.export.pages", "templates"),
         # Texts of recipes and names of files come from anybody.

@@ -1,0 +1,162 @@
+"""audit: what a model's heads hold, and what its classes lean on, concept by concept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..editor.files.whole import require_free_file
+from ..editor.images.demo_name import is_demo
+from .checks import require_concepts
+from .console import print_json, print_table, progress, say, say_next, say_skipped
+from .labelled import open_labelled, read_classes, read_options, require_own_columns
+from .load import open_model, open_scan
+from .options import (
+    AlignerOption,
+    BatchOption,
+    ClassesOption,
+    GroupByOption,
+    ImagesOption,
+    JsonOption,
+    LabelOption,
+    LayoutOption,
+    MaxBadOption,
+    MaybeDatasetOption,
+    ModelOption,
+    OverwriteFileOption,
+    PretrainedOption,
+    ScanOption,
+    SplitOption,
+    TemplatesOption,
+    TopOption,
+    given,
+    split_columns,
+)
+
+if TYPE_CHECKING:
+    from ..editor.models.model import Model
+    from ..editor.scan.scan import Scan
+    from ..editor.select.audit import Audit, AuditRow
+
+ALL = "all"
+Follow = Any
+
+
+def audit(
+    model: ModelOption = "demo",
+    images: ImagesOption = None,
+    pretrained: PretrainedOption = None,
+    scan: ScanOption = None,
+    aligner: AlignerOption = None,
+    concepts: Annotated[str, typer.Option(help="`all`, or names separated by commas.")] = ALL,
+    concept: Annotated[list[str] | None, typer.Option(help="A file with one of your own; may be repeated.")] = None,
+    classes: ClassesOption = None,
+    dataset: MaybeDatasetOption = None,
+    layout: LayoutOption = None,
+    templates: TemplatesOption = None,
+    label: LabelOption = None,
+    group_by: GroupByOption = "",
+    split: SplitOption = None,
+    top: TopOption = None,
+    batch_size: BatchOption = None,
+    max_bad: MaxBadOption = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write a page to this file, .html.")] = None,
+    overwrite: OverwriteFileOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask of every concept whether a few heads hold it, and whether the classes lean on it.
+
+    From unlabelled images and words: says what `remove-heads` would do, and what to run next. Without --classes or
+    --dataset only heads are looked at.
+    """
+    asked = locals()
+    if out is not None:
+        require_free_file(out, overwrite=overwrite)
+    if dataset is not None or classes is None:
+        require_own_columns(asked)
+    require_concepts(model, *(concept or ()))
+    from ..editor.select.audit import audit as run
+
+    names, prompts = _read_classes(asked)
+    with progress() as follow:
+        scanned, loaded = _open(asked, follow)
+        chosen = {"concepts": None if concepts == ALL else split_columns(concepts), "own": concept or ()}
+        found = run(scanned, loaded, classes=names, templates=prompts, **chosen)
+    say_skipped(scanned if scan is None else None)
+    commands = {row.concept: _spell_command(row, asked) for row in found.found}
+    if out is not None:
+        from ..export.pages.audit import write_audit
+
+        write_audit(found, out, model=loaded.name, commands=commands)
+    print_json(_report(found, commands)) if as_json else _print(found, commands)
+    if out is not None:
+        say(f"wrote {out}: open it in a browser")
+
+
+def _open(asked: dict[str, Any], follow: Follow) -> tuple[Scan, Model]:
+    from ..export.inputs import scan_or_load
+
+    if asked["scan"] is not None:
+        return open_scan(asked["scan"])
+    loaded = open_model(asked["model"], asked["pretrained"], asked["aligner"])
+    options = given(batch_size=asked["batch_size"], max_bad=asked["max_bad"])
+    return scan_or_load(loaded, asked["images"], None, options=options, follow=follow), loaded
+
+
+def _read_classes(asked: dict[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
+    """The words of the classes, and their prompts: from a file, or those of labelled images."""
+    from ..editor.images.demo import SHAPES
+    from ..editor.images.skew import RetrievalSet
+
+    prompts = read_options({"templates": asked["templates"]}).templates
+    if asked["dataset"] is None:
+        return list((read_classes(asked["classes"]) or {}).values()), prompts
+    if is_demo(asked["dataset"]):
+        return SHAPES, prompts
+    task: Any = open_labelled(asked)
+    return task.queries if isinstance(task, RetrievalSet) else task.classes, prompts
+
+
+def _report(found: Audit, commands: dict[str, str]) -> dict[str, Any]:
+    report = found.report()
+    rows = [row | {"command": commands.get(row["concept"])} for row in report.pop("concepts")]
+    return {"concepts": rows, **report}
+
+
+def _spell_command(row: AuditRow, asked: dict[str, Any]) -> str:
+    """What removes a concept from this model."""
+    options = {name: asked[name] for name in ("model", "pretrained", "images", "scan", "aligner", "dataset")}
+    own = {Path(one).stem: one for one in asked["concept"] or ()}
+    spelled = "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
+    return f"clipedit remove-heads --concept {own.get(row.concept, row.concept)}{spelled} -o repaired"
+
+
+def _print(found: Audit, commands: dict[str, str]) -> None:
+    columns = [
+        "concept",
+        "",
+        "selectivity",
+        *(["margins along it"] if found.classes else []),
+        "heads",
+        "removed",
+        "elsewhere",
+    ]
+    print_table(columns, [_cells(row, bool(found.classes)) for row in found])
+    for row in found.found:
+        say(row.because)
+    if not found.found:
+        say(f"nothing found: in {found.images} images no few heads hold any of {len(found.rows)} concepts")
+        return
+    first = found.found[0]
+    say_next(f"to remove {first.concept}", commands[first.concept])
+
+
+def _cells(row: AuditRow, with_lean: bool) -> list[str]:
+    from ..editor.select.audit import spell_lean, spell_selectivity
+
+    lean = [spell_lean(row)] if with_lean else []
+    shares = ["" if share is None else f"{share:.2f}" for share in (row.removed, row.elsewhere)]
+    return [row.concept, row.verdict, spell_selectivity(row), *lean, ", ".join(row.heads), *shares]
