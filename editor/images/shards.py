@@ -20,9 +20,9 @@ from ..errors import ImageError, describe_given
 from ..files.locations import Location, expand_range, is_remote, list_locations, open_location
 from .decode import SUFFIXES, read_image
 from .demo_name import is_demo
-from .parquet import ARROW_SUFFIXES, PARQUET_SUFFIXES, cut_parquet, open_arrow, open_parquet
+from .packed.parquet import ARROW_SUFFIXES, PARQUET_SUFFIXES, cut_parquet, open_arrow, open_parquet
+from .packed.tar import TAR_SUFFIXES, open_tar
 from .source import ImageSource
-from .tar import TAR_SUFFIXES, open_tar
 
 SHARD_SUFFIXES = (*TAR_SUFFIXES, *PARQUET_SUFFIXES, *ARROW_SUFFIXES)
 UNIT_IMAGES = 8_192

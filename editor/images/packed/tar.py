@@ -9,11 +9,11 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from ..errors import ImageError
-from ..files.locations import Location, is_remote, open_location
+from ...errors import ImageError
+from ...files.locations import Location, is_remote, open_location
+from ..decode import SUFFIXES
+from ..source import ImageSource
 from .blobs import OpenBlob, Spool
-from .decode import SUFFIXES
-from .source import ImageSource
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 MAX_SHARD_BYTES = 2**37

@@ -15,8 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import ImageError
-from .decode import read_image
+from ...errors import ImageError
+from ..decode import read_image
 
 MAX_IMAGE_BYTES = 2**30
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import ImageError
-from ..files.locations import Location, open_location
+from ...errors import ImageError
+from ...files.locations import Location, open_location
+from ..source import ImageSource
 from .blobs import MAX_IMAGE_BYTES, OpenBlob, Spool
-from .source import ImageSource
 
 PARQUET_SUFFIXES, ARROW_SUFFIXES = (".parquet",), (".arrow",)
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content", "data")

@@ -1,0 +1,1 @@
+"""Images that lie in one file: tars, Parquet, Arrow."""
