@@ -110,4 +110,6 @@ def describe_validation(error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"]) or "the file"
     if first["type"] == "extra_forbidden":
         return f"{where} is not a known key"
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+    # YAML reads `no`, `null` and `1990` as something else than words.
+    fix = ". Put that word in quotes" if first["type"] == "string_type" else ""
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}{fix}"

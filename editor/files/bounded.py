@@ -5,6 +5,8 @@ Nothing is constructed but plain values. Callers name the file: here a problem i
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,11 @@ MAX_DEPTH, MAX_NODES, MAX_SCALAR = 64, 100_000, 200
 _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read_text(path: Path, *, most: int = MAX_BYTES) -> str:
-    """A whole text file in UTF-8.
+def read_text(path: Path, *, most: int = MAX_BYTES, newline: str | None = None) -> str:
+    """A whole text file in UTF-8, or in UTF-16 if it begins with that mark; the mark of either is left out.
+
+    Args:
+        newline: As for `open`: by default every line ends in a plain line feed; "" leaves ends as they are.
 
     Raises:
         OSError: If it cannot be read.
@@ -29,7 +34,11 @@ def read_text(path: Path, *, most: int = MAX_BYTES) -> str:
         raise ValueError("it is not a plain file")
     if size > most:
         raise ValueError(f"it has {size} bytes, at most {most} are read")
-    return path.read_text(encoding="utf-8")
+    content = path.read_bytes()
+    # Windows writes both: "Unicode text" of a spreadsheet and PowerShell's `>` are UTF-16.
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = content.decode("utf-16" if wide else "utf-8-sig")
+    return io.StringIO(text, newline=newline).read() if newline is None else text
 
 
 def load_json(path: Path) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ImageError
+from .walk import walk_folder
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MAX_RANGE = 1_000_000
@@ -24,6 +25,14 @@ class Location:
     name: str
     path: str
     size: int
+
+
+def locate_file(name: str, path: str) -> Location:
+    """A local file under a name; the size is 0 where it cannot be told."""
+    try:
+        return Location(name, path, os.stat(path).st_size)
+    except OSError:
+        return Location(name, path, 0)
 
 
 def is_remote(path: str | Path) -> bool:
@@ -92,12 +101,12 @@ def _wanted(item: Location, suffixes: tuple[str, ...]) -> bool:
 
 def _list_local(pattern: str) -> list[Location]:
     if os.path.isdir(pattern):
-        paths = [os.path.join(root, name) for root, _, names in os.walk(pattern) for name in names]
-        return [Location(os.path.relpath(path, pattern).replace(os.sep, "/"), path, _size(path)) for path in paths]
+        listing = walk_folder(pattern, each_once=True)
+        return [locate_file(name.replace(os.sep, "/"), path) for name, path in listing.files]
     paths = (
         [pattern] if os.path.isfile(pattern) else [p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)]
     )
-    return [Location(os.path.basename(path), path, _size(path)) for path in paths]
+    return [locate_file(os.path.basename(path), path) for path in paths]
 
 
 def _list_remote(pattern: str) -> list[Location]:
@@ -118,13 +127,6 @@ def _list_remote(pattern: str) -> list[Location]:
         ]
     except Exception as error:
         raise _reading_error(pattern, error) from None
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0
 
 
 def _reading_error(path: str | Path, error: Exception) -> ImageError:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,26 @@ from PIL import Image
 
 from ..errors import ImageError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+# Old builds of Pillow lack AVIF; HEIC is never part of it. Asked without importing: most folders hold neither.
+_HAS_AVIF, _HAS_HEIF = find_spec("PIL._avif") is not None, find_spec("pillow_heif") is not None
+AVIF_SUFFIXES, HEIF_SUFFIXES = frozenset({".avif"}), frozenset({".heic", ".heif", ".hif"})
+SUFFIXES = (
+    frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+    | (AVIF_SUFFIXES if _HAS_AVIF else frozenset())
+    | (HEIF_SUFFIXES if _HAS_HEIF else frozenset())
+)
 # By content, not by suffix: what else Pillow reads would run Ghostscript, or code that nobody fuzzes.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(["AVIF"] if _HAS_AVIF else []))
 # Twice Pillow's own `MAX_IMAGE_PIXELS`: beyond that Pillow itself takes a file for a bomb.
 MAX_PIXELS, MAX_ASPECT, MAX_SCANS = 178_956_970, 100, 40
+
+
+def say_how_to_read(suffixes: Iterable[str]) -> list[str]:
+    """What would read those of some suffixes that are images and are not read here: a few words for each package."""
+    passed = set(suffixes)
+    ways = (("pillow-heif", HEIF_SUFFIXES), ("-U pillow", AVIF_SUFFIXES))
+    found = ((package, sorted(passed & known - SUFFIXES)) for package, known in ways)
+    return [f"`pip install {package}` reads {', '.join(some)}" for package, some in found if some]
 
 
 def open_image(path: Path) -> Image.Image:
@@ -32,7 +50,7 @@ def read_image(content: Path | io.BytesIO, name: str) -> Image.Image:
     try:
         if isinstance(content, Path) and not content.is_file():
             raise ImageError(f"cannot read {name}: there is no such file.")
-        with Image.open(content, formats=FORMATS) as image:
+        with Image.open(content, formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"cannot read {name}: {image.width} x {image.height} pixels, at most {MAX_PIXELS}.")
             if max(image.size) > MAX_ASPECT * min(image.size):
@@ -48,6 +66,16 @@ def read_image(content: Path | io.BytesIO, name: str) -> Image.Image:
         raise
     except Exception as error:  # Decoders raise nearly anything on hostile bytes.
         raise ImageError(f"cannot read {name}: {error or type(error).__name__}.") from None
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    if not _HAS_HEIF:
+        return FORMATS
+    import pillow_heif  # pyright: ignore[reportMissingImports]
+
+    pillow_heif.register_heif_opener()
+    return (*FORMATS, "HEIF")
 
 
 def _require_few_scans(image: Image.Image, name: str) -> None:

@@ -6,19 +6,22 @@ Waterbirds (`metadata.csv` with `img_filename,y,split,place`), a CSV of paths an
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ImageError
-from ..files.bounded import read_text
+from ..files.tables import is_missing, read_lines, unquote
 from .demo import test_source
 from .demo_name import is_demo
 from .labelled_options import ALL, NUMBERED, Purpose, choose_split, is_split
-from .listing import PATH_COLUMNS, list_images, read_csv_source
+from .listing import PATH_COLUMNS, list_folder, read_csv_source
 from .source import ImageSource, LabelledImages
 
 LABEL_COLUMNS = ("label", "class", "y", "shape")
+# A value in quotes may hold a colon; a semicolon or a tab stands where a list was saved from a spreadsheet.
+_CLASS_LINE = re.compile(r"""(?P<key>"[^"]*"|'[^']*'|[^:;\t]*)\s*(?:[:;\t](?P<words>.*))?""", re.DOTALL)
 WATERBIRDS = {"0": "landbird", "1": "waterbird"}
 
 
@@ -87,13 +90,11 @@ class _Table:
             raise ImageError(
                 f"cannot read labels from {self.path}: no column {column}, there are {', '.join(rows[0])}."
             )
-        empty = next((self.source.names[i] for i in self.kept if not rows[i][column].strip()), None)
-        if empty is not None:
-            raise ImageError(
-                f"cannot read labels from {self.path}: {empty} has no {column}. Fill it in, or leave it out."
-            )
+        for name in (column, *columns):
+            # A class may be called "nan", or be empty cells, where --classes says so.
+            self._require_filled(name, classes if name == column and classes else {})
         # Of all rows and not of those kept: every split then numbers its classes alike.
-        names = classes or {value: value for value in sorted({row[column] for row in rows if row[column].strip()})}
+        names = classes or {value: value for value in sorted({row[column] for row in rows}) if not is_missing(value)}
         unknown = sorted({rows[i][column] for i in self.kept} - names.keys())
         if unknown:
             raise ImageError(
@@ -110,6 +111,16 @@ class _Table:
             tuple(" / ".join([names[rows[i][column]], *(f"{c} {rows[i][c]}" for c in columns)]) for i in self.kept),
             split=self.split,
         )
+
+    def _require_filled(self, column: str, known: Mapping[str, str]) -> None:
+        rows = self.source.attributes
+        empty = next((i for i in self.kept if is_missing(rows[i][column]) and rows[i][column] not in known), None)
+        if empty is not None:
+            said = f" but {rows[empty][column]!r}" if rows[empty][column] else ""
+            raise ImageError(
+                f"cannot read labels from {self.path}: {self.source.names[empty]} (row {empty + 1} below the header) "
+                f"has no {column}{said}. Fill it in, or leave the row out."
+            )
 
 
 def _keep_rows(
@@ -153,8 +164,11 @@ def load_classes(path: Path) -> dict[str, str]:
     Raises:
         ImageError: If it cannot be read or is empty.
     """
-    lines = load_lines(path)
-    return {key.strip(): (words.strip() or key.strip()) for key, _, words in (line.partition(":") for line in lines)}
+    pairs = (_CLASS_LINE.fullmatch(line) for line in load_lines(path))
+    named = {unquote(pair["key"]): unquote(pair["words"] or "") for pair in pairs if pair}
+    if "" in named:
+        raise ImageError(f"cannot use {path}: a line has no class before its colon. Write `value: words`, or words.")
+    return {key: words or key for key, words in named.items()}
 
 
 def load_lines(path: Path) -> list[str]:
@@ -164,7 +178,7 @@ def load_lines(path: Path) -> list[str]:
         ImageError: If it cannot be read or has none.
     """
     try:
-        lines = [line.strip() for line in read_text(Path(path)).splitlines() if line.strip()]
+        lines = read_lines(Path(path))
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot read {path}: {error}.") from None
     if not lines:
@@ -184,7 +198,7 @@ def write_metadata(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
 def _from_class_folders(
     path: Path, classes: Mapping[str, str] | None, split: str | None, purpose: Purpose
 ) -> LabelledImages:
-    source = list_images(path)
+    source = list_folder(path, labelled=True)
     parts = [Path(name).parts for name in source.names]
     # Every path is split/class/file.
     if all(len(names) > 2 and is_split(names[0]) for names in parts):

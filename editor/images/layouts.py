@@ -5,19 +5,22 @@ Which one a folder has is seen by what is in it; the classes and columns have th
 
 from __future__ import annotations
 
-import csv
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..choices import Layout
 from ..errors import ImageError
+from ..files.bounded import read_text
+from ..files.tables import MAX_TABLE_BYTES, read_table
+from ..files.walk import walk_folder
 from .demo_name import is_demo
 from .labelled import load_labelled_images
 from .labelled_options import ALL, NUMBERED, LabelledOptions, Purpose
-from .listing import MISSING, list_images, source_of_rows
+from .listing import MISSING, list_folder, source_of_rows
 from .skew import RetrievalSet
 from .source import ImageSource, LabelledImages
 
@@ -44,7 +47,8 @@ FAIRFACE_QUERIES = tuple(
         "unfriendly",
     )
 )
-_TYPOGRAPHIC = re.compile(r"label=(?P<label>.+)_text=(?P<text>.+)")
+_TYPOGRAPHIC = re.compile(r"label=(?P<label>.+)_text=(?P<text>.+)", re.DOTALL)
+_NUMBERED_NAME = re.compile(r"(?P<name>.+)_(?P<number>\d{1,9})", re.DOTALL)
 
 
 def load_dataset(
@@ -148,8 +152,10 @@ def detect_layout(path: Path) -> Layout:
     if folders and all(_subsets(folder) for folder in folders):
         return "counteranimal"
     # Last, since it may have to look at every file.
-    named = next((item for item in path.rglob("label=*_text=*") if item.is_file()), None)
-    return "typographic" if named is not None else "folders"
+    named = any(
+        _TYPOGRAPHIC.fullmatch(os.path.splitext(os.path.basename(name))[0]) for name, _ in walk_folder(path).files
+    )
+    return "typographic" if named else "folders"
 
 
 def _require_table(path: Path, layout: Layout) -> None:
@@ -231,7 +237,7 @@ def _load_counter_animal(path: Path, classes: Mapping[str, str] | None) -> Label
         missing = {"common", "counter"} - {kind for _, kind in _subsets(folder)}
         if missing:
             raise ImageError(f"cannot read {path} as CounterAnimal: {folder.name} has no folder {min(missing)}...")
-    source = list_images(path)
+    source = list_folder(path, labelled=True)
     parts = [Path(name).parts for name in source.names]
     kinds = {(folder.name, inner): kind for folder in folders for inner, kind in _subsets(folder)}
     # An image that lies directly in a class's folder is in neither subset.
@@ -250,14 +256,16 @@ def _load_counter_animal(path: Path, classes: Mapping[str, str] | None) -> Label
 
 def _load_typographic(path: Path, classes: Mapping[str, str] | None) -> LabelledImages:
     """`label=<x>_text=<y>.*`: an object with another class's name written on it; groups are the objects."""
-    source = list_images(path)
+    source = list_folder(path, labelled=True)
     found = [_TYPOGRAPHIC.fullmatch(Path(name).stem) for name in source.names]
-    pairs = [(match["label"], _without_number(match["text"])) for match in found if match]
-    if len(pairs) < len(found):
+    if None in found:
         wrong = source.names[found.index(None)]
         raise ImageError(
             f"cannot read {path} as typographic: {wrong!r} is not named label=<x>_text=<y>. Rename or remove it."
         )
+    named = [(match["label"], match["text"]) for match in found if match]
+    known = set(classes) if classes else {label for label, _ in named}
+    pairs = list(zip((label for label, _ in named), strip_copies([text for _, text in named], known), strict=True))
     # What is only written counts as a class too: an image may be taken for it.
     names = classes or {name: name.replace("_", " ") for name in sorted({name for pair in pairs for name in pair})}
     unknown = sorted({name for pair in pairs for name in pair} - names.keys())
@@ -278,7 +286,7 @@ def _read_celeba(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV, or of the original text files: a count, names of attributes, a line per image; or no heading."""
     if path.suffix == ".csv":
         return _read_rows(path)
-    lines = [line.split() for line in _read_text(path).splitlines() if line.strip()]
+    lines = [line.split() for line in _read_text(path).split("\n") if line.strip()]
     headed = len(lines) > 2 and len(lines[0]) == 1
     names = ["image_id", *lines[1]] if headed else ["image_id", "partition"]
     rows = lines[2:] if headed else lines
@@ -292,20 +300,18 @@ def _read_celeba(path: Path) -> list[dict[str, str]]:
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
     try:
-        rows = list(csv.DictReader(_read_text(path).splitlines()))
-    except csv.Error as error:
-        raise ImageError(f"cannot read {path}: {error}.") from None
-    # DictReader puts fields beyond the header under None, and None in place of those that are missing.
-    if not rows or any(None in row or None in row.values() for row in rows):
-        raise ImageError(f"cannot read {path}: it has no rows, or rows of unequal length. Give a CSV with a header.")
-    return rows
+        rows = read_table(path)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"cannot read {path}: {error}. Give a CSV in UTF-8 with a header.") from None
+    if not rows:
+        raise ImageError(f"cannot read {path}: it has no rows. Give a CSV with a header.")
+    return [{name: value.strip() for name, value in row.items()} for row in rows]
 
 
 def _read_text(path: Path) -> str:
     try:
-        # Spreadsheets write a byte order mark, which would become part of the first column's name.
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path, most=MAX_TABLE_BYTES)
+    except (OSError, ValueError) as error:
         raise ImageError(f"cannot read {path}: {error}. Give a text file in UTF-8.") from None
 
 
@@ -315,6 +321,24 @@ def _subsets(folder: Path) -> list[tuple[str, str]]:
     return [(name, kind) for name in names for kind in ("common", "counter") if name.lower().startswith(kind)]
 
 
-def _without_number(text: str) -> str:
-    """`dog (2)` and `dog_2` are copies of `dog`."""
-    return re.sub(r"(\s*\(\d+\)|_\d+)$", "", text) or text
+def strip_copies(texts: Sequence[str], known: Collection[str]) -> list[str]:
+    """Written names without the numbers of copies: `dog (2)` and `dog_2` are `dog`, `boeing_747` is a name.
+
+    A number belongs to the name where the name with it is known, and is a copy's where the name without it is. Where
+    neither says so, copies count from 0, 1 or 2 on without a gap.
+    """
+    texts = [re.sub(r"\s*\(\d+\)$", "", text) or text for text in texts]
+    plain = set(known) | {text for text in texts if not _NUMBERED_NAME.fullmatch(text)}
+    numbers: dict[str, set[int]] = {}
+    for match in filter(None, map(_NUMBERED_NAME.fullmatch, texts)):
+        numbers.setdefault(match["name"], set()).add(int(match["number"]))
+
+    def strip(text: str) -> str:
+        match = _NUMBERED_NAME.fullmatch(text)
+        if match is None or text in known:
+            return text
+        counted = numbers[match["name"]]
+        is_count = min(counted) <= 2 and max(counted) - min(counted) < len(counted)
+        return match["name"] if match["name"] in plain or is_count else text
+
+    return [strip(text) for text in texts]

@@ -6,22 +6,28 @@ A folder (searched recursively, so ImageFolder layouts too), a CSV with a column
 
 from __future__ import annotations
 
-import csv
+import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ImageError
 from ..files.inputs import require_images_path
+from ..files.tables import is_missing, read_table
 from .decode import SUFFIXES
 from .demo import demo_calibration_source
 from .demo_name import is_demo
-from .shards import list_shards, read_remote_folder
+from .folders import read_folder
+from .shards import list_shards, open_shards, read_remote_folder
 from .source import ImageSource, OpenPath, join_sources
 
 # In place of the size of a file that is not there.
 MISSING = "missing"
-PATH_COLUMNS = ("filename", "img_filename", "path", "file", "image")
+# In any case. The last ones may also hold something else than a path, so they are looked for last.
+PATH_COLUMNS = (
+    *("filename", "img_filename", "path", "file", "file_name", "image_path", "filepath", "file_path", "img_path"),
+    *("image_file", "image_filename", "image_name", "image", "img", "image_id"),
+)
 
 
 def list_images(source: str | Path | ImageSource | Sequence[str | Path]) -> ImageSource:
@@ -34,6 +40,8 @@ def list_images(source: str | Path | ImageSource | Sequence[str | Path]) -> Imag
         return source
     if is_demo(source):
         return demo_calibration_source()
+    if isinstance(source, str | Path) and os.path.isdir(source):
+        return list_folder(source)
     shards = list_shards(source)
     if shards:
         return join_sources([shard.open() for shard in shards])
@@ -42,65 +50,74 @@ def list_images(source: str | Path | ImageSource | Sequence[str | Path]) -> Imag
     return _from_paths([Path(item) for item in source], [str(item) for item in source])
 
 
+def list_folder(folder: str | Path, *, labelled: bool = False) -> ImageSource:
+    """The images of a folder, searched recursively, or of the shards in it.
+
+    Args:
+        labelled: As for `read_folder`: for folders whose own folders say what the images are.
+
+    Raises:
+        ImageError: If it holds none, or images and shards, or shards of two kinds.
+    """
+    found = read_folder(folder, labelled=labelled)
+    if found.shards:
+        return join_sources([shard.open() for shard in open_shards(found.shards)])
+    return _from_paths([Path(path) for _, path in found.images], [name for name, _ in found.images])
+
+
 def _list_local(path: Path) -> ImageSource:
-    if path.is_dir():
-        return _from_folder(path)
     if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
         return read_csv_source(path)
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         return _from_paths([path], [path.name])
+    # A name with brackets in it is a pattern only where no file has it.
+    matched = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) and not path.exists() else []
+    images = [name for name in matched if Path(name).suffix.lower() in SUFFIXES]
+    if images:
+        return _from_paths([Path(name) for name in images], images)
     require_images_path(path)
     raise ImageError(f"cannot read images from {path}: it is not a folder, an image or a CSV, nor a shard.")
 
 
 def read_csv_source(path: Path) -> ImageSource:
-    """A CSV with a header; one column, called filename, img_filename, path, file or image, holds paths beside the CSV.
+    """A table with a header; one column, called as in `PATH_COLUMNS`, holds paths relative to the table.
 
     Raises:
-        ImageError: If no such column exists, or the CSV cannot be read or has no rows.
+        ImageError: If no such column exists, the table cannot be read or has no rows, or a row is short or has no path.
     """
+    if not path.is_file():
+        raise ImageError(f"cannot read {path}: there is no such file.")
     try:
-        if not path.is_file():
-            raise ImageError(f"cannot read {path}: there is no such file.")
-        # Spreadsheets write a byte order mark, which would become part of the first column's name.
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = read_table(path)
+    except (OSError, ValueError) as error:
         raise ImageError(f"cannot read {path}: {error}. Give a CSV in UTF-8.") from None
-    # DictReader puts fields beyond the header under the key None.
-    columns = [key for key in (rows[0] if rows else {}) if key]
-    column = next((name for name in PATH_COLUMNS if name in columns), None)
+    columns = list(rows[0]) if rows else []
+    column = find_path_column(columns)
     if column is None:
         raise ImageError(
             f"cannot read images from {path}: its columns are {', '.join(columns) or 'none'}, "
             f"one of {', '.join(PATH_COLUMNS)} is needed."
         )
-    # None where a row is shorter than the header.
-    names = [row[column] or "" for row in rows]
-    attributes = tuple({key: value or "" for key, value in row.items() if key} for row in rows)
+    names = [row[column] for row in rows]
+    empty = next((number for number, name in enumerate(names, start=1) if is_missing(name)), None)
+    if empty is not None:
+        raise ImageError(f"cannot read images from {path}: row {empty} below the header has no {column}. Fill it in.")
+    # Names of files may begin with a blank, values in other columns never mean one.
+    attributes = tuple({key: v if key == column else v.strip() for key, v in row.items()} for row in rows)
     found = _from_paths([path.parent / name for name in names], names)
     return ImageSource(found.names, found.open, attributes, found.stamps)
+
+
+def find_path_column(columns: Sequence[str]) -> str | None:
+    """The column of paths among those of a table, by its name."""
+    spelled = {name.lower(): name for name in reversed(columns)}
+    return next((spelled[name] for name in PATH_COLUMNS if name in spelled), None)
 
 
 def source_of_rows(paths: Sequence[Path], rows: Sequence[dict[str, str]]) -> ImageSource:
     """Image files with the attributes of each."""
     found = _from_paths(paths, [str(path) for path in paths])
     return ImageSource(found.names, found.open, tuple(rows), found.stamps)
-
-
-def _from_folder(folder: Path) -> ImageSource:
-    # The order of a folder's entries depends on the file system, and the fingerprint on the order.
-    found = sorted(
-        Path(root) / name
-        for root, _, names in os.walk(folder)
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-    )
-    if not found:
-        raise ImageError(
-            f"cannot read images from {folder}: it holds no image. Looked for {', '.join(sorted(SUFFIXES))}."
-        )
-    return _from_paths(found, [str(path.relative_to(folder)) for path in found])
 
 
 def _from_paths(paths: Sequence[Path], names: Sequence[str]) -> ImageSource:

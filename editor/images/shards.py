@@ -20,6 +20,7 @@ from ..errors import ImageError, describe_given
 from ..files.locations import Location, expand_range, is_remote, list_locations, open_location
 from .decode import SUFFIXES, read_image
 from .demo_name import is_demo
+from .folders import read_folder
 from .packed.parquet import ARROW_SUFFIXES, PARQUET_SUFFIXES, cut_parquet, open_arrow, open_parquet
 from .packed.tar import TAR_SUFFIXES, open_tar
 from .source import ImageSource
@@ -49,8 +50,8 @@ def list_shards(source: str | Path | ImageSource | Sequence[str | Path], rows: i
     """The shards of a source, sorted by name; none if it is no source of shards.
 
     Args:
-        source: A folder, file, glob, range `{000..099}` or URI, or a list of them. A folder with image files in it is a
-            folder of images.
+        source: A folder, file, glob, range `{000..099}` or URI, or a list of them; of a folder `read_folder` says what
+            it is read as.
         rows: Parquet files are cut at row groups into units of up to so many rows.
 
     Raises:
@@ -62,12 +63,22 @@ def list_shards(source: str | Path | ImageSource | Sequence[str | Path], rows: i
     given = list(source) if isinstance(source, Iterable) and not isinstance(source, str) else [source]
     for item in given:
         _require_place(item)
-    if not all(_may_hold_shards(item) for item in given):
-        return []
-    located = [location for item in given for location in list_locations(item, SHARD_SUFFIXES)]
-    # `datasets` keeps results of its own beside the data.
-    located = [location for location in located if not os.path.basename(location.path).startswith("cache-")]
-    units = [unit for location in located for unit in _units_of(location, rows)]
+    located = []
+    for item in given:
+        found = _locate(item)
+        if found is None:
+            return []
+        located += found
+    return open_shards(located, rows)
+
+
+def open_shards(shards: Iterable[Location], rows: int = UNIT_IMAGES) -> list[WorkUnit]:
+    """The work units of shards, sorted by name.
+
+    Raises:
+        ImageError: If a Parquet file cannot be read or holds no images.
+    """
+    units = [unit for location in shards for unit in _units_of(location, rows)]
     return sorted(units, key=lambda unit: unit.name)
 
 
@@ -114,13 +125,15 @@ class OpenLocation:
         return OpenLocation(tuple(self.paths[i] for i in indices))
 
 
-def _may_hold_shards(item: str | Path) -> bool:
-    if is_remote(item):
-        return True
+def _locate(item: str | Path) -> Sequence[Location] | None:
+    """The shards that a place stands for; None for a place of images or of something else."""
     if os.path.isdir(item):
-        names = (name for _, _, names in os.walk(item) for name in names if not name.startswith("."))
-        return not any(os.path.splitext(name)[1].lower() in SUFFIXES for name in names)
-    return expand_range(str(item))[0].lower().endswith(SHARD_SUFFIXES)
+        return read_folder(item).shards or None
+    if not is_remote(item) and not expand_range(str(item))[0].lower().endswith(SHARD_SUFFIXES):
+        return None
+    found = list_locations(item, SHARD_SUFFIXES)
+    # `datasets` keeps results of its own beside the data.
+    return [location for location in found if not os.path.basename(location.path).startswith("cache-")]
 
 
 def _units_of(location: Location, rows: int) -> list[WorkUnit]:

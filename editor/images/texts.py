@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ... import recipes
 from ..errors import ConceptError, ImageError
-from ..files.bounded import read_text
+from ..files.tables import read_lines
 from .demo import demo_captions
 from .demo_name import is_demo
 from .source import ImageSource
@@ -48,10 +48,10 @@ def load_texts(path: str | Path | None = None, model_folder: Path | None = None)
     own = model_folder / "texts.txt" if model_folder else general
     chosen = Path(path) if path is not None else own if own.is_file() else general
     try:
-        lines = [line.strip() for line in read_text(chosen, most=MAX_LINES_BYTES).splitlines()]
+        lines = read_lines(chosen, most=MAX_LINES_BYTES)
     except (OSError, ValueError) as error:
         raise ConceptError(f"cannot read texts from {chosen}: {error}.") from None
-    texts = tuple(dict.fromkeys(line for line in lines if line))
+    texts = tuple(dict.fromkeys(lines))
     if not texts:
         raise ConceptError(f"cannot use {chosen}: it holds no text. Write one text a line.")
     return texts

@@ -8,6 +8,7 @@ precision).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from ..concepts.class_weights import compute_class_weights
 from ..concepts.queries import encode_contrast
 from ..errors import ConceptError, ImageError
 from ..files.whole import staged_folder
-from ..images.decode import SUFFIXES, open_image
+from ..images.decode import open_image
 from ..images.demo import demo_masked_images
 from ..images.demo_name import is_demo
-from ..images.listing import list_images
+from ..images.listing import list_folder, list_images
+from ..images.masks import match_masks
 from ..images.source import ImageSource, MaskedImages
 from ..models.model import Model
 from ..scan.tally import MAX_BAD, Progress, Tally
@@ -34,6 +36,8 @@ from .pictures import encode_image_file
 from .readings import combine_shares, require_texts, weights_of
 from .spatial import compute_seen, compute_token_shares, last_heads
 from .view import find_view
+
+MAX_STEM_BYTES = 200
 
 
 def segment_folder(
@@ -76,7 +80,7 @@ def segment_folder(
                 continue
             for number, text in enumerate(texts if several else texts[:1]):
                 inner = folder / folder_name(number, text) if several else folder
-                path = inner / f"{index:05d}-{Path(name).stem}.png"
+                path = inner / f"{index:05d}-{_short_stem(name)}.png"
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(encode_image_file(cut(found(number)).astype(np.uint8) * 255, "PNG"))
             tally.count(1, [])
@@ -112,6 +116,12 @@ class _Reader:
         view = find_view(self.model.preprocess, image.size)
         # Projected on demand: of many classes, usually one is wanted at the size of the original.
         return lambda text: view.project(cells[..., text])
+
+
+def _short_stem(name: str) -> str:
+    """The stem of a file's name, so short that a number and a suffix have room beside it."""
+    # By bytes, which is what file systems count; a letter that is cut in two is left out.
+    return os.fsencode(Path(name).stem)[:MAX_STEM_BYTES].decode("utf-8", "ignore")
 
 
 def folder_name(number: int, text: str) -> str:
@@ -223,20 +233,16 @@ def load_masked_images(path: str | Path) -> MaskedImages:
         raise ImageError(
             f"cannot read masks from {path}: it needs the folders `images` and `masks`, or give gtsegs_ijcv.mat."
         )
-    source = list_images(path / "images")
-    masks = {
-        file.relative_to(path / "masks").with_suffix(""): file
-        for file in sorted((path / "masks").rglob("*"))
-        if file.suffix.lower() in SUFFIXES
-    }
-    missing = next((name for name in source.names if Path(name).with_suffix("") not in masks), None)
-    if missing is not None:
+    source = list_folder(path / "images", labelled=True)
+    masks = [file and Path(file) for file in match_masks(path / "masks", source.names)]
+    if None in masks:
+        missing = source.names[masks.index(None)]
         raise ImageError(
             f"cannot read masks from {path}: {missing} has none. Add masks/{Path(missing).with_suffix('.png')}."
         )
 
     def mask(index: int) -> np.ndarray:
-        found = np.asarray(open_image(masks[Path(source.names[index]).with_suffix("")]))
+        found = np.asarray(open_image(masks[index]))  # pyright: ignore[reportArgumentType]
         return (found.max(2) > 0).astype(np.int8)
 
     return MaskedImages(source, mask)

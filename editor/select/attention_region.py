@@ -19,6 +19,7 @@ from torch import Tensor
 from ..edits.document import RecipeDocument
 from ..errors import ImageError, ModelError
 from ..images.decode import open_image
+from ..images.masks import match_masks
 from ..images.source import ImageSource, LabelledImages
 from ..models.model import Model
 from ..scan.scan import Scan
@@ -161,11 +162,11 @@ def _write_words(labelled: LabelledImages, seed: int = 0) -> Regions:
 
 
 def _mask_reader(folder: Path, labelled: LabelledImages) -> Callable[[int, tuple[int, int]], Image.Image]:
-    found = {path.stem: path for path in sorted(folder.iterdir()) if path.is_file()}
+    found = match_masks(folder, labelled.source.names)
 
     def mask(index: int, size: tuple[int, int]) -> Image.Image:
-        path = found.get(Path(labelled.source.names[index]).stem)
-        return open_image(path).convert("L").resize(size) if path else Image.new("L", size)
+        path = found[index]
+        return open_image(Path(path)).convert("L").resize(size) if path else Image.new("L", size)
 
     return mask
 

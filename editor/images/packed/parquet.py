@@ -19,6 +19,16 @@ NAME_COLUMNS = ("__key__", "key", "id", "filename", "file_name", "path")
 _ROWS = 64
 
 
+def holds_images(location: Location) -> bool:
+    """Whether a Parquet file has a column of bytes that may be images; others only describe images.
+
+    Raises:
+        ImageError: If the file is no Parquet.
+    """
+    with _parquet(location) as table:
+        return any(_kind(field.type) == "image" for field in table.schema_arrow)
+
+
 def cut_parquet(location: Location, rows: int) -> list[tuple[int, int, int]]:
     """Runs of row groups with up to `rows` rows (one group at least): first group, last group, rows.
 
