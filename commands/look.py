@@ -14,6 +14,7 @@ from .console import print_json, print_table, progress, say
 from .load import open_model
 from .options import (
     AlignerOption,
+    ExifOption,
     JsonOption,
     ModelOption,
     NoCacheOption,
@@ -53,6 +54,7 @@ def heatmap(
     model: ModelOption = "demo",
     pretrained: PretrainedOption = None,
     aligner: AlignerOption = None,
+    exif: ExifOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")] = HEATMAP_OUT,
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
@@ -69,7 +71,8 @@ def heatmap(
     loaded = open_model(model, pretrained, aligner, scan=scan)
     # Without a text the head is shown what its own label says.
     texts = text or head_texts(loaded, head or [], scan)
-    drawn = draw_heatmap_file(loaded, image, out, texts=texts, heads=head, against=against, each_head=each_head)
+    options = {"against": against, "each_head": each_head, **given(exif=exif)}
+    drawn = draw_heatmap_file(loaded, image, out, texts=texts, heads=head, **options)
     if as_json:
         print_json({"out": str(out), "heatmaps": [vars(one) for one in drawn]})
         return
@@ -102,6 +105,7 @@ def segment(
     model: ModelOption = "demo",
     pretrained: PretrainedOption = None,
     aligner: AlignerOption = None,
+    exif: ExifOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write masks to.")] = MASKS_OUT,
     overwrite: OverwriteOption = False,
     no_cache: NoCacheOption = False,
@@ -115,7 +119,7 @@ def segment(
     from ..editor.look.segment import segment_folder
 
     loaded = open_model(model, pretrained, aligner, scan=scan)
-    options = given(reading=reading, weights=_weigh_heads(scan, loaded, concept, keep))
+    options = given(reading=reading, exif=exif, weights=_weigh_heads(scan, loaded, concept, keep))
     with progress(quiet=quiet) as follow:
         told = {"overwrite": overwrite, "progress": follow("segment")}
         count = segment_folder(loaded, images, out, texts=text, against=against, **told, **options)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ..editor.choices import Layout, Reading, Side
+from ..editor.choices import Exif, Layout, Reading, Side
 from .checks import forget_cache, require_aligner, require_features, require_images, require_scan
 
 ModelOption = Annotated[
@@ -56,6 +56,10 @@ ReadingOption = Annotated[
         help="How heads' shares become a mask: their sum (the papers', the default), the sum of what speaks for the "
         "text, or where texts are told apart."
     ),
+]
+ExifOption = Annotated[
+    Exif | None,
+    typer.Option(help="Photos turned as their EXIF says (`upright`, the default), or as stored, as open_clip does."),
 ]
 ScanArgument = Annotated[Path, typer.Argument(callback=require_scan, help="A file that `clipedit scan` wrote.")]
 ScanOption = Annotated[

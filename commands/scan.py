@@ -20,6 +20,7 @@ from .options import (
     BatchOption,
     ClassesOption,
     DeviceOption,
+    ExifOption,
     GroupByOption,
     JsonOption,
     LabelOption,
@@ -81,6 +82,7 @@ def scan(
     ] = None,
     workers: WorkersOption = None,
     max_bad: MaxBadOption = None,
+    exif: ExifOption = None,
     keep_features: Annotated[
         bool, typer.Option("--keep-features", help="Also write every image's features, beside the scan.")
     ] = False,
@@ -145,7 +147,7 @@ def _parse_options(asked: dict[str, Any]) -> dict[str, Any]:
     plain = ("mlps", "self_attention", "compiled", "unit_size", "resume", "keep_features", "overwrite")
     options = {name: asked[name] for name in plain} | parse_batch_size(asked["batch_size"])
     options |= {"shard": parse_shard(asked["shard"]), "layers": parse_layers(asked["layers"])}
-    return options | given(**{name: asked[name] for name in ("workers", "max_bad", "precision")})
+    return options | given(**{name: asked[name] for name in ("workers", "max_bad", "exif", "precision")})
 
 
 def _require_one_pass(options: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ from .options import (
     ClassesOption,
     DirectionsOption,
     EraseOption,
+    ExifOption,
     FailIfWorseOption,
     FeaturesOption,
     GroupByOption,
@@ -79,7 +80,7 @@ PANELS = {
     # How labelled images are read, those to choose by and those to measure on.
     "Measure": (
         *("dataset", "layout", "classes", "templates", "label", "group_by", "split", "top", "retention"),
-        *("fail_if_worse", "batch_size", "max_bad", "no_cache"),
+        *("fail_if_worse", "batch_size", "max_bad", "exif", "no_cache"),
     ),
     "Output": ("out", "overwrite", "report", "plot", "as_json", "quiet", "help"),
 }
@@ -214,6 +215,7 @@ def remove_heads(
     fail_if_worse: FailIfWorseOption = False,
     batch_size: BatchOption = None,
     max_bad: MaxBadOption = None,
+    exif: ExifOption = None,
     out: OutOption = DEFAULT_OUT,
     overwrite: OverwriteOption = False,
     report: Annotated[
@@ -244,7 +246,8 @@ def remove_heads(
 
     loaded = open_model(model, pretrained, aligner, scan=scan, tower=tower)
     named: dict[str, Any] = {name: asked[name] for name in ("images", "scan", "concept", "keep", "dataset", "out")}
-    named |= {"scan_options": given(batch_size=batch_size, max_bad=max_bad), "labels": read_dataset_options(asked)}
+    named["scan_options"] = given(batch_size=batch_size, max_bad=max_bad, exif=exif)
+    named["labels"] = read_dataset_options(asked)
     with progress(quiet=quiet) as follow:
         done = repair(loaded, **named, options=options, choice=choice, output=output, progress=follow)
     say_skipped(done.scan if scan is None else None)

@@ -15,6 +15,8 @@ Along = Literal["texts", "text-span", "pca", "labels"]
 Selection = Literal["text-difference", "labelled-contrast", "attention-region", "frontier"]
 Reading = Literal["contrast", "positive", "evidence"]
 Layout = Literal["table", "waterbirds", "folders", "celeba", "fairface", "counteranimal", "typographic"]
+# Photos turned as their EXIF orientation says, or as their pixels are stored, which is how open_clip reads them.
+Exif = Literal["upright", "ignore"]
 ScoreMeasure = Literal["covariance-share", "correlation"]
 # Of the forward pass of a scan; of the weights of an export.
 PassPrecision = Literal["fp32", "bf16", "fp16"]

@@ -55,3 +55,21 @@ def test_the_hub_reads_the_head_of_a_card(edited: clipedit.Model, tmp_path: Path
 
     write_model_card(edited, tmp_path, load_target("hf"))
     assert ModelCard((tmp_path / "README.md").read_text()).data.to_dict() == {"tags": ["clip", "clipedit", "hf"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("open-clip", "gives photos as their pixels are stored"),
+        ("hf", "pipelines and `load_image` of transformers turn photos upright"),
+        ("fastembed", "fastembed reads files as their pixels are stored"),
+        ("transformers-js", "turns photos upright"),
+        ("immich", "embeds its own previews of photos, which are upright"),
+    ],
+)
+def test_a_card_says_what_its_consumer_does_with_photos_on_their_side(
+    name: str, told: str, demo_model: clipedit.Model, tmp_path: Path
+) -> None:
+    write_model_card(demo_model, tmp_path, load_target(name))
+    card = (tmp_path / "README.md").read_text()
+    assert told in card and "clipedit scans photos upright" in card

@@ -176,12 +176,6 @@ def test_shards_behind_a_uri_are_read(encoded: list[bytes], tmp_path: Path) -> N
     assert np.array_equal(list_images("memory://bucket/png").subset([5]).open(0), Image.open(io.BytesIO(encoded[5])))
 
 
-def test_a_folder_with_images_is_a_folder_of_images(folder: Path, encoded: list[bytes], tmp_path: Path) -> None:
-    write_tars(tmp_path, encoded)
-    (tmp_path / "one.png").write_bytes(encoded[0])
-    assert not list_shards(tmp_path) and list_images(tmp_path).names == ("one.png",)
-
-
 def cut(path: Path, encoded: list[bytes]) -> None:
     write_tar(path / "a.tar", encoded)
     (path / "a.tar").write_bytes((path / "a.tar").read_bytes()[:20_000])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..choices import Exif
 from ..errors import ImageError
 
 # Old builds of Pillow lack AVIF; HEIC is never part of it. Asked without importing: most folders hold neither.
@@ -24,6 +25,19 @@ SUFFIXES = (
 )
 # By content, not by suffix: what else Pillow reads would run Ghostscript, or code that nobody fuzzes.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", *(["AVIF"] if _HAS_AVIF else []))
+# What is white, in pictures of floating point or of 32 bits; resizing may have carried values a little beyond.
+_WHITES, _OVER = (1, 255, 65_535), 1 / 255
+_ORIENTATION = 0x0112
+# From what EXIF says of the stored picture to what makes it upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Twice Pillow's own `MAX_IMAGE_PIXELS`: beyond that Pillow itself takes a file for a bomb.
 MAX_PIXELS, MAX_ASPECT, MAX_SCANS = 178_956_970, 100, 40
 
@@ -36,16 +50,19 @@ def say_how_to_read(suffixes: Iterable[str]) -> list[str]:
     return [f"`pip install {package}` reads {', '.join(some)}" for package, some in found if some]
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, exif: Exif = "upright") -> Image.Image:
     """Read one image file as 8-bit RGB: first frame of animations, 16-bit scaled down, CMYK and palettes converted.
 
+    Args:
+        exif: Turn it as its EXIF orientation says, as viewers do, or leave it as it is stored.
+
     Raises:
-        ImageError: If the file is missing, corrupt, truncated, or larger than `MAX_PIXELS`.
+        ImageError: If the file is missing, corrupt, truncated, larger than `MAX_PIXELS`, or of an unknown range.
     """
-    return read_image(path, str(path))
+    return read_image(path, str(path), exif)
 
 
-def read_image(content: Path | io.BytesIO, name: str) -> Image.Image:
+def read_image(content: Path | io.BytesIO, name: str, exif: Exif = "upright") -> Image.Image:
     """As `open_image`, from a file or its content; `name` is for messages."""
     try:
         if isinstance(content, Path) and not content.is_file():
@@ -61,7 +78,9 @@ def read_image(content: Path | io.BytesIO, name: str) -> Image.Image:
             _require_few_scans(image, name)
             # Inside the block: damaged data shows only when the pixels are decoded.
             image.load()
-            return _to_rgb(image)
+            picture = _to_rgb(image, name)
+            turn = _TURNS.get(_read_orientation(image)) if exif == "upright" else None
+            return picture if turn is None else picture.transpose(turn)
     except ImageError:
         raise
     except Exception as error:  # Decoders raise nearly anything on hostile bytes.
@@ -94,8 +113,34 @@ def _require_few_scans(image: Image.Image, name: str) -> None:
         raise ImageError(f"cannot read {name}: a JPEG of {scans} scans, {MAX_SCANS} are read of so large a one.")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _read_orientation(image: Image.Image) -> int:
+    """1 to 8 as EXIF counts them; Pillow has turned TIFFs already, and HEIC files say it otherwise."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # A damaged EXIF block is no reason not to read the pixels.
+        return 1
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    # Whole numbers of a TIFF in this mode have 32 bits, those of other formats 16.
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        return _scale_range(np.asarray(image), name)
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit values at 255.
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
+
+
+def _scale_range(values: np.ndarray, name: str) -> Image.Image:
+    """Numbers whose type does not say what white is, by their range: up to 1, up to 255, or up to 65,535."""
+    low, high = float(values.min()), float(values.max())
+    whites = _WHITES[1:] if np.issubdtype(values.dtype, np.integer) else _WHITES
+    white = next((white for white in whites if high <= white * (1 + _OVER)), None)
+    # NaN compares with nothing, so it has no range either.
+    if white is None or not low >= -white * _OVER:
+        raise ImageError(
+            f"cannot read {name}: its values go from {low:g} to {high:g}, where {', '.join(map(str, whites))} would be "
+            "white. Save it in 8 or 16 bits."
+        )
+    scaled = (values.astype(np.float64) / white).clip(0, 1) * 255
+    return Image.fromarray(scaled.round().astype(np.uint8)).convert("RGB")

@@ -9,13 +9,14 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
 
 from PIL import Image
 
+from ..choices import Exif
 from ..errors import ImageError, describe_given
 from ..files.locations import Location, expand_range, is_remote, list_locations, open_location
 from .decode import SUFFIXES, read_image
@@ -115,14 +116,18 @@ class OpenLocation:
     """Opens images behind URIs by index."""
 
     paths: tuple[str, ...]
+    exif: Exif = "upright"
 
     def __call__(self, index: int) -> Image.Image:
         with open_location(self.paths[index]) as stream:
             content = stream.read()
-        return read_image(io.BytesIO(content), self.paths[index])
+        return read_image(io.BytesIO(content), self.paths[index], self.exif)
 
     def subset(self, indices: Sequence[int]) -> OpenLocation:
-        return OpenLocation(tuple(self.paths[i] for i in indices))
+        return OpenLocation(tuple(self.paths[i] for i in indices), self.exif)
+
+    def read_as(self, exif: Exif) -> OpenLocation:
+        return replace(self, exif=exif)
 
 
 def _locate(item: str | Path) -> Sequence[Location] | None:

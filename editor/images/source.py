@@ -7,13 +7,14 @@ import hashlib
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
+from ..choices import Exif
 from ..errors import ImageError
 from .decode import open_image
 
@@ -28,17 +29,62 @@ class CanSubset(Protocol):
     def subset(self, indices: Sequence[int]) -> Callable[[int], Image.Image]: ...
 
 
+@runtime_checkable
+class CanTurn(Protocol):
+    """An `ImageSource.open` that reads files, which may say how their pictures are to be turned."""
+
+    def read_as(self, exif: Exif) -> Callable[[int], Image.Image]: ...
+
+
+def _read_as(opener: Callable[[int], Image.Image], exif: Exif) -> Callable[[int], Image.Image]:
+    return opener.read_as(exif) if isinstance(opener, CanTurn) else opener
+
+
 @dataclass(frozen=True)
 class OpenPath:
     """Opens image files by index."""
 
     paths: tuple[Path, ...]
+    exif: Exif = "upright"
 
     def __call__(self, index: int) -> Image.Image:
-        return open_image(self.paths[index])
+        return open_image(self.paths[index], self.exif)
 
     def subset(self, indices: Sequence[int]) -> OpenPath:
-        return OpenPath(tuple(self.paths[i] for i in indices))
+        return OpenPath(tuple(self.paths[i] for i in indices), self.exif)
+
+    def read_as(self, exif: Exif) -> OpenPath:
+        return replace(self, exif=exif)
+
+
+@dataclass(frozen=True)
+class _OpenSome:
+    """Opens some of the images of a source that cannot be cut."""
+
+    open: Callable[[int], Image.Image]
+    chosen: Sequence[int]
+
+    def __call__(self, index: int) -> Image.Image:
+        return self.open(self.chosen[index])
+
+    def read_as(self, exif: Exif) -> _OpenSome:
+        return replace(self, open=_read_as(self.open, exif))
+
+
+@dataclass(frozen=True)
+class _OpenJoined:
+    """Opens the images of several sources, one source after the other; `starts` has each one's first index."""
+
+    openers: Sequence[Callable[[int], Image.Image]]
+    starts: Sequence[int]
+
+    def __call__(self, index: int) -> Image.Image:
+        # The last start that is not beyond the index, which passes over empty sources.
+        which = bisect.bisect_right(self.starts, index) - 1
+        return self.openers[which](index - self.starts[which])
+
+    def read_as(self, exif: Exif) -> _OpenJoined:
+        return replace(self, openers=[_read_as(opener, exif) for opener in self.openers])
 
 
 @dataclass(frozen=True)
@@ -64,11 +110,15 @@ class ImageSource:
         chosen = list(indices)
         return ImageSource(
             tuple(self.names[i] for i in chosen),
-            self.open.subset(chosen) if isinstance(self.open, CanSubset) else lambda i: self.open(chosen[i]),
+            self.open.subset(chosen) if isinstance(self.open, CanSubset) else _OpenSome(self.open, chosen),
             tuple(self.attributes[i] for i in chosen) if self.attributes else (),
             tuple(self.stamps[i] for i in chosen) if self.stamps else (),
             self.holds_texts,
         )
+
+    def read_as(self, exif: Exif) -> ImageSource:
+        """The same images, turned upright or as they are stored; what is no file has no EXIF."""
+        return replace(self, open=_read_as(self.open, exif))
 
     def marks(self) -> list[str]:
         """A short hash an image, of its name and size: says whether two sources share it."""
@@ -90,12 +140,7 @@ def join_sources(sources: Sequence[ImageSource]) -> ImageSource:
     if len(sources) == 1:
         return sources[0]
     starts = [0, *itertools.accumulate(len(source) for source in sources)]
-
-    def open_any(index: int) -> Image.Image:
-        # The last start that is not beyond the index, which passes over empty sources.
-        which = bisect.bisect_right(starts, index) - 1
-        return sources[which].open(index - starts[which])
-
+    open_any = _OpenJoined([source.open for source in sources], starts)
     names = tuple(name for source in sources for name in source.names)
     return ImageSource(names, open_any, stamps=tuple(s for source in sources for s in source.stamps or source.names))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..choices import Exif
 from ..components import HeadId
 from ..concepts.queries import encode_contrast
 from ..concepts.textspan import text_span
@@ -45,8 +46,12 @@ def draw_heatmap_file(
     heads: Sequence[str] | None = None,
     against: Sequence[str] | None = None,
     each_head: bool = False,
+    exif: Exif = "upright",
 ) -> list[DrawnHeatmap]:
     """Write a PNG with one overlay a text, or with `each_head` one a text and head, all on one scale.
+
+    Args:
+        exif: Draw a photo upright, as its EXIF says, or as it is stored.
 
     Raises:
         ImageError: If the image cannot be read.
@@ -54,7 +59,7 @@ def draw_heatmap_file(
         ModelError: If a head is misspelt or the model has no such head.
         ExportError: If the file cannot be written.
     """
-    chosen, original = parse_heads(heads) if heads else None, open_image(image)
+    chosen, original = parse_heads(heads) if heads else None, open_image(image, exif)
     # Several texts without `against` are not measured against each other: each picture stands for itself.
     directions = encode_contrast(model, texts, against, among_themselves=False)
     found = draw_heatmaps(model, original, texts, directions, heads=chosen, each_head=each_head)

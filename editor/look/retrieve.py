@@ -80,7 +80,7 @@ def open_index(
             f"cannot use the index {path}: the images have changed since. Delete it, or choose another --index."
         )
     features, kept = cached.select(source)
-    return Index(source, kept, features, found)
+    return Index(source.read_as(found.exif), kept, features, found)
 
 
 def choose_property_heads(
@@ -167,8 +167,11 @@ def run_retrieval(
     if text is not None:
         require_text_fits(model, text)
     known = load_concept(concept, model.folder) if concept else None
+    # Before the index is made, which takes long; and then as its images are read.
     reference = open_image(image) if image is not None else None
     index = open_index(model, images, path, progress=progress)
+    if image is not None and index.scan.exif == "ignore":
+        reference = open_image(image, "ignore")
     chosen = choose_property_heads(index, model, known, heads=heads) if known else None
     hits = retrieve(index, model, text=text, image=reference, heads=chosen, count=count)
     if sheet is not None:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from ..choices import Reading
+from ..choices import Exif, Reading
 from ..components import HeadId
 from ..concepts.class_weights import compute_class_weights
 from ..concepts.queries import encode_contrast
@@ -49,6 +49,7 @@ def segment_folder(
     against: Sequence[str] | None = None,
     reading: Reading = "contrast",
     weights: Mapping[HeadId, float] | None = None,
+    exif: Exif = "upright",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> int:
@@ -57,6 +58,7 @@ def segment_folder(
     Args:
         reading: Of `evidence` there is one mask an image, whatever the number of texts.
         weights: Of heads, as `weigh_heads` gives them; by default all heads of the last four layers weigh the same.
+        exif: Photos, and so their masks, are upright as their EXIF says, or as they are stored.
 
     Returns:
         How many images were segmented; unreadable ones are left out.
@@ -66,7 +68,7 @@ def segment_folder(
         ImageError: If more than one in a hundred images cannot be read.
     """
     require_texts(reading, texts)
-    source = list_images(images)
+    source = list_images(images).read_as(exif)
     directions = encode_contrast(model, texts, against)
     reader = _Reader(model, directions, reading, weights)
     several = len(texts) > 1 and reading != "evidence"

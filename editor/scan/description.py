@@ -47,6 +47,7 @@ class _Description(BaseModel):
     folds: Annotated[list[Count], Field(min_length=1, max_length=16)]
     function: dict[str, Any] | None = None
     sample: _Sample | None = None
+    exif: Literal["upright", "ignore"] = "ignore"
 
 
 def check_description(described: Any) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def check_description(described: Any) -> dict[str, Any]:
     if isinstance(described, dict) and "n" in described:
         described = {key: value for key, value in described.items() if key != "n"} | {"folds": [described["n"]]}
     _Description.model_validate(described)
-    return {"function": None, "sample": None} | described
+    return {"function": None, "sample": None, "exif": "ignore"} | described
 
 
 def check_sums(statistics: Statistics) -> Statistics:

@@ -31,7 +31,7 @@ from .tally import MAX_BAD, check_bad
 # The sum is a tree of two levels, always cut alike: rounding grows less than in one long sum.
 GROUP = 256
 MAX_NAMED_BAD, MAX_THREADS = 1_000, 4
-SETTINGS = ("weights_hash", "function", "aligner_digest", "tower", "layers", "mlps", "self_attention")
+SETTINGS = ("weights_hash", "function", "aligner_digest", "tower", "layers", "mlps", "self_attention", "exif")
 # Not the device and the number of threads, which a partial names too: they change its last bits only.
 UNIT_SETTINGS = ("batch_size", "precision", "compiled")
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..choices import PassPrecision, Side
+from ..choices import Exif, PassPrecision, Side
 from ..components import ComponentGroup, Features
 from ..errors import ModelError, StatisticsError, describe_given, require_kinds, require_path
 from ..files.inputs import require_scan_file
@@ -35,22 +35,6 @@ from .tally import MAX_BAD, Progress, Tally
 KIND, OLD_KIND = "clipedit-scan-2", "clipedit-scan-1"
 # The fewest images that a fold is judged on.
 LEAST_FOLD = 4
-_DESCRIBED = (
-    "model_name",
-    "pretrained",
-    "weights_hash",
-    "fingerprint",
-    "layers",
-    "mlps",
-    "bad",
-    "self_attention",
-    "aligner",
-    "aligner_digest",
-    "tower",
-    "unit",
-    "more_bad",
-    "function",
-)
 
 
 @dataclass(frozen=True)
@@ -68,6 +52,7 @@ class Scan:
         tower: `image`, or `text` where texts were scanned.
         unit: For a partial scan, its work unit and how it was computed (`editor/scan/partials.py`); None for others.
         more_bad: Images that could not be read and are not named in `bad`.
+        exif: Whether photos were turned upright or read as they are stored, as versions did that did not say.
         function: What the model computes with its weights (`editor/models/identity.py`); None for scans of format 1.
         sample: Features of a few images; None for scans of format 1.
         folds: The sums, in parts that an image falls into by its key. What is fitted on some is judged on the others;
@@ -90,6 +75,7 @@ class Scan:
     more_bad: int = 0
     function: dict[str, Any] | None = None
     sample: Sample | None = None
+    exif: Exif = "ignore"
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -130,7 +116,7 @@ class Scan:
             tensors[f"fold{number}.gg"] = fold.gg
             for name, sums in fold.groups.items():
                 tensors |= {f"fold{number}.{name}.{part}": getattr(sums, part) for part in PARTS}
-        described = {key: getattr(self, key) for key in _DESCRIBED}
+        described = {field.name: getattr(self, field.name) for field in fields(self)}
         described |= {"folds": [fold.n for fold in self.folds], "sample": None}
         if self.sample is not None:
             described["sample"] = {"marks": self.sample.marks, "names": self.sample.names}
@@ -144,7 +130,7 @@ class Scan:
         Raises:
             StatisticsError: If the model or the layers differ, or some images are in both.
         """
-        for key in ("weights_hash", "function", "aligner_digest", "tower", "layers", "mlps", "self_attention"):
+        for key in ("weights_hash", "function", "aligner_digest", "tower", "layers", "mlps", "self_attention", "exif"):
             if getattr(self, key) != getattr(other, key):
                 raise StatisticsError(
                     f"cannot merge scans: {key} is {getattr(self, key)} in one and {getattr(other, key)} in the other."
@@ -223,6 +209,7 @@ def scan(
     keep_features: Path | None = None,
     precision: PassPrecision = "fp32",
     compiled: bool = False,
+    exif: Exif = "upright",
     progress: Progress | None = None,
 ) -> Scan:
     """Collect the statistics of a model's heads on images.
@@ -239,6 +226,7 @@ def scan(
         keep_features: A file to write the features of every image to; see `editor/scan/features.py` for its size.
         precision: Of matrix products in the forward pass; sums are float64 in any case.
         compiled: Let `torch.compile` make the forward pass: minutes at the start, less for every image.
+        exif: `ignore` reads photos as they are stored, as open_clip does, and not turned as their EXIF says.
         progress: Called with images done and in total.
 
     Raises:
@@ -247,7 +235,7 @@ def scan(
     require_kinds("scan images", model=(model, Model))
     source = list_texts(images) if model.side == "text" else list_images(images)
     chosen = choose_layers(model, layers)
-    scanner = Scanner(model, chosen, mlps, self_attention, batch_size, precision, compiled)
+    scanner = Scanner(model, chosen, mlps, self_attention, batch_size, precision, compiled, exif)
     tally = Tally(len(source), max_bad, progress)
     kept = write_features(keep_features, model, scanner.groups, source, chosen) if keep_features else nullcontext(None)
     with kept as write:
@@ -258,7 +246,7 @@ def scan(
 def read_batches(scanner: Scanner, source: ImageSource, workers: int | None) -> Iterator[Batch]:
     """The source's batches as a scanner takes them; for a GPU in memory that it copies from while it computes."""
     model = scanner.model
-    pinned = model.device.type == "cuda"
+    pinned, source = model.device.type == "cuda", source.read_as(scanner.exif)
     return load_batches(source, model.prepare(source), batch_size=scanner.read_size, workers=workers, pinned=pinned)
 
 
@@ -286,6 +274,7 @@ def describe_scan(
         model.side,
         function=describe_function(model.config),
         sample=sample,
+        exif=scanner.exif,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..choices import PassPrecision
+from ..choices import Exif, PassPrecision
 from ..components import ComponentGroup, Features, take_rows
 from ..images.batches import Batch
 from ..images.source import ImageSource
@@ -38,6 +38,7 @@ class Scanner:
         batch_size: Images a forward pass; None for as many as fit in memory.
         precision: Of matrix products in the forward pass; the readout and all sums are never lower than they were.
         compiled: Whether `torch.compile` makes the forward pass.
+        exif: Whether photos are turned upright as they are read.
     """
 
     model: Model
@@ -47,6 +48,7 @@ class Scanner:
     batch_size: int | None = 32
     precision: PassPrecision = "fp32"
     compiled: bool = False
+    exif: Exif = "upright"
 
     @cached_property
     def groups(self) -> list[ComponentGroup]:

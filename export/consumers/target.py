@@ -19,6 +19,11 @@ Writer = Callable[[Model, Path, Profile], None]
 Loader = Callable[[Path, Reference, Profile], Consumer]
 Teller = Callable[[Path, Reference, Profile], list[Statement]]
 
+# Of consumers that are given what Pillow opened.
+AS_STORED = (
+    "`PIL.Image.open` gives photos as their pixels are stored; turn them upright with `PIL.ImageOps.exif_transpose`."
+)
+
 
 def tell_nothing(folder: Path, reference: Reference, profile: Profile) -> list[Statement]:
     """For targets whose files say nothing of the model that running them does not show."""
@@ -55,6 +60,7 @@ class Target:
         stand_in: What reads the same files where the consumer is not installed.
         runs_code: Whether loading runs code that may be in the folder.
         require_no_code: Raises `VerificationError` if this folder holds code that loading would run.
+        photos: What its consumer does with a photo's EXIF orientation, as the card says it.
     """
 
     profile: Profile
@@ -66,6 +72,7 @@ class Target:
     stand_in: Loader | None = None
     runs_code: bool = False
     require_no_code: Callable[[Path], None] | None = None
+    photos: str = AS_STORED
 
     @property
     def name(self) -> str:

@@ -83,6 +83,7 @@ def write_model_card(
         target=target.name,
         precision=precision,
         loading=_Verbatim(loading),
+        photos=_Verbatim(target.photos),
         images=images,
         version=__version__,
         title=name.replace("__", " "),

@@ -96,6 +96,7 @@ TARGET = Target(
     write=write_fastembed,
     load=_load,
     card=CARD,
+    photos="fastembed reads files as their pixels are stored; give it what `PIL.ImageOps.exif_transpose` turned.",
     row=TargetRow(
         "`vision/`, `text/`: graphs, preprocessing, tokenizer",
         "`ImageEmbedding` and `TextEmbedding` with `specific_model_path`",

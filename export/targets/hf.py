@@ -220,6 +220,8 @@ TARGET = Target(
     write=write_hf,
     load=_load,
     card=CARD,
+    photos="the processor takes pictures as `PIL.Image.open` gives them, which is as they are stored; pipelines and "
+    "`load_image` of transformers turn photos upright.",
     row=TargetRow(
         "`config.json`, `model.safetensors`, processor and tokenizer files",
         "transformers `CLIPModel`, `CLIPProcessor`",

@@ -168,6 +168,7 @@ TARGET = Target(
     load=_load,
     tell=_tell,
     card=CARD,
+    photos="Immich embeds its own previews of photos, which are upright.",
     row=TargetRow(
         "`<name>/visual`, `<name>/textual`, as in Immich's cache",
         "ONNX Runtime and `tokenizers`, standing in for Immich",

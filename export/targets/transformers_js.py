@@ -179,6 +179,7 @@ TARGET = Target(
     write=write_transformers_js,
     load=_load,
     card=CARD,
+    photos="transformers.js turns photos upright as it reads them.",
     row=TargetRow(
         "`onnx/vision_model.onnx`, `onnx/text_model.onnx` and the files of `hf`",
         "transformers.js under Node, if `NODE_PATH` or the working directory has it",

@@ -9,12 +9,13 @@ import io
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ...choices import Exif
 from ...errors import ImageError
 from ..decode import read_image
 
@@ -46,6 +47,7 @@ class OpenBlob:
     file: Path | Spool
     names: tuple[str, ...]
     places: tuple[tuple[int, int], ...]
+    exif: Exif = "upright"
 
     def __call__(self, index: int) -> Image.Image:
         offset, length = self.places[index]
@@ -57,10 +59,14 @@ class OpenBlob:
             content = _read_at(self.file, offset, length)
         except OSError as error:
             raise ImageError(f"cannot read {self.names[index]}: {error.strerror or error}.") from None
-        return read_image(io.BytesIO(content), self.names[index])
+        return read_image(io.BytesIO(content), self.names[index], self.exif)
 
     def subset(self, indices: Sequence[int]) -> OpenBlob:
-        return OpenBlob(self.file, tuple(self.names[i] for i in indices), tuple(self.places[i] for i in indices))
+        names, places = tuple(self.names[i] for i in indices), tuple(self.places[i] for i in indices)
+        return OpenBlob(self.file, names, places, self.exif)
+
+    def read_as(self, exif: Exif) -> OpenBlob:
+        return replace(self, exif=exif)
 
 
 def _read_at(file: Path | Spool, offset: int, length: int) -> bytes:
