@@ -10,6 +10,7 @@ import open_clip
 
 from ...editor.errors import ExportError
 from ...editor.models.model import Model
+from .text_cleaning import describe_cleaning
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 SIDECARS = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -45,7 +46,8 @@ def write_tokenizer_files(model: Model, folder: Path) -> None:
     config = {
         **special,
         "model_max_length": tokenizer.context_length,
-        "tokenizer_class": "CLIPTokenizer",
+        # Reads tokenizer.json as it is; transformers 5 gives its `CLIPTokenizer` rules that clean less.
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "do_lower_case": True,
         "add_prefix_space": False,
     }
@@ -90,6 +92,7 @@ def _describe_tokenizer(vocabulary: dict[str, int], merges: list[str]) -> dict[s
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
+                *describe_cleaning(),
                 {"type": "NFC"},
                 {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
                 {"type": "Lowercase"},

@@ -30,6 +30,7 @@ from ...editor.measure.verdict import describe_seen, read_verdict
 from ...editor.models.model import Model
 from ..consumers.model_name import spell_model_name
 from ..consumers.target import Target
+from ..consumers.text_cleaning import describe_uncleaned
 
 # What is kept among a recipe's figures beside the rows of them.
 NOT_ROWS = ("frontier", "fidelity", "evidence", "choice")
@@ -84,6 +85,7 @@ def write_model_card(
         precision=precision,
         loading=_Verbatim(loading),
         photos=_Verbatim(target.photos),
+        uncleaned=[_Verbatim(line) for line in _list_uncleaned(model, target)],
         images=images,
         version=__version__,
         title=name.replace("__", " "),
@@ -111,6 +113,12 @@ def _expected_lines(model: Model, example: Image.Image) -> list[str]:
     text = F.normalize(model.encode_text([EXAMPLE_TEXT])[0], dim=0)
     spelled = [" ".join(f"{x:.4f}" for x in embedding[:4].tolist()) for embedding in (image, text)]
     return [f"image  {spelled[0]}", f"text   {spelled[1]}", f"cosine {float(image @ text):.4f}"]
+
+
+def _list_uncleaned(model: Model, target: Target) -> list[str]:
+    """What a tokenizer in files reads otherwise than open_clip's own, of targets that have one."""
+    in_files = any(name.endswith("tokenizer.json") for name in target.profile.sidecars)
+    return describe_uncleaned(model) if in_files else []
 
 
 def _list_promises(recipe: Recipe | None) -> list[str]:
