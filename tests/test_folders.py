@@ -183,6 +183,15 @@ def test_what_img2dataset_writes_is_read_as_it_stands(tmp_path: Path) -> None:
         assert red_of(list_images(tmp_path)) == [0, 1, 2, 10, 11, 12]
 
 
+def test_rows_that_img2dataset_could_not_fetch_are_no_bad_images(tmp_path: Path) -> None:
+    rows = {"url": ["u"] * 3, "key": ["a", "b", "c"], "status": ["success", "failed_to_download", "success"]}
+    pq.write_table(pa.table({**rows, "jpg": [encode(1), None, encode(3)]}), tmp_path / "00000.parquet")
+    (tmp_path / "00000_stats.json").write_text("{}")
+    with pytest.warns(UserWarning, match="passed over 1 rows whose status is no success"):
+        found = list_images(tmp_path)
+    assert red_of(found) == [1, 3] and found.names[1] == "00000.parquet#0/2:c"
+
+
 def test_parquet_that_describes_images_is_not_a_source(tmp_path: Path) -> None:
     paint(tmp_path, "00000/0.png", "00000/1.png")
     describe_shard(tmp_path / "00000.parquet", 2)

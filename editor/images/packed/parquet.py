@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from .blobs import MAX_IMAGE_BYTES, OpenBlob, Spool
 PARQUET_SUFFIXES, ARROW_SUFFIXES = (".parquet",), (".arrow",)
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content", "data")
 NAME_COLUMNS = ("__key__", "key", "id", "filename", "file_name", "path")
+STATUS_COLUMN, FETCHED = "status", "success"
 # Rows that are in memory at a time: each of them holds a whole encoded image.
 _ROWS = 64
 
@@ -37,7 +40,7 @@ def cut_parquet(location: Location, rows: int) -> list[tuple[int, int, int]]:
     """
     with _parquet(location) as table:
         # Refused while units are listed, not when one of them is opened.
-        find_image_column(table.schema_arrow, location)
+        find_columns(table.schema_arrow, location)
         counts = [table.metadata.row_group(i).num_rows for i in range(table.metadata.num_row_groups)]
     runs: list[tuple[int, int, int]] = []
     for group, count in enumerate(counts):
@@ -56,8 +59,8 @@ def open_parquet(location: Location, first: int, last: int) -> ImageSource:
         ImageError: If the file is damaged or holds no column of images.
     """
     with _parquet(location) as table:
-        columns = find_image_column(table.schema_arrow, location)
-        batches = table.iter_batches(batch_size=_ROWS, row_groups=list(range(first, last + 1)), columns=list(columns))
+        columns = find_columns(table.schema_arrow, location)
+        batches = table.iter_batches(batch_size=_ROWS, row_groups=list(range(first, last + 1)), columns=columns.present)
         return _spool(batches, columns, location, f"{location.name}#{first}")
 
 
@@ -73,15 +76,28 @@ def open_arrow(location: Location) -> ImageSource:
         magic = stream.read(6)
         stream.seek(0)
         reader = pa.ipc.open_file(stream) if magic == b"ARROW1" else pa.ipc.open_stream(stream)
-        columns = find_image_column(reader.schema, location)
+        columns = find_columns(reader.schema, location)
         batches = (
             (reader.get_batch(i) for i in range(reader.num_record_batches)) if magic == b"ARROW1" else iter(reader)
         )
-        return _spool((batch.select(list(columns)) for batch in batches), columns, location, location.name)
+        return _spool((batch.select(columns.present) for batch in batches), columns, location, location.name)
 
 
-def find_image_column(schema: Any, location: Location) -> tuple[str, ...]:
-    """The column of images (bytes, or a struct with `bytes` as `datasets` writes), and one of names if there is one.
+@dataclass(frozen=True)
+class _Columns:
+    """What is read of a table: its images, and their names and whether they were fetched if columns say it."""
+
+    image: str
+    name: str | None = None
+    status: str | None = None
+
+    @property
+    def present(self) -> list[str]:
+        return [column for column in (self.image, self.name, self.status) if column]
+
+
+def find_columns(schema: Any, location: Location) -> _Columns:
+    """The column of images (bytes, or a struct with `bytes` as `datasets` writes), and what says more of them.
 
     Raises:
         ImageError: If there is none.
@@ -95,7 +111,7 @@ def find_image_column(schema: Any, location: Location) -> tuple[str, ...]:
             f"called {', '.join(IMAGE_COLUMNS)} is needed. Rename it."
         )
     key = next((name for name in NAME_COLUMNS if kinds.get(name) == "text"), None)
-    return (named or images[0], *([key] if key else []))
+    return _Columns(named or images[0], key, STATUS_COLUMN if kinds.get(STATUS_COLUMN) == "text" else None)
 
 
 def _kind(found: Any) -> str:
@@ -106,20 +122,34 @@ def _kind(found: Any) -> str:
     return "text" if text in ("string", "large_string") else "other"
 
 
-def _spool(batches: Iterator[Any], columns: tuple[str, ...], location: Location, label: str) -> ImageSource:
-    spool, names, places = Spool(), [], []
+def _spool(batches: Iterator[Any], columns: _Columns, location: Location, label: str) -> ImageSource:
+    spool, names, places, rows = Spool(), [], [], 0
     for batch in batches:
-        values = batch.column(0).to_pylist()
-        keys = batch.column(1).to_pylist() if len(columns) > 1 else [None] * len(values)
-        for value, key in zip(values, keys, strict=True):
+        for value, key, status in _read_rows(batch, columns):
+            rows += 1
+            # img2dataset keeps a row of what it could not fetch: nobody expects an image there.
+            if value is None and status not in (None, FETCHED):
+                continue
             name = key or (value.get("path") if isinstance(value, dict) else None)
-            names.append(f"{label}/{len(names)}{f':{name}' if name else ''}")
+            names.append(f"{label}/{rows - 1}{f':{name}' if name else ''}")
             places.append(spool.append(_content(value, location)))
     spool.file.flush()
     if not names:
-        raise ImageError(f"cannot read images from {location.path}: it has no rows.")
+        raise ImageError(f"cannot read images from {location.path}: {rows or 'no'} rows, none with an image.")
+    if rows > len(names):
+        lost = rows - len(names)
+        warnings.warn(
+            f"in {location.path} passed over {lost} rows whose {columns.status} is no {FETCHED}", stacklevel=2
+        )
     stamps = tuple(str(length) for _, length in places)
     return ImageSource(tuple(names), OpenBlob(spool, tuple(names), tuple(places)), stamps=stamps)
+
+
+def _read_rows(batch: Any, columns: _Columns) -> Iterator[tuple[Any, Any, Any]]:
+    """Image, name and status of each row."""
+    wanted = (columns.image, columns.name, columns.status)
+    read = [batch.column(column).to_pylist() if column else [None] * batch.num_rows for column in wanted]
+    return zip(read[0], read[1], read[2], strict=True)
 
 
 def _content(value: Any, location: Location) -> bytes:
