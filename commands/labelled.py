@@ -28,7 +28,7 @@ def read_options(asked: Mapping[str, Any]) -> LabelledOptions:
     from ..editor.images.labelled_options import LabelledOptions
 
     classes, templates = read_classes(asked.get("classes")), asked.get("templates")
-    found = given(**{name: asked.get(name) for name in ("layout", "label", "split", "retention", "top")})
+    found = given(**{name: asked.get(name) for name in ("layout", "label", "split", "retention", "top", "exif")})
     found["group_by"] = split_columns(asked.get("group_by") or "")
     if classes:
         found["classes"] = classes
@@ -51,8 +51,8 @@ def read_dataset_options(asked: Mapping[str, Any]) -> LabelledOptions | None:
     """How `--dataset` is read where `--labelled` may stand beside it: the split and the second task are that one's."""
     if asked.get("dataset") is None or is_demo(asked["dataset"]):
         return None
-    shared = ("label", "group_by", "classes", "templates", "top") if asked.get("labelled") else (*_COLUMNS, "top")
-    return read_options({name: asked.get(name) for name in shared})
+    shared = ("label", "group_by", "classes", "templates") if asked.get("labelled") else _COLUMNS
+    return read_options({name: asked.get(name) for name in (*shared, "top", "exif")})
 
 
 def require_own_columns(asked: Mapping[str, Any]) -> None:

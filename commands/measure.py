@@ -20,6 +20,7 @@ from .options import (
     ClassesOption,
     CsvOption,
     DatasetOption,
+    ExifOption,
     GroupByOption,
     JsonOption,
     LabelOption,
@@ -82,6 +83,7 @@ def evaluate(
     batch_size: BatchOption = None,
     csv: CsvOption = None,
     overwrite: OverwriteFileOption = False,
+    exif: ExifOption = None,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
     quiet: QuietOption = False,
@@ -147,6 +149,7 @@ def _evaluate_segmentation(asked: dict[str, Any]) -> FigureTable:
 
     loaded = {name: open_named(name, None, asked["aligner"]) for name in asked["models"]}
     labels, masked = read_options(asked), load_masked_images(asked["dataset"])
+    masked = masked.read_as(labels.exif)
     names = list(labels.classes.values()) if labels.classes else SHAPES
     # Without a file of templates those of segmentation stay.
     options = given(templates=labels.templates if asked["templates"] else None, reading=asked["reading"])

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..choices import Layout
+from ..choices import Exif, Layout
 
 Purpose = Literal["train", "select", "report"]
 ALL = "all"
@@ -44,6 +44,7 @@ class LabelledOptions:
         classes: From a column's values to the words used in prompts; by default the values themselves.
         retention: A column with a second task, on which nothing should change.
         templates: Prompts with `{}` for the class; a class's weight is the mean of its normalised prompts.
+        exif: Photos turned as their EXIF says, or as they are stored.
         top: K of MaxSkew@K, for FairFace; lowered to half of the images where it is more.
     """
 
@@ -55,6 +56,7 @@ class LabelledOptions:
     retention: str | None = None
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     top: int = DEFAULT_TOP
+    exif: Exif = "upright"
 
     def columns(self) -> dict[str, Any]:
         """What says how a table or a folder is read, as keyword arguments of `load_dataset`."""

@@ -123,7 +123,7 @@ def open_dataset(dataset: Dataset, options: LabelledOptions | None = None, *, pu
     options = options or LabelledOptions()
     if is_demo(dataset) or not isinstance(dataset, str | Path):
         return dataset
-    found = load_dataset(dataset, purpose=purpose, **options.columns())
+    found = load_dataset(dataset, purpose=purpose, **options.columns()).read_as(options.exif)
     _require_present(found.source, dataset)
     return replace(found, top=options.top) if isinstance(found, RetrievalSet) else found
 

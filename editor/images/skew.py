@@ -6,12 +6,13 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..choices import Exif
 from ..errors import ImageError
 from .labelled_options import DEFAULT_TOP
 from .source import ImageSource
@@ -25,6 +26,10 @@ class RetrievalSet:
     queries: tuple[str, ...]
     attributes: Mapping[str, tuple[str, ...]]
     top: int = DEFAULT_TOP
+
+    def read_as(self, exif: Exif) -> RetrievalSet:
+        """The same images, turned upright or as they are stored."""
+        return replace(self, source=self.source.read_as(exif))
 
 
 def choose_top(top: int, images: int) -> int:

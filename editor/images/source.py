@@ -165,6 +165,11 @@ class LabelledImages:
     split: str | None = None
     retention: LabelledImages | None = None
 
+    def read_as(self, exif: Exif) -> LabelledImages:
+        """The same images, turned upright or as they are stored."""
+        retention = self.retention and self.retention.read_as(exif)
+        return replace(self, source=self.source.read_as(exif), retention=retention)
+
 
 @dataclass(frozen=True)
 class MaskedImages:
@@ -172,6 +177,10 @@ class MaskedImages:
 
     source: ImageSource
     mask: Callable[[int], np.ndarray]
+
+    def read_as(self, exif: Exif) -> MaskedImages:
+        """The same images, turned upright or as they are stored; masks have pixels only, which stay."""
+        return replace(self, source=self.source.read_as(exif))
 
 
 def find_shared(one: ImageSource, other: ImageSource) -> list[int]:

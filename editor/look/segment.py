@@ -189,7 +189,9 @@ def score_heatmaps(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, 
     inter, union, precisions = np.zeros(2), np.zeros(2), []
     for heat, mask in pairs:
         if heat.shape != mask.shape:
-            raise ImageError(f"cannot compare with the mask: it is {mask.shape}, the image {heat.shape} pixels.")
+            turned = mask.shape == heat.shape[::-1]
+            hint = " Drawn on photos as they are stored? --exif ignore reads them so." if turned else ""
+            raise ImageError(f"cannot compare with the mask: it is {mask.shape}, the image {heat.shape} pixels.{hint}")
         known = (mask >= 0) & ~np.isnan(heat)
         predicted, true = cut(heat)[known], mask[known] > 0
         right, labelled = right + int((predicted == true).sum()), labelled + int(known.sum())
