@@ -302,5 +302,6 @@ def test_each_default_stands_in_the_options() -> None:
         "retention",
         "templates",
         "top",
+        "exif",
     }
     assert json.dumps(LabelledOptions().top) == "1000" and LabelledOptions().templates[0] == "a photo of a {}."

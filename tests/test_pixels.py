@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image, ImageOps
 
 import clipedit
@@ -105,9 +104,10 @@ def test_a_scan_turns_photos_and_says_so(demo_model: clipedit.Model, photos: tup
 
     expected, found, ignored = read(upright, "ignore"), read(turned, "upright"), read(turned, "ignore")
     assert [scan.exif for scan in (expected, found, ignored)] == ["ignore", "upright", "ignore"]
-    # The names are the same, so the folds are, and each sum is of the same pixels.
-    assert torch.equal(found.statistics.gg, expected.statistics.gg)
-    assert not torch.allclose(ignored.statistics.gg, expected.statistics.gg)
+    sums = expected.statistics.gg
+    # Files of other sizes fall into other folds: the same numbers are added in another order.
+    assert (found.statistics.gg - sums).norm() <= 1e-12 * sums.norm()
+    assert (ignored.statistics.gg - sums).norm() > 1e-3 * sums.norm()
     with pytest.raises(clipedit.StatisticsError, match="exif is upright in one and ignore in the other"):
         found.merge(ignored)
 
@@ -127,9 +127,12 @@ def test_heatmaps_masks_and_commands_are_upright_unless_told(run, photos: tuple[
     for exif, size in ((), (96, 64)), (("--exif", "ignore"), (64, 96)):
         out = ["--text", "a circle", "--overwrite", *exif]
         assert run("heatmap", tmp_path / "a.png", "-o", tmp_path / "h.png", *out).code == 0
-        assert Image.open(tmp_path / "h.png").size == size
+        with Image.open(tmp_path / "h.png") as drawn:
+            # Enlarged, in the shape of the picture.
+            assert drawn.width * size[1] == drawn.height * size[0]
         assert run("segment", tmp_path / "a.png", "-o", tmp_path / "masks", *out).code == 0
-        assert Image.open(tmp_path / "masks" / "00000-a.png").size == size
+        with Image.open(tmp_path / "masks" / "00000-a.png") as mask:
+            assert mask.size == size
     code, _, said = run("scan", photos[1], "--layers", "3", "--exif", "ignore", "-o", tmp_path / "s.safetensors")
     assert code == 0 and clipedit.load_scan(tmp_path / "s.safetensors").exif == "ignore", said
 

@@ -511,11 +511,12 @@ def test_a_jpeg_of_very_many_scans_is_refused(tmp_path: Path, monkeypatch: pytes
         open_image(tmp_path / "many.jpg")
 
 
-def test_what_exif_says_neither_turns_nor_resizes_an_image(tmp_path: Path) -> None:
+def test_what_exif_says_may_turn_an_image_and_never_resizes_it(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0xA002] = 6, 10**6
     Image.new("RGB", (40, 20)).save(tmp_path / "x.jpg", exif=exif)
-    assert open_image(tmp_path / "x.jpg").size == (40, 20)
+    assert open_image(tmp_path / "x.jpg").size == (20, 40)
+    assert open_image(tmp_path / "x.jpg", "ignore").size == (40, 20)
 
 
 def test_text_chunks_within_bounds_do_no_harm(tmp_path: Path) -> None:

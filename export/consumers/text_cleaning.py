@@ -34,7 +34,7 @@ _FULL_WIDTH = (0x3000, *range(0xFF01, 0xFFF0))
 @torch.no_grad()
 def describe_uncleaned(model: Model) -> list[str]:
     """What is not cleaned, with an example and its cosine to what open_clip makes of it."""
-    plain = copy.copy(model.tokenizer)
+    plain: Any = copy.copy(model.tokenizer)
     plain.clean_fn = lambda text: " ".join(text.lower().split())
     texts = list(NOT_CLEANED.values())
     cosines = F.cosine_similarity(model.encode_tokens(plain(texts)), model.encode_text(texts))
