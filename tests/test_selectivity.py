@@ -203,3 +203,16 @@ def test_nothing_is_taken_for_a_concept_that_no_few_heads_hold(probe: Probe) -> 
     for name in ("shape", "food"):
         choice = choose_edit(probe, load_concept(name, probe.model.folder), library, most=8, project=False)
         assert (choice.heads, choice.output_strength) == ((), 0.0)
+
+
+def test_what_an_edit_removed_is_no_longer_there_for_a_second_one(model: Model, scan: Scan, probe: Probe) -> None:
+    """Also where nobody left a recipe: the floor is absolute, of the variance that texts in general have."""
+    recipe = clipedit.make_recipe(scan, model, concept="location", heads=8, output_strength=0.9)
+    edited = replace(clipedit.apply_recipe(recipe, model), applied=None)
+    again = clipedit.scan(edited, list_images("demo").subset(range(256)), batch_size=128, workers=0)
+    library = measure_library(build_probe(again, edited))
+    gone, color = library["location"], library["color"]
+    assert gone.selectivity.variance < 0.1 < compute_selectivity(probe, gone.concept).variance / 5
+    assert judge(gone, library).verdict == "absent"
+    assert "hardly anything in these images differs in location" in judge(gone, library).because
+    assert judge(color, library).verdict == "held"

@@ -44,6 +44,8 @@ class Selectivity:
         low, high: 95 % interval over instances.
         by_count: The value at every number of heads.
         instances: The value of every left-out instance.
+        variance: Of unit embeddings along an instance, mean over instances, relative to that along a general text
+            (median of the pool).
     """
 
     concept: str
@@ -52,6 +54,7 @@ class Selectivity:
     high: float
     by_count: Mapping[int, float]
     instances: Mapping[str, float]
+    variance: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ class Probe:
     def most(self) -> int:
         """Directions of a concept, as in scores."""
         return max(1, self.model.tower.d_head // 4)
+
+    @cached_property
+    def usual_variance(self) -> float:
+        """Of unit embeddings along a text of the pool: the median."""
+        return float(self.subsets.variances(F.normalize(self.pool, dim=1).T).median())
 
     def general(self, concept: Float[Tensor, "d_embed concept"]) -> Float[Tensor, "d_embed direction"]:
         """The leading directions of the pool with a concept's span taken out."""
@@ -124,7 +132,9 @@ def compute_selectivity(probe: Probe, concept: Concept) -> Selectivity:
     at = COUNTS.index(JUDGED_AT)
     low, high = mean_interval(table[:, at])
     named = {name: row[at] for name, row in rows.items()}
-    return Selectivity(concept.name, means[JUDGED_AT], low, high, means, named)
+    along = probe.subsets.variances(torch.stack([fold.direction for fold in folds]).T).mean()
+    relative = float(along) / max(probe.usual_variance, torch.finfo(torch.float64).tiny)
+    return Selectivity(concept.name, means[JUDGED_AT], low, high, means, named, relative)
 
 
 def cut_folds(concept: Concept, texts: Float[Tensor, "text d_embed"]) -> list[Fold]:

@@ -23,6 +23,8 @@ Verdict = Literal["held", "other", "absent"]
 # Set on models of known truth (benchmarks/selectivity.py).
 ABSENT_BELOW = 1.2
 NOTHING = 1.0
+# Ratios say nothing of what is nearly gone, as after an edit: of the variance along a general text.
+LEAST_VARIANCE = 0.1
 MORE_SELECTIVE = 1.3
 SAME_HEADS = 0.8
 
@@ -116,6 +118,12 @@ def judge(own: Measured, library: Mapping[str, Measured]) -> Judgement:
     # Of a single instance there is no spread, and so no interval.
     spread = f"{found.low:.1f} to {found.high:.1f}" if math.isfinite(found.high) else "one instance, no interval"
     said = f"selectivity {found.value:.1f} ({spread}; about 1 where heads hold nothing of it)"
+    if found.variance < LEAST_VARIANCE:
+        because = (
+            f"hardly anything in these images differs in {name}: the variance along its instances is "
+            f"{found.variance:.0%} of that along a general text; {said}"
+        )
+        return Judgement(name, "absent", found, because)
     nearest = find_nearest(own, library)
     other, cosine = (nearest.concept.name, float(nearest.profile @ own.profile)) if nearest else (None, 0.0)
     # Asked before absence: that the heads are another concept's says more than that they are not this one's.
