@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 
-TEXTS_PER_BATCH = 256
+# Few, so that hardly a text is filled up to a longer one; more are no faster on a processor.
+TEXTS_PER_BATCH = 64
 
 
 def text_owner(module: nn.Module) -> tuple[Any, str]:
