@@ -65,13 +65,16 @@ def aligner_of(scan: Path | None) -> str | None:
 
 def plain_checkpoint(model: str, pretrained: str | None) -> Path | None:
     """A folder or a safetensors file that a recipe can be applied to without loading the model."""
+    from ..editor.files.checkpoint import read_layout
     from ..editor.images.demo_name import demo_folder, is_demo
-    from ..editor.models.loaders import find_checkpoint
+    from ..editor.models.loaders import find_checkpoint, has_config
 
     if Path(model).is_file() and Path(model).suffix == ".safetensors":
         return Path(model)
     folder = demo_folder() if is_demo(model) else Path(model)
     # With other weights named, the folder's own are not what is edited.
-    if pretrained or not (folder / "open_clip_config.json").is_file():
+    if pretrained or not has_config(folder):
         return None
-    return folder if find_checkpoint(folder).suffix == ".safetensors" else None
+    checkpoint = find_checkpoint(folder)
+    # Where one tensor of the file is several of the model's, the edit of one has no place there.
+    return folder if checkpoint.suffix == ".safetensors" and not read_layout(checkpoint).is_tied else None

@@ -53,7 +53,7 @@ def apply_in_memory(
         needed = parts_to_scan(recipe.document)
         scanned = scan_or_load(model, images, scan, options=needed, follow=progress or follow_nothing)
         recipe = bind_recipe(recipe.document, scanned, model, labelled=erased)
-    check_base(recipe, model.weights_hash, model.name, force=force)
+    check_base(recipe, model.weights_hash, model.name, force=force, config=model.editable.config)
     images = images if model.side == "image" else None  # Texts are no images to verify with.
     write_edited_model(recipe, model, out, images=images, overwrite=overwrite, force=force)
     return scanned if scan is None else None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..editor.edits.apply import apply_recipe, rewrite_checkpoint
 from ..editor.edits.recipe import Recipe
+from ..editor.files.checkpoint import read_layout
 from ..editor.files.whole import staged_folder
 from ..editor.images.source import ImageSource
 from ..editor.models.loaders import BASE_FOLDER
@@ -52,7 +53,9 @@ def write_edited_model(
         if scan is not None:
             scan.save(folder / "scan.safetensors")
         plain = "timm" if "timm_cfg" in model.config else "open-clip"
-        target = "clipedit" if recipe.document.effect == "direct" else plain
+        known = model.checkpoint is None or read_layout(model.checkpoint).is_known_to_all
+        # Who else reads such a folder knows nothing of the edit, or finds no tensor under its wrappers' names.
+        target = plain if recipe.document.effect != "direct" and known else "clipedit"
         reference = write_reference(edited, folder, target=target, images=images)
         write_model_card(edited, folder, find_written(target), images=len(reference.images()))
         return verify_in_child(folder)

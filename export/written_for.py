@@ -1,4 +1,6 @@
-"""Whom a folder was written for: a target of `export`, or clipedit itself, which alone reads a direct edit."""
+"""Whom a folder was written for: a target of `export`, or clipedit itself, which alone reads a direct edit and tensors
+under the names of a training wrapper.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from .targets.timm import tell_timm
 from .verify.reference import Reference
 
 CARD = """\
-A direct edit needs extra operations: plain open_clip would load the unedited base.
+Plain open_clip would load the unedited base of a direct edit, and knows no tensors under the names of a training
+wrapper: load this folder with clipedit.
 
 ```python
 import clipedit
@@ -46,10 +49,11 @@ def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
 
 def _tell(folder: Path, reference: Reference, profile: Profile) -> list[Statement]:
     tell = tell_timm if "timm_cfg" in reference.config else tell_open_clip
-    return [tell(folder, reference, BASE_FOLDER)]
+    # Only a direct edit leaves its base apart.
+    return [tell(folder, reference, BASE_FOLDER if (folder / BASE_FOLDER).is_dir() else "")]
 
 
-DIRECT_FOLDER = Target(Profile(target="clipedit"), write=_refuse, load=_load, tell=_tell, card=CARD, row=None)
+OWN_FOLDER = Target(Profile(target="clipedit"), write=_refuse, load=_load, tell=_tell, card=CARD, row=None)
 
 
 def find_written(name: str, precision: WeightPrecision = "fp32") -> Target:
@@ -59,8 +63,8 @@ def find_written(name: str, precision: WeightPrecision = "fp32") -> Target:
         VerificationError: If this version of clipedit has no such target.
     """
     # Not among the targets: only `apply` writes it, and only clipedit reads it.
-    if name == DIRECT_FOLDER.name:
-        return DIRECT_FOLDER.at(precision)
+    if name == OWN_FOLDER.name:
+        return OWN_FOLDER.at(precision)
     if name not in target_names():
         raise VerificationError(
             f"cannot verify it: its target {name!r} is unknown. {nearest_names(name, target_names())}"

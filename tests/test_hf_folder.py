@@ -137,9 +137,69 @@ def test_shards_and_pytorch_files_are_the_same_model(tmp_path: Path) -> None:
     shards = {"a.safetensors": names[:20], "b.safetensors": names[20:]}
     for shard, inside in shards.items():
         save_file({name: state[name] for name in inside}, tmp_path / shard)
-    index = {"weight_map": {name: shard for shard, inside in shards.items() for name in inside}}
+    index = {"metadata": {}, "weight_map": {name: shard for shard, inside in shards.items() for name in inside}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert clipedit.load_model(f"hf:{tmp_path}").weights_hash == whole.weights_hash
+
+
+def split_in_two(folder: Path, names: list[str], suffix: str) -> dict[str, list[str]]:
+    """An index for two shards of the given names."""
+    shards = {f"a{suffix}": names[: len(names) // 2], f"b{suffix}": names[len(names) // 2 :]}
+    index = {"metadata": {}, "weight_map": {name: shard for shard, inside in shards.items() for name in inside}}
+    whole = "model.safetensors" if suffix == ".safetensors" else "pytorch_model.bin"
+    (folder / f"{whole}.index.json").write_text(json.dumps(index))
+    return shards
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_found_where_transformers_finds_them(tmp_path: Path, dtype: torch.dtype) -> None:
+    random_folder(tmp_path, "clip", act="quick_gelu")
+    path = tmp_path / "model.safetensors"
+    state = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+    save_file(state, path, metadata={"format": "pt"})
+    # An index that was left behind, of shards that hold other numbers.
+    for shard, names in split_in_two(tmp_path, sorted(state), ".safetensors").items():
+        save_file({name: state[name] * 0 for name in names}, tmp_path / shard, metadata={"format": "pt"})
+    require_embeddings_of_transformers(tmp_path)
+    whole = clipedit.load_model(f"hf:{tmp_path}").weights_hash
+    path.unlink()
+    (tmp_path / "model.safetensors.index.json").unlink()
+    for shard, names in split_in_two(tmp_path, sorted(state), ".bin").items():
+        torch.save({name: state[name] for name in names}, tmp_path / shard)
+    require_embeddings_of_transformers(tmp_path)
+    assert clipedit.load_model(f"hf:{tmp_path}").weights_hash == whole
+
+
+def require_embeddings_of_transformers(folder: Path) -> None:
+    theirs = transformers.CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        found = pooled(theirs.get_image_features(pixel_values=pixels))
+    assert relative_error(clipedit.load_model(f"hf:{folder}").encode_image(pixels), found) < 1e-5
+
+
+@pytest.mark.parametrize("layout", ["module.", "_orig_mod.module.", "model.", "with an average"])
+def test_weights_of_a_training_are_those_of_the_model(tmp_path: Path, layout: str) -> None:
+    random_folder(tmp_path, "clip", act="quick_gelu")
+    whole = clipedit.load_model(f"hf:{tmp_path}").weights_hash
+    state = load_file(tmp_path / "model.safetensors")
+    if layout == "with an average":
+        changed = state | {f"ema.{name}": tensor * 0.5 for name, tensor in state.items()}
+    else:
+        changed = {f"{layout}{name}": tensor for name, tensor in state.items()}
+    save_file(changed, tmp_path / "model.safetensors")
+    assert clipedit.load_model(f"hf:{tmp_path}").weights_hash == whole
+
+
+def test_another_image_size_is_said(tmp_path: Path) -> None:
+    random_folder(tmp_path, "clip", act="quick_gelu")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vision_config"]["image_size"] = 64
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    sizes = {"size": {"shortest_edge": 64}, "crop_size": 64, "image_processor_type": "CLIPImageProcessor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(sizes))
+    with pytest.raises(ModelError, match="positional_embedding is .17, 48., not .65, 48.* set `image_size` to it"):
+        clipedit.load_model(f"hf:{tmp_path}")
 
 
 def test_a_folder_of_clip_is_scanned_edited_and_written_as_an_open_clip_folder(tmp_path: Path) -> None:
@@ -168,6 +228,10 @@ def test_a_folder_of_clip_is_scanned_edited_and_written_as_an_open_clip_folder(t
             "does not describe the weights|has no tensor",
         ),
         ({"model.safetensors": None}, "neither model.safetensors nor pytorch_model.bin"),
+        (
+            {"model.safetensors": None, "model.fp16.safetensors": ""},
+            "model.fp16.safetensors is a variant, rename it",
+        ),
         ({"preprocessor_config.json": None, "processor_config.json": None}, "no preprocessor_config.json"),
     ],
 )

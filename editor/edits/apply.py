@@ -14,15 +14,16 @@ from torch import Tensor
 
 from ..components import HeadId
 from ..errors import RecipeError, require_kinds
-from ..files.tensors import ReadTensor, copy_with_tensors, hash_checkpoint, tensor_reader
+from ..files.checkpoint import copy_model, hash_model, model_reader
+from ..files.tensors import ReadTensor
 from ..images.demo_name import DEMO
 from ..models.architecture import load_architecture
 from ..models.identity import describe_function, find_function_difference
-from ..models.loaders import BASE_FOLDER, WEIGHTS_NAME, find_checkpoint, pretrained_tags
+from ..models.loaders import BASE_FOLDER, WEIGHTS_NAME, find_checkpoint, has_config, pretrained_tags
 from ..models.model import Model
 from ..models.open_clip_config import CONFIG_NAME as OPEN_CLIP_CONFIG_NAME
 from ..models.open_clip_config import read_open_clip_config
-from ..models.timm import TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME, is_timm_folder
+from ..models.timm import TIMM_WEIGHTS_NAME, describe_timm_folder, is_timm_folder
 from ..scan.scan import Scan
 from .bind import bind_recipe, check_heads
 from .direct import direct_edit
@@ -30,6 +31,7 @@ from .document import RecipeDocument
 from .recipe import Recipe, bound_heads, require_bound
 
 _COMPANIONS = frozenset({".json", ".txt", ".model", ".md"})
+HF_CONFIG_NAME = "config.json"
 _NOT_OF_THE_BASE = ("verification.json", "README.md")
 
 
@@ -110,23 +112,37 @@ def rewrite_checkpoint(recipe: Recipe, base: Path, folder: Path, *, force: bool 
     """
     require_bound(recipe)
     source = base if base.is_file() else find_checkpoint(base)
-    found = hash_checkpoint(source)
-    check_base(recipe, found, str(base), force=force, config=_read_config(base))
+    found = hash_model(source)
+    check_base(recipe, found, str(base), force=force, config=_read_config(base, source))
     direct = recipe.document.effect == "direct"
     inner = folder / BASE_FOLDER if direct else folder
     inner.mkdir(exist_ok=True)
     weights_name = TIMM_WEIGHTS_NAME if is_timm_folder(base) else WEIGHTS_NAME
     with _fitting(recipe, str(base)):
-        tensors = {} if direct else compute_edited_tensors(recipe, tensor_reader(source))
-    copy_with_tensors(source, inner / weights_name, tensors)
+        tensors = {} if direct else compute_edited_tensors(recipe, model_reader(source))
+    copy_model(source, inner / weights_name, tensors)
     if base.is_dir():
         _copy_companions(base, inner)
     _rebase(recipe, found).save(folder / "recipe.yaml")
 
 
-def _read_config(base: Path) -> dict[str, Any] | None:
-    """The configuration in an open_clip folder; None where there is none."""
-    return read_open_clip_config(base) if (base / OPEN_CLIP_CONFIG_NAME).is_file() else None
+def _read_config(base: Path, source: Path) -> dict[str, Any] | None:
+    """The configuration of a base, which its function depends on beside the weights; None where there is none.
+
+    Raises:
+        RecipeError: If it is a folder of Hugging Face, whose tensors have other names and shapes.
+    """
+    folder = base if base.is_dir() else base.parent
+    # Of several checkpoints in a folder the configuration may be of another one.
+    if folder != base and not (has_config(folder) and find_checkpoint(folder) == source):
+        return None
+    if (folder / OPEN_CLIP_CONFIG_NAME).is_file():
+        return read_open_clip_config(folder)
+    if is_timm_folder(folder):
+        return describe_timm_folder(folder)
+    if base.is_dir() and (base / HF_CONFIG_NAME).is_file():
+        raise RecipeError(f"cannot apply a recipe to {base} as it lies: it is a Hugging Face folder. Give hf:{base}.")
+    return None
 
 
 def _rebase(recipe: Recipe, weights_hash: str) -> Recipe:
@@ -139,7 +155,7 @@ def _copy_companions(base: Path, inner: Path) -> None:
     """Configuration, tokenizer, texts and concepts; never other weights, which would be the unedited ones."""
     for path in sorted(base.iterdir()):
         plain = path.is_file() and path.suffix in _COMPANIONS and not path.name.startswith(".")
-        if path.name == TIMM_CONFIG_NAME and not is_timm_folder(base):
+        if path.name == HF_CONFIG_NAME and not is_timm_folder(base):
             continue  # Of transformers: it would speak of other weights.
         if plain and path.name not in _NOT_OF_THE_BASE and not path.name.endswith(".index.json"):
             shutil.copyfile(path, inner / path.name)

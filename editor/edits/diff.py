@@ -19,7 +19,8 @@ from ..choices import Side
 from ..components import HeadId
 from ..errors import ModelError
 from ..files.bounded import load_json
-from ..files.tensors import StoredTensor, read_header, tensor_reader
+from ..files.checkpoint import model_reader, read_model_header
+from ..files.tensors import StoredTensor
 from ..images.demo_name import demo_folder, is_demo
 from ..models.architecture import load_architecture
 from ..models.loaders import BASE_FOLDER, find_checkpoint, pretrained_tags
@@ -134,8 +135,8 @@ class _Side:
             self.weights = Path(cached)
         else:
             self.weights = find_checkpoint(self.folder) if self.folder.is_dir() else self.folder
-        self.header: dict[str, StoredTensor] = read_header(self.weights)
-        self.read = tensor_reader(self.weights)
+        self.header: dict[str, StoredTensor] = read_model_header(self.weights)
+        self.read = model_reader(self.weights)
 
     @cached_property
     def recipe(self) -> Recipe | None:

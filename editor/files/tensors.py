@@ -42,6 +42,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_CONVERT = "Convert its state_dict to safetensors in a process that you trust."
 ReadTensor = Callable[[str], Tensor]
 
 
@@ -131,14 +132,27 @@ def reading_weights(origin: str) -> Iterator[None]:
         yield
     except ClipeditError:
         raise
-    except pickle.UnpicklingError:
-        raise ModelError(
-            f"cannot load {origin}: the file is a pickle that could run code, and was not opened. "
-            "Convert it to safetensors in a process that you trust."
-        ) from None
+    except pickle.UnpicklingError as error:
+        raise ModelError(f"cannot load {origin}: {_explain_pickle(str(error))}") from None
     except Exception as error:  # Readers raise nearly anything on a damaged file.
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"cannot load {origin}: {first_line}. Check the file, or fetch it again.") from error
+        if "TorchScript" in str(error):
+            raise ModelError(f"cannot load {origin}: it is a TorchScript archive, which is code. {_CONVERT}") from None
+        raise ModelError(f"cannot load {origin}: {first_line(error)}. Check the file, or fetch it again.") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, without the full stop; its class where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0].rstrip(".")
+
+
+def _explain_pickle(said: str) -> str:
+    """PyTorch's refusal in a sentence: what the pickle asks for, or that it is none."""
+    asked = re.search(r"GLOBAL ([\w.]+)", said)
+    if asked is None and "Unsupported class" not in said and "Unsupported global" not in said:
+        return "it is no checkpoint of PyTorch, or a damaged one. Fetch it again."
+    named = f" (it holds {asked[1]})" if asked else ""
+    return f"the file is a pickle that could run code{named}, and was not opened. {_CONVERT}"
 
 
 def tensor_reader(path: Path) -> ReadTensor:
@@ -192,9 +206,16 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
     return hash_tensors(entry(name) for name in sorted(state))
 
 
-def hash_checkpoint(path: Path) -> str:
-    """The weight hash of a safetensors file, cached beside large files by size, times and place on the disk."""
+def hash_checkpoint(path: Path, names: Mapping[str, str] | None = None) -> str:
+    """The weight hash of a safetensors file, cached beside large files by size, times and place on the disk.
+
+    Args:
+        names: Hash these tensors only, under the names that they stand for; not cached.
+    """
     path = Path(path)
+    if names is not None:
+        header = read_header(path)
+        return _hash_file(path, {own: header[stored] for own, stored in names.items()})
     cached = _read_cached_hash(path)
     return cached or _store_cached_hash(path, _hash_file(path, read_header(path)))
 
@@ -221,19 +242,28 @@ def copy_with_tensors(source: Path, target: Path, tensors: Mapping[str, Tensor])
     Raises:
         ModelError: If a tensor is not in the file or has another shape.
     """
-    header = read_header(source)
-    patches = [(header_entry(header, name, source), name, tensor) for name, tensor in tensors.items()]
     with staged_file(target) as temporary:
         shutil.copyfile(source, temporary)
-        with temporary.open("r+b") as stream:
-            for entry, name, tensor in patches:
-                if entry.shape != tuple(tensor.shape):
-                    raise ModelError(
-                        f"cannot replace {name} in {source}: it is {entry.shape}, the edit is {tuple(tensor.shape)}."
-                    )
-                stored = round_to_storage(name, tensor, stored_dtype(entry)).contiguous()
-                stream.seek(entry.start)
-                stream.write(stored.reshape(-1).view(torch.uint8).numpy().data)
+        patch_tensors(temporary, tensors, source)
+
+
+def patch_tensors(path: Path, tensors: Mapping[str, Tensor], origin: Path) -> None:
+    """Replace some tensors of a safetensors file where they lie; `origin` is for messages.
+
+    Raises:
+        ModelError: If a tensor is not in the file or has another shape.
+    """
+    header = read_header(path)
+    patches = [(header_entry(header, name, origin), name, tensor) for name, tensor in tensors.items()]
+    with path.open("r+b") as stream:
+        for entry, name, tensor in patches:
+            if entry.shape != tuple(tensor.shape):
+                raise ModelError(
+                    f"cannot replace {name} in {origin}: it is {entry.shape}, the edit is {tuple(tensor.shape)}."
+                )
+            stored = round_to_storage(name, tensor, stored_dtype(entry)).contiguous()
+            stream.seek(entry.start)
+            stream.write(stored.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def header_entry(header: Mapping[str, StoredTensor], name: str, source: Path) -> StoredTensor:

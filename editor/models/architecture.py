@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import open_clip
@@ -13,6 +10,7 @@ import torch
 from ..errors import ModelError, nearest_names
 from ..images.demo_name import DEMO, demo_folder, is_demo
 from ..towers.build import build_tower
+from .fitting import quiet
 from .loaders import BASE_FOLDER
 from .model import Model
 from .timm import create_timm, is_timm_name
@@ -36,7 +34,7 @@ def load_architecture(name: str | Path) -> Model:
             f"or timm. {nearest_names(str(name), [*open_clip.list_models(), DEMO])}"
         )
     try:
-        with _quiet(), torch.device("meta"):
+        with quiet(), torch.device("meta"):
             if folder.is_dir() or known:
                 origin = f"local-dir:{folder}" if folder.is_dir() else str(name)
                 module = open_clip.create_model(origin, load_weights=False, device="meta")
@@ -47,14 +45,3 @@ def load_architecture(name: str | Path) -> Model:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"cannot build the architecture {name}: {first_line}.") from error
     return Model(str(name), None, module, build_tower(module), {})
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip warns that nothing was loaded; here that is the intent."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

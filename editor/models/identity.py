@@ -21,6 +21,10 @@ from ..files.tensors import hash_state
 # Say where things come from, not what is computed.
 _ORIGINS = frozenset({"hf_tokenizer_name", "hf_model_pretrained", "timm_model_pretrained", "tokenizer_kwargs"})
 _NOT_OF_TEXTS = ("visual.", "text_decoder.", "logit_")
+_SIZES = (
+    *("layers", "width", "head_width", "heads", "mlp_ratio", "patch_size"),
+    *("vocab_size", "context_length", "timm_model_name"),
+)
 _PREPROCESSING = {"interpolation": "bicubic", "resize_mode": "shortest"}
 
 
@@ -69,6 +73,19 @@ def find_function_difference(one: Mapping[str, Any], other: Mapping[str, Any], p
         elif mine != theirs:
             return f"{path}{key} is {json.dumps(mine)} there, {json.dumps(theirs)} here"
     return None
+
+
+def find_size_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """The first size in which two of open_clip's `model_cfg` differ, in words; None if they hold the same tensors, as
+    far as sizes say.
+    """
+    return find_function_difference(_sizes(one), _sizes(other))
+
+
+def _sizes(model: Mapping[str, Any]) -> dict[str, Any]:
+    described = describe_function({"model_cfg": model})["model_cfg"]
+    towers = {side: {key: described[side].get(key) for key in _SIZES} for side in ("vision_cfg", "text_cfg")}
+    return {"embed_dim": described["embed_dim"], **towers}
 
 
 def _fill(kind: Any, given: Mapping[str, Any]) -> dict[str, Any]:

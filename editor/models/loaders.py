@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,15 @@ from open_clip.factory import _find_checkpoint_in_dir
 from torch import nn
 
 from ..errors import ModelError, nearest_names
-from ..files.tensors import read_header, reading_weights, stored_dtype
+from ..files.checkpoint import SAFE_SUFFIX, read_model_header, read_state
+from ..files.tensors import reading_weights, stored_dtype
 from ..images.demo_name import DEMO, demo_folder, is_demo
 from ..towers.build import build_tower
 from .config_bounds import require_modest_config, require_modest_sizes
+from .fitting import name_architecture, quiet, shapes_of
 from .hf.folder import load_hf_folder
+from .hub import reaching_hub
+from .identity import find_size_difference
 from .model import HF_PREFIX, Model
 from .open_clip_config import CONFIG_NAME, read_open_clip_config
 from .preprocessing import require_preprocess
@@ -30,9 +36,11 @@ from .timm import (
     require_whole_patches,
     timm_tags,
 )
+from .weights import find_rewritable, load_open_clip_weights, read_weights
 
 WEIGHTS_NAME = "open_clip_model.safetensors"
 BASE_FOLDER = "base"
+_WITHOUT_HUB = "Fetch it where there is a network, and give the file: `--pretrained FILE`; or copy the cache."
 
 
 def load_plain_model(name: str, pretrained: str | None = None, *, device: str = "cpu") -> Model:
@@ -52,6 +60,8 @@ def load_plain_model(name: str, pretrained: str | None = None, *, device: str = 
         return _load_hf(Path(name.removeprefix(HF_PREFIX)), device)
     if Path(name).is_dir():
         return _load_folder(Path(name), name, device)
+    if Path(name).is_file():
+        raise ModelError(describe_checkpoint(Path(name)))
     if name in open_clip.list_models():
         return _load_named(name, pretrained, device)
     if is_timm_name(name):
@@ -75,6 +85,21 @@ def find_checkpoint(folder: Path) -> Path:
     return Path(found)
 
 
+def describe_checkpoint(path: Path) -> str:
+    """Why a file alone is no model, and which architectures its tensors fit."""
+    with reading_weights(str(path)):
+        advice = name_architecture(shapes_of(read_state(path)))
+    beside = f" Or give its folder, which has a configuration: `--model {path.parent}`." * has_config(path.parent)
+    return (
+        f"cannot load {path}: a checkpoint does not say its architecture. {advice} Add `--pretrained {path}`.{beside}"
+    )
+
+
+def has_config(folder: Path) -> bool:
+    """Whether a folder has a configuration that says what its weights are."""
+    return (folder / CONFIG_NAME).is_file() or is_timm_folder(folder)
+
+
 def lasting_name(name: str) -> str:
     """Names that are paths are stored so that they hold from any working directory."""
     return str(Path(name).resolve()) if Path(name).exists() and not is_demo(name) else name
@@ -96,7 +121,7 @@ def _load_folder(folder: Path, name: str, device: str) -> Model:
     with reading_weights(str(folder)):
         if not (folder / CONFIG_NAME).is_file() and is_timm_folder(folder):
             checkpoint = find_checkpoint(folder)
-            module = create_timm_from_folder(folder, checkpoint.stat().st_size).to(device)
+            module = create_timm_from_folder(folder, checkpoint).to(device)
             config = describe_timm(module, folder)
             require_whole_patches(module, config["preprocess_cfg"]["size"])
         else:
@@ -105,7 +130,9 @@ def _load_folder(folder: Path, name: str, device: str) -> Model:
             require_modest_sizes(config, str(folder))
             checkpoint = find_checkpoint(folder)
             require_modest_config(config["model_cfg"], checkpoint.stat().st_size, str(folder))
-            module = _create(f"local-dir:{folder}", None, device, origin=str(folder))
+            weights = read_weights(checkpoint)
+            module = _create_empty(f"local-dir:{folder}", device)
+            load_open_clip_weights(module, weights, checkpoint, str(folder / CONFIG_NAME))
         require_preprocess(config, getattr(getattr(module, "visual", None), "image_size", None))
         return _finish(module, name, None, config, checkpoint)
 
@@ -120,7 +147,8 @@ def _load_hf(folder: Path, device: str) -> Model:
 
 def _load_timm(name: str, pretrained: str | None, device: str) -> Model:
     checkpoint = _find_file_or_tag(name, pretrained, timm_tags(name))
-    with reading_weights(f"{name} ({pretrained})"):
+    fetched = pretrained is not None and checkpoint is None
+    with reading_weights(f"{name} ({pretrained})"), _fetching(f"{name} ({pretrained})", fetched):
         module = create_timm(name, pretrained)
     return _finish(module.to(device), name, pretrained, describe_timm(module), checkpoint)
 
@@ -137,19 +165,63 @@ def _find_file_or_tag(name: str, pretrained: str | None, tags: list[str]) -> Pat
 
 def _load_named(name: str, pretrained: str | None, device: str) -> Model:
     checkpoint = _find_file_or_tag(name, pretrained, pretrained_tags(name))
+    if checkpoint is not None:
+        return _load_named_file(name, str(pretrained), device)
     module = _create(name, pretrained, device, origin=f"{name} ({pretrained})")
     preprocess = dict(open_clip.get_model_preprocess_cfg(module))
     config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": preprocess}
     if pretrained and (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"):
         # As `_create` built it: a folder that is written from this configuration has to say so.
         config["model_cfg"]["quick_gelu"] = True
+    return _finish(module, name, pretrained, config, None)
+
+
+def _load_named_file(name: str, pretrained: str, device: str) -> Model:
+    """A checkpoint file of an architecture; a configuration beside it says how it was trained."""
+    checkpoint = Path(pretrained)
+    with reading_weights(f"{name} ({checkpoint})"):
+        weights, beside = read_weights(checkpoint), read_config_beside(checkpoint, name)
+        module = _create_empty(f"local-dir:{checkpoint.parent}" if beside else name, device)
+        load_open_clip_weights(module, weights, checkpoint, name)
+    preprocess = dict(open_clip.get_model_preprocess_cfg(module))
+    config = beside or {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": preprocess}
     return _finish(module, name, pretrained, config, checkpoint)
+
+
+def read_config_beside(checkpoint: Path, name: str) -> dict[str, Any] | None:
+    """The configuration in a checkpoint's folder, if it is of the named architecture; one that is not is warned of.
+
+    Activation, norms, pooling and preprocessing are taken from it: the name alone does not say them.
+    """
+    path = checkpoint.parent / CONFIG_NAME
+    if not path.is_file():
+        return None
+    config = read_open_clip_config(checkpoint.parent)
+    difference = find_size_difference(config["model_cfg"], open_clip.get_model_config(name) or {})
+    if difference is None:
+        return config
+    warnings.warn(f"{path} is not used: it is not of {name} ({difference}).", stacklevel=2)
+    return None
+
+
+@contextmanager
+def _fetching(what: str, needed: bool) -> Iterator[None]:
+    """Inside, weights may come from the hub; nothing is asked of it where none are needed."""
+    with reaching_hub(what, _WITHOUT_HUB) if needed else nullcontext():
+        yield
+
+
+def _create_empty(name: str, device: str) -> nn.Module:
+    """A module whose weights come from a file: none are fetched."""
+    config = {} if name.startswith("local-dir:") else open_clip.get_model_config(name) or {}
+    with quiet(), _fetching(f"the text tower of {name}", "hf_model_name" in config.get("text_cfg", {})):
+        return open_clip.create_model(name, device=device, load_weights=False, pretrained_text=False)
 
 
 def _create(name: str, pretrained: str | None, device: str, *, origin: str) -> nn.Module:
     # OpenAI's weights were trained with QuickGELU, which the architecture's own configuration does not say.
     quick_gelu = bool(pretrained and (open_clip.get_pretrained_cfg(name, pretrained) or {}).get("quick_gelu"))
-    with reading_weights(origin):
+    with reading_weights(origin), _fetching(origin, pretrained is not None):
         module = open_clip.create_model(
             name, pretrained=pretrained, device=device, force_quick_gelu=quick_gelu, weights_only=True
         )
@@ -164,10 +236,10 @@ def _finish(
         if not torch.isfinite(tensor).all():
             raise ModelError(f"cannot use {name}: tensor {tensor_name} holds NaN or infinity. Fetch the weights again.")
     dtypes = {}
-    if checkpoint is not None and checkpoint.suffix == ".safetensors":
-        dtypes = {key: stored_dtype(entry) for key, entry in read_header(checkpoint).items()}
-    # Only safetensors can be hashed as stored, and copied with some tensors replaced.
-    safe = checkpoint if dtypes else None
+    if checkpoint is not None and checkpoint.suffix == SAFE_SUFFIX:
+        dtypes = {key: stored_dtype(entry) for key, entry in read_model_header(checkpoint).items()}
+    # Only safetensors can be hashed as stored, and copied with some tensors replaced; what cannot is written anew.
+    safe = checkpoint if find_rewritable(checkpoint, module) else None
     # A checkpoint file that was named may lie anywhere: what is beside it is not the model's.
     folder = checkpoint.parent if checkpoint is not None and pretrained is None else None
     return Model(name, pretrained, module, build_tower(module), config, safe, folder, dtypes)

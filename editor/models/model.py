@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from ..choices import Side
 from ..errors import ModelError
 from ..files.cache import find_cache
-from ..files.tensors import hash_checkpoint, hash_state, round_to_storage
+from ..files.checkpoint import hash_model
+from ..files.tensors import hash_state, round_to_storage
 from ..images.source import ImageSource
 from ..towers.build import build_tower
 from ..towers.tower import Tower
 from ..towers.vit.open_clip_text import OpenClipText
 from ..towers.vit.text_context import embed_tokens
+from .hub import reaching_hub
 from .identity import hash_text_side
 from .preprocessing import FOLLOWS, build_preprocess, drop_rules
 from .timm import require_linear_classifier
@@ -141,7 +143,14 @@ class Model:
                 options = text_config.get("tokenizer_kwargs") or {}
                 # `get_tokenizer` reads open_clip's configuration, which such a folder does not have.
                 return HFTokenizer(str(self.folder), text_config["context_length"], **options)
-            return open_clip.get_tokenizer(f"local-dir:{self.folder}" if self.folder else self.name)
+            if self.folder:
+                return open_clip.get_tokenizer(f"local-dir:{self.folder}")
+            with reaching_hub(
+                f"the tokenizer of {self.name}", "Fetch it where there is a network, and copy the cache."
+            ):
+                return open_clip.get_tokenizer(self.name)
+        except ModelError:
+            raise
         except Exception as error:  # Missing packages, files and network each raise their own kind.
             raise ModelError(
                 f"cannot load the tokenizer of {self.name}: {error}. It is a Hugging Face one: `pip install "
@@ -190,7 +199,7 @@ class Model:
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 over the sorted `(tensor name, dtype, shape, bytes)` of the checkpoint as stored."""
-        return hash_checkpoint(self.checkpoint) if self.checkpoint else hash_state(self.stored_state())
+        return hash_model(self.checkpoint) if self.checkpoint else hash_state(self.stored_state())
 
     @torch.no_grad()
     def encode_image(self, pixels: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image d_embed"]:

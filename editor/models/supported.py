@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -18,6 +17,8 @@ from ..choices import EFFECTS
 from ..errors import ModelError, nearest_names
 from ..towers.build import TOWERS
 from ..towers.refusals import explain_refusals
+from .fitting import quiet
+from .hub import reaching_hub
 
 # Family, library, an example.
 FAMILIES = (
@@ -94,7 +95,7 @@ def describe_models(names: Sequence[str] = (), *, progress: Progress | None = No
 def describe_model(name: str, *, library: str, family: str = "") -> Support:
     """Build a model of a library without memory, and ask the towers."""
     try:
-        with torch.device("meta"), _quiet():
+        with torch.device("meta"), quiet():
             module = _build(name, library)
             reasons = [tower.refusal(module) for tower in TOWERS]
             # A tower that gives no reason takes the module.
@@ -104,7 +105,10 @@ def describe_model(name: str, *, library: str, family: str = "") -> Support:
                 )
             tower = TOWERS[reasons.index(None)](module)
             effects = tuple(effect for effect in EFFECTS if tower.why_not(effect) is None)
-    except OSError as error:  # Some of open_clip's text towers are built from files of the Hugging Face hub.
+    except (
+        OSError,
+        ModelError,
+    ) as error:  # Some of open_clip's text towers are built from files of the Hugging Face hub.
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         return Support(
             family, library, name, None, (), (), f"its text tower needs files that are not here: {first_line}"
@@ -125,7 +129,9 @@ def render_markdown(rows: Sequence[Support]) -> str:
 def _build(name: str, library: str) -> nn.Module:
     if library == "timm":
         return timm.create_model(name)
-    return open_clip.create_model(name, load_weights=False, device="meta")
+    fetched = "hf_model_name" in (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+    with reaching_hub(f"the text tower of {name}", "Fetch it where there is a network.") if fetched else nullcontext():
+        return open_clip.create_model(name, load_weights=False, device="meta")
 
 
 def _find_models(pattern: str) -> list[tuple[str, str, str]]:
@@ -137,14 +143,3 @@ def _find_models(pattern: str) -> list[tuple[str, str, str]]:
         known = [*open_clip.list_models(), *timm.list_models()]
         raise ModelError(f"cannot find a model named {pattern!r} in open_clip or timm. {nearest_names(pattern, known)}")
     return found
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip warns that the weights are random."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -20,8 +20,9 @@ from torch import nn
 
 from ..errors import ModelError
 from ..files.bounded import load_json
-from ..files.tensors import read_header
+from ..files.checkpoint import SAFE_SUFFIX, read_layout, read_state
 from .config_bounds import require_modest_count, require_modest_sizes
+from .weights import NUMPY_SUFFIXES, fill_module
 
 TIMM_CONFIG_NAME, TIMM_WEIGHTS_NAME = "config.json", "model.safetensors"
 
@@ -52,30 +53,48 @@ def create_timm(name: str, pretrained: str | None) -> nn.Module:
     """
     if pretrained is None:
         return timm.create_model(name)
-    if not Path(pretrained).is_file():
+    path = Path(pretrained)
+    if not path.is_file():
         return timm.create_model(f"{name}.{pretrained}", pretrained=True)
-    options: dict[str, Any] = {}
-    if Path(pretrained).suffix == ".safetensors":
-        header = read_header(Path(pretrained))
-        # Where the head has more layers than the classifier, that one is `head.fc`.
-        shapes = [header[key].shape for key in ("head.weight", "head.fc.weight") if key in header]
-        options["num_classes"] = shapes[0][0] if shapes else 0
-    return timm.create_model(name, checkpoint_path=pretrained, **options)
+    if path.suffix in NUMPY_SUFFIXES:
+        return timm.create_model(name, checkpoint_path=pretrained)
+    state = read_state(path)
+    # Where the head has more layers than the classifier, that one is `head.fc`.
+    shapes = [state[key].shape for key in ("head.weight", "head.fc.weight") if key in state]
+    module = timm.create_model(name, num_classes=shapes[0][0] if shapes else 0)
+    fill_module(module, state, path, name)
+    return module
 
 
-def create_timm_from_folder(folder: Path, weight_bytes: int) -> nn.Module:
+def create_timm_from_folder(folder: Path, checkpoint: Path) -> nn.Module:
     """A module with a folder's weights.
 
     Raises:
-        ModelError: If its configuration describes a much larger model than its weights are.
+        ModelError: If its configuration describes a much larger model than its weights are, or other tensors.
     """
     config = load_json(folder / TIMM_CONFIG_NAME)
     require_modest_sizes(config, str(folder))
     # Built without memory first: only the module tells how many parameters the configuration means.
     with torch.device("meta"):
         described: Any = timm.create_model(config["architecture"], **config.get("model_args") or {})
-    require_modest_count(sum(tensor.numel() for tensor in described.parameters()), weight_bytes, str(folder))
-    return timm.create_model(f"local-dir:{folder}", pretrained=True)
+    count = sum(tensor.numel() for tensor in described.parameters())
+    require_modest_count(count, checkpoint.stat().st_size, str(folder))
+    plain = checkpoint.suffix == SAFE_SUFFIX and read_layout(checkpoint).is_plain
+    try:
+        # Where a classifier is missing timm leaves random what it does not find: only names that it knows go there.
+        return timm.create_model(f"local-dir:{folder}", pretrained=True) if plain else _fill_folder(folder, checkpoint)
+    except (RuntimeError, KeyError):  # Of another architecture: said by name.
+        return _fill_folder(folder, checkpoint)
+
+
+def _fill_folder(folder: Path, checkpoint: Path) -> nn.Module:
+    module: Any = timm.create_model(f"local-dir:{folder}", pretrained=False)
+    state = read_state(checkpoint)
+    if module.num_classes == 0:
+        # As timm does it: a configuration without classes leaves the file's classifier aside.
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    fill_module(module, state, checkpoint, str(folder / TIMM_CONFIG_NAME))
+    return module
 
 
 def require_whole_patches(module: Any, size: Sequence[int]) -> None:
@@ -109,6 +128,15 @@ def describe_timm(module: nn.Module, folder: Path | None = None) -> dict[str, An
         path = Path(temporary) / TIMM_CONFIG_NAME
         save_config_for_hf(module, str(path))
         return {"timm_cfg": load_json(path), **described}
+
+
+def describe_timm_folder(folder: Path) -> dict[str, Any]:
+    """As `describe_timm` of the folder's model, whose weights are not read."""
+    config = load_json(folder / TIMM_CONFIG_NAME)
+    require_modest_sizes(config, str(folder))
+    with torch.device("meta"):
+        module = timm.create_model(f"local-dir:{folder}", pretrained=False)
+    return describe_timm(module, folder)
 
 
 def timm_transform(preprocess: Mapping[str, Any]) -> Callable[..., torch.Tensor]:

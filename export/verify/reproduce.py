@@ -69,7 +69,7 @@ def _compare_build(folder: Path, record: dict[str, Any], base: Model, source: Im
     profile = replace(target.profile, prune="pruned" in options, calibration=source)
     # Without record and verification, which the recorded hashes do not cover.
     with tempfile.TemporaryDirectory() as name:
-        target.write(edited, Path(name), profile)
+        target.write(edited.as_shipped, Path(name), profile)
         found = compare_files(record["outputs"], hash_files(Path(name)), where="built again")
     was = record["edited_weights_hash"]
     if edited.weights_hash != was:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from ...errors import ModelError
 from ...files.bounded import load_json
-from ...files.tensors import read_header, reading_weights, tensor_reader
+from ...files.checkpoint import pick_model, read_state, read_tensors
+from ...files.tensors import reading_weights
 from ...files.whole import find_beside
 from ..config_bounds import require_modest_config
+from ..fitting import POSITIONS
 from .config import (
     convert_clip_config,
     convert_siglip_config,
@@ -28,6 +30,13 @@ from .names import clip_names, convert_from_hf, siglip_names
 from .preprocessing import convert_preprocessing
 
 CLIP_VOCABULARY = 49408
+# In the order of transformers: an index that was left behind does not count beside a whole file.
+WEIGHT_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 _SMALLEST_TIMM = "test_vit"
 
 
@@ -113,32 +122,28 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
     ]
     wrong += [f"{name} has no place" for name in state if name not in own]
     if wrong:
-        raise ModelError(
-            f"cannot load hf:{folder}: config.json does not describe the weights ({wrong[0]}). Fetch both again."
-        )
+        resized = all(" is " in said and said.split()[0].endswith(POSITIONS) for said in wrong)
+        fix = "They were trained for another image size: set `image_size` to it." if resized else "Fetch both again."
+        raise ModelError(f"cannot load hf:{folder}: config.json does not describe the weights ({wrong[0]}). {fix}")
     # All is computed in float32; the types on disk are kept in `HfModel.storage_dtypes`.
     module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
 
 
 def _read_state(folder: Path) -> dict[str, Tensor]:
-    """The weights: one file of safetensors, several with an index, or PyTorch's own format without code."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file() or index.is_file():
-        named = _read_json(index)["weight_map"].values() if index.is_file() else []
-        # An index comes from others: what it names must lie beside it.
-        paths = [find_beside(index, name) for name in sorted(set(named))] or [folder / "model.safetensors"]
-        state: dict[str, Tensor] = {}
-        for path in paths:
-            read = tensor_reader(path)
-            state |= {name: read(name) for name in read_header(path)}
-        return state
-    path = folder / "pytorch_model.bin"
-    if not path.is_file():
+    """The weights, from the first of the files that transformers looks for; without wrappers' prefixes."""
+    found = next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
+    if found is None:
+        variants = sorted(path.name for path in folder.glob("model.*.safetensors"))
+        hint = f"; {variants[0]} is a variant, rename it" if variants else ""
         raise ModelError(
-            f"cannot load hf:{folder}: it has neither model.safetensors nor pytorch_model.bin. Add the weights."
+            f"cannot load hf:{folder}: it has neither {WEIGHT_NAMES[0]} nor {WEIGHT_NAMES[2]}{hint}. Add the weights."
         )
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    if found.suffix != ".json":
+        return read_state(found)
+    # An index comes from others: what it names must lie beside it.
+    names = sorted(set(_read_json(found)["weight_map"].values()))
+    shards = [read_tensors(find_beside(found, name)) for name in names]
+    return pick_model({name: tensor for shard in shards for name, tensor in shard.items()}, str(folder))
 
 
 def _weight_bytes(folder: Path) -> int:
