@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import MethodType
+from typing import Any
+
 import open_clip
 import pytest
 import torch
 from open_clip.model import CLIP
+from open_clip.transformer import ResidualAttentionBlock
 
+from clipedit import ModelError
 from clipedit.editor.models.decompose import decompose
 from clipedit.editor.models.model import Model
 from clipedit.editor.towers.build import build_tower
@@ -106,3 +111,58 @@ def test_two_attention_pools_are_refused_with_the_reason() -> None:
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
+
+
+class PostNormStream(ResidualAttentionBlock):
+    """The original transformer's order."""
+
+    def forward(self, q_x, k_x=None, v_x=None, attn_mask=None):  # type: ignore[no-untyped-def]
+        stream = self.ln_1(q_x + self.attention(q_x, attn_mask=attn_mask))
+        return self.ln_2(stream + self.mlp(stream))
+
+
+class PostNormBranch(ResidualAttentionBlock):
+    def forward(self, q_x, k_x=None, v_x=None, attn_mask=None):  # type: ignore[no-untyped-def]
+        stream = q_x + self.ln_1(self.attention(q_x, attn_mask=attn_mask))
+        return stream + self.ln_2(self.mlp(stream))
+
+
+class NoAttentionResidual(ResidualAttentionBlock):
+    def forward(self, q_x, k_x=None, v_x=None, attn_mask=None):  # type: ignore[no-untyped-def]
+        stream = self.attention(self.ln_1(q_x), attn_mask=attn_mask)
+        return stream + self.mlp(self.ln_2(stream))
+
+
+class Doubled(ResidualAttentionBlock):
+    def forward(self, q_x, k_x=None, v_x=None, attn_mask=None):  # type: ignore[no-untyped-def]
+        return super().forward(q_x, k_x, v_x, attn_mask) + 2 * self.mlp(self.ln_2(q_x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (PostNormStream, r"its blocks \(PostNormStream\) are post-norm: the residual stream itself is normalised"),
+        (PostNormBranch, r"its blocks \(PostNormBranch\) are post-norm: what a head writes is normalised"),
+        (NoAttentionResidual, r"its blocks \(NoAttentionResidual\) have no residual around attention"),
+        (Doubled, "its blocks are of class Doubled"),
+    ],
+)
+def test_blocks_of_ones_own_are_refused_with_what_they_do(kind: type, reason: str) -> None:
+    for side in ("image", "text"):
+        model = random_model({})
+        owner: Any = model.module.visual if side == "image" else model.module
+        for block in owner.transformer.resblocks:
+            block.__class__ = kind
+        with pytest.raises(ModelError, match=reason):
+            build_tower(model.module) if side == "image" else model.with_tower("text")
+
+
+def test_a_block_whose_forward_was_replaced_is_refused() -> None:
+    model = random_model({})
+    block: Any = model.module.visual.transformer.resblocks[-1]
+    block.forward = lambda stream, **_: block.attention(block.ln_1(stream))
+    with pytest.raises(ModelError, match=r"the `forward` of its blocks \(ResidualAttentionBlock\) was replaced"):
+        build_tower(model.module)
+    block.forward = MethodType(NoAttentionResidual.forward, block)
+    with pytest.raises(ModelError, match="have no residual around attention"):
+        build_tower(model.module)

@@ -19,6 +19,8 @@ from ..ends.final_map import FinalMap
 from ..ends.norms import FrozenNorm
 from ..ends.pools import MeanPool
 from ..ends.readout import Readout
+from ..refusals import blocks_refusal
+from .open_clip_vit import CUSTOM_BLOCKS
 from .pre_norm_vit import BlockWeights, PreNormViT
 from .text_context import count_needed, find_readout, pool_type, text_owner
 
@@ -63,9 +65,8 @@ class OpenClipText(PreNormViT):
             return f"it pools texts by {pool_type(owner)!r}"
         if owner.text_projection is None:
             return "its texts have no final projection"
-        if not all(type(block) is ResidualAttentionBlock for block in owner.transformer.resblocks):
-            return "its attention blocks are custom (norms or scales inside attention)"
-        return None
+        width = owner.token_embedding.embedding_dim
+        return blocks_refusal(owner.transformer.resblocks, ResidualAttentionBlock, width, CUSTOM_BLOCKS)
 
     def embed(self, pixels: Int[Tensor, "text context"]) -> Float[Tensor, "text d_embed"]:
         """`encode_text` of the module, on tokens."""

@@ -7,15 +7,20 @@ from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from ..ends.final_map import FinalMap
 from ..ends.norms import FrozenNorm
 from ..ends.pools import FirstQueryPool, MeanPool
 from ..ends.readout import Readout
+from ..refusals import blocks_refusal
 from .pre_norm_vit import BlockWeights
 from .spatial_vit import Projected, SpatialViT
+
+CUSTOM_BLOCKS: dict[type[nn.Module], str] = {
+    CustomResidualAttentionBlock: "its attention blocks are custom (norms or scales inside attention)"
+}
 
 
 class OpenClipViT(SpatialViT):
@@ -41,10 +46,8 @@ class OpenClipViT(SpatialViT):
             return f"it pools by {visual.pool_type!r}"
         if visual.proj is None:
             return "it has no final projection"
-        # Not `isinstance`: a subclass may compute something else from the same weights.
-        if not all(type(block) is ResidualAttentionBlock for block in visual.transformer.resblocks):
-            return "its attention blocks are custom (norms or scales inside attention)"
-        return None
+        width = visual.conv1.out_channels
+        return blocks_refusal(visual.transformer.resblocks, ResidualAttentionBlock, width, CUSTOM_BLOCKS)
 
     def embed(self, pixels: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image d_embed"]:
         """`encode_image` of the module."""

@@ -12,9 +12,14 @@ from torch import Tensor, nn
 
 from ..ends.norms import FrozenNorm
 from ..ends.timm_trunk import build_readout, embed_image, find_grid, find_trunk, trunk_refusal
+from ..refusals import blocks_refusal
 from .pre_norm_vit import BlockWeights
 from .spatial_vit import Projected, SpatialViT
 from .timm_attention import attention_refusal, project_heads
+
+_REASONS: dict[type[nn.Module], str] = {
+    EvaBlockPostNorm: "its blocks are post-norm: what a head writes is normalised before it is added"
+}
 
 
 class TimmEva(SpatialViT):
@@ -34,15 +39,11 @@ class TimmEva(SpatialViT):
         reason = trunk_refusal(module, Eva)
         if reason is not None:
             return reason
-        for block in find_trunk(module)[0].blocks:
-            if type(block) is EvaBlockPostNorm:
-                return "its blocks are post-norm: what a head writes is normalised before it is added"
-            # Not `isinstance`: a subclass may order its norms differently.
-            if type(block) is not EvaBlock:
-                return f"its blocks are of class {type(block).__name__}"
-            if reason := attention_refusal(block.attn, (EvaAttention, AttentionRope)):
-                return reason
-        return None
+        trunk = find_trunk(module)[0]
+        if reason := blocks_refusal(trunk.blocks, EvaBlock, trunk.embed_dim, _REASONS):
+            return reason
+        known = (EvaAttention, AttentionRope)
+        return next(filter(None, (attention_refusal(block.attn, known) for block in trunk.blocks)), None)
 
     def embed(self, pixels: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image d_embed"]:
         """`encode_image` of a CLIP; of a bare model the representation before its classifier."""

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from ..ends.norms import FrozenNorm
 from ..ends.timm_trunk import build_readout, embed_image, find_grid, find_trunk, trunk_refusal
+from ..refusals import blocks_refusal
 from .pre_norm_vit import BlockWeights
 from .spatial_vit import Projected, SpatialViT
 from .timm_attention import attention_refusal, project_heads
 
-_REASONS = {
+_REASONS: dict[type[nn.Module], str] = {
     ResPostBlock: "its blocks are post-norm: what a head writes is normalised before it is added",
     ParallelScalingBlock: "its blocks run attention and MLP in parallel through one projection",
     ParallelThingsBlock: "its blocks run several attentions in parallel",
@@ -46,12 +47,10 @@ class TimmViT(SpatialViT):
         reason = trunk_refusal(module, VisionTransformer)
         if reason is not None:
             return reason
-        for block in find_trunk(module)[0].blocks:
-            if type(block) is not Block:
-                return _REASONS.get(type(block), f"its blocks are of class {type(block).__name__}")
-            if reason := attention_refusal(block.attn, (Attention,)):
-                return reason
-        return None
+        trunk = find_trunk(module)[0]
+        if reason := blocks_refusal(trunk.blocks, Block, trunk.embed_dim, _REASONS):
+            return reason
+        return next(filter(None, (attention_refusal(block.attn, (Attention,)) for block in trunk.blocks)), None)
 
     def embed(self, pixels: Float[Tensor, "image 3 height width"]) -> Float[Tensor, "image d_embed"]:
         """`encode_image` of a CLIP; of a bare model the representation before its classifier."""
