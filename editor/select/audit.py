@@ -246,10 +246,8 @@ class _Auditor:
             return "held", found.because
         if _name_classes(concept, self.classes):
             return "held", f"{found.because}; its texts name the classes, so that it is the task itself"
-        lies = (
-            f"{lean.share:.0%} of the variance of their margins lies along it, more than along {lean.percentile:.0f} %"
-        )
-        beside = f"{lies} of random texts"
+        lies = f"{100 * lean.share:.0f} % of the variance of their margins lies along it"
+        beside = f"{lies}, more than along {lean.percentile:.0f} % of random texts"
         if lean.percentile >= LEANS_FROM:
             return "leans", f"the classes lean on {concept.name}: {beside}; {found.because}"
         return "held", f"{found.because}; the classes do not lean on it: {beside}"
@@ -345,4 +343,6 @@ def spell_selectivity(row: AuditRow) -> str:
 
 def spell_lean(row: AuditRow) -> str:
     """`24 % (above 99 % of random texts)`; empty where it was not looked at."""
-    return "" if row.lean is None else f"{row.lean.share:.0%} (above {row.lean.percentile:.0f} % of random texts)"
+    return (
+        "" if row.lean is None else f"{100 * row.lean.share:.0f} % (above {row.lean.percentile:.0f} % of random texts)"
+    )

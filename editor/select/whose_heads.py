@@ -121,7 +121,7 @@ def judge(own: Measured, library: Mapping[str, Measured]) -> Judgement:
     if found.variance < LEAST_VARIANCE:
         because = (
             f"hardly anything in these images differs in {name}: the variance along its instances is "
-            f"{found.variance:.0%} of that along a general text; {said}"
+            f"{100 * found.variance:.0f} % of that along a general text; {said}"
         )
         return Judgement(name, "absent", found, because)
     nearest = find_nearest(own, library)
