@@ -29,7 +29,7 @@ from ..editor.measure.table import Details, read_details
 from ..editor.scan.scan import scan
 from ..editor.scan.tally import Progress
 from ..export.judge import Made, collect_evidence, describe_fitted
-from ..export.pages.head_cards import Edit
+from ..export.pages.head_pictures import Edit
 from ..export.pages.report import read_checks, render_report
 from ..export.repair import Repair, repair
 from ..export.verify.verify import Check

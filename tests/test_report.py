@@ -21,7 +21,7 @@ import pytest
 import clipedit
 from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.images.source import ImageSource
-from clipedit.export.pages.head_cards import Edit
+from clipedit.export.pages.head_pictures import Edit
 from clipedit.export.pages.report import render_report, write_report
 from clipedit.export.pages.report_figures import build_measures, describe_result
 
@@ -121,14 +121,14 @@ def test_an_edited_head_loses_its_heatmap(edit: Edit) -> None:
     from clipedit.editor.components import HeadId
     from clipedit.editor.concepts.queries import encode_queries
     from clipedit.editor.look.spatial import compute_seen
-    from clipedit.export.pages.head_cards import _edited_queries
+    from clipedit.export.pages.head_pictures import _project_edited
 
     heads = [HeadId.parse(head) for head in edit.recipe.heads]
     texts = {head: encode_queries(edit.base, ["a photo of the ocean"]) for head in heads}
     document = edit.recipe.document.model_copy(update={"effect": "direct"})
     direct = replace(edit, recipe=clipedit.Recipe(document, edit.recipe.tensors))
-    assert all(query.norm() < 1e-9 for query in _edited_queries(direct, texts).values())
-    after = _edited_queries(edit, texts)
+    assert all(query.norm() < 1e-9 for query in _project_edited(direct, texts).values())
+    after = _project_edited(edit, texts)
     before = {head: compute_seen(edit.base, text, [head])[head.layer][head.head] for head, text in texts.items()}
     assert sum(float(after[head].norm()) for head in heads) < 0.7 * sum(float(before[head].norm()) for head in heads)
 

@@ -33,7 +33,8 @@ from ...editor.models.model import Model
 from ...editor.scan.scan import Scan, load_scan
 from ...editor.scan.tally import Progress
 from ..verify.verify import REPORT_NAME as VERIFICATION_NAME
-from .head_cards import PICTURED, Edit, HeadCard, Pictures, build_cards, collect_pictures
+from .head_cards import PICTURED, HeadCard, build_cards
+from .head_pictures import Edit, Pictures, collect_pictures
 from .report_figures import build_measures, describe_edit, describe_result
 
 NAME, TEXTS, MOST_BYTES = "report.html", 8, 5_000_000
