@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ..export.verify.verify import Check
 
 SECONDS_BETWEEN_LINES = 10
+# Groups in one line, which must stay readable.
+MOST_NAMED = 16
 Follow = Callable[[str], Callable[[int, int], None]]
 
 out_console, err_console = Console(), Console(stderr=True)
@@ -197,8 +199,16 @@ def print_measured(table: FigureTable) -> None:
     """A row for each model, a row for each group, and what was measured."""
     print_measures(table)
     print_groups(table.details)
+    say_measure(table)
+
+
+def say_measure(table: FigureTable, *, groups: bool = False) -> None:
+    """What was measured; with `groups`, also which groups there are and of how many images each."""
     if table.measure:
-        say(f"measured: {table.measure}")
+        first = next(iter(table.details.values()), None)
+        named = [f"{name} ({share.n})" for name, share in first.groups.items()] if first and groups else []
+        named = [*named[:MOST_NAMED], *([f"{len(named) - MOST_NAMED} more"] if len(named) > MOST_NAMED else [])]
+        say(": ".join([f"measured: {table.measure}", *([", ".join(named)] if named else [])]))
 
 
 def print_groups(details: Mapping[str, Details]) -> None:

@@ -10,7 +10,7 @@ import typer
 from ..editor.files.whole import require_apart, require_free_folder
 from ..editor.images.demo_name import is_demo
 from .checks import require_scan
-from .console import exit_if_worse, print_json, print_measured, print_table, progress, say, say_next
+from .console import exit_if_worse, print_json, print_measured, print_table, progress, say, say_measure, say_next
 from .draw import plot_to
 from .labelled import csv_to, open_labelled, open_training_images, read_options, require_own_columns
 from .load import open_named, open_scan
@@ -98,7 +98,12 @@ def evaluate(
     write = csv_to(csv, overwrite=overwrite)
     table = _evaluate_segmentation(asked) if segmentation else _evaluate(asked)
     write(table.rows)
-    print_json(table) if as_json else print_measured(table)
+    if as_json:
+        print_json(table)
+        # The rows hold no groups: what was read of the folder, a linked class among them, is said beside them.
+        say_measure(table, groups=True)
+    else:
+        print_measured(table)
     if fail_if_worse:
         _compare_with_first(table)
 

@@ -82,12 +82,14 @@ def test_links_to_folders_files_and_shards_are_followed(tmp_path: Path) -> None:
     assert red_of(list_images(tmp_path / "shards")) == [1, 2]
 
 
-def test_a_class_may_be_a_link_and_two_splits_may_share_one(tmp_path: Path) -> None:
+def test_a_class_may_be_a_link_and_two_splits_may_share_one(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     paint(tmp_path / "elsewhere", "a.png", "b.png")
     paint(tmp_path / "set", "cat/a.png")
     link(tmp_path / "set" / "dog", tmp_path / "elsewhere")
     found = load_labelled_images(tmp_path / "set")
     assert found.classes == ("cat", "dog") and found.labels == (0, 1, 1)
+    result = run("evaluate", "demo", "--dataset", tmp_path / "set", "--json")
+    assert result.code == 0 and "cat (1), dog (2)" in result.err
     paint(tmp_path / "splits", "train/cat/a.png", "train/dog/b.png", "test/cat/c.png")
     link(tmp_path / "splits" / "test" / "dog", tmp_path / "splits" / "train" / "dog")
     assert load_labelled_images(tmp_path / "splits", split="test").labels == (0, 1)
