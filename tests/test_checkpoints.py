@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import clipedit
 from clipedit import ModelError, RecipeError
 from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.diff import diff_models
 from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.files.checkpoint import find_layout
 from clipedit.editor.images.demo import demo_calibration_source
@@ -132,11 +133,18 @@ def test_a_safetensors_file_of_any_layout_is_the_plain_model_and_is_edited_in_it
     written, given = load_file(tmp_path / "out" / WEIGHTS), load_file(folder / WEIGHTS)
     kept = set(find_layout(given, "").names.values())
     assert written.keys() == kept and len(kept) == len(plain)
+    assert diff_models(folder, tmp_path / "out").others == ()
     changed = {name for name in kept if not torch.equal(written[name], given[name])}
     edits = clipedit.apply_recipe(recipe, demo_model).stored_state()
     assert {find_layout([name], "").names.popitem()[0] for name in changed} == {
         name for name, tensor in plain.items() if not torch.equal(tensor, edits[name])
     }
+
+
+def test_weights_that_are_not_looked_for_are_named(plain: State, tmp_path: Path) -> None:
+    torch.save(plain, write_folder(tmp_path / "base") / "epoch_32.pt")
+    with pytest.raises(ModelError, match="holds no weights, and epoch_32.pt is not looked for: rename it"):
+        clipedit.load_model(str(tmp_path / "base"))
 
 
 @pytest.mark.parametrize("kind", NESTED)

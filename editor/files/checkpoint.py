@@ -194,7 +194,9 @@ def _copy_part(source: Path, target: Path, names: Iterable[str]) -> None:
     """Write some tensors of a safetensors file, in the order in which they lie there, byte for byte."""
     header = read_header(source)
     chosen = sorted(names, key=lambda name: header[name].start)
-    described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    with safe_open(source, framework="pt") as stream:
+        metadata = stream.metadata()
+    described: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     at = 0
     for name in chosen:
         entry = header[name]

@@ -81,7 +81,9 @@ def find_checkpoint(folder: Path) -> Path:
     """
     found = _find_checkpoint_in_dir(folder)
     if found is None:
-        raise ModelError(f"cannot load {folder}: it holds no weights. Add {WEIGHTS_NAME}.")
+        # open_clip looks for other suffixes only.
+        other = next((f", and {path.name} is not looked for: rename it to x.pth" for path in folder.glob("*.pt")), "")
+        raise ModelError(f"cannot load {folder}: it holds no weights{other}. Add {WEIGHTS_NAME}.")
     return Path(found)
 
 
@@ -90,9 +92,9 @@ def describe_checkpoint(path: Path) -> str:
     with reading_weights(str(path)):
         advice = name_architecture(shapes_of(read_state(path)))
     beside = f" Or give its folder, which has a configuration: `--model {path.parent}`." * has_config(path.parent)
-    return (
-        f"cannot load {path}: a checkpoint does not say its architecture. {advice} Add `--pretrained {path}`.{beside}"
-    )
+    # What Hugging Face wrote is read with the folder's config.json only.
+    named = f" Name it: `--model NAME --pretrained {path}`." * (HF_PREFIX not in advice)
+    return f"cannot load {path}: a checkpoint does not say its architecture. {advice}{named}{beside}"
 
 
 def has_config(folder: Path) -> bool:
