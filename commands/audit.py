@@ -26,8 +26,10 @@ from .options import (
     MaxBadOption,
     MaybeDatasetOption,
     ModelOption,
+    NoCacheOption,
     OverwriteFileOption,
     PretrainedOption,
+    QuietOption,
     ScanOption,
     SplitOption,
     TemplatesOption,
@@ -66,6 +68,8 @@ def audit(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write a page to this file, .html.")] = None,
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
+    no_cache: NoCacheOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Ask of every concept whether a few heads hold it, and whether the classes lean on it.
 
@@ -81,7 +85,7 @@ def audit(
     from ..editor.select.audit import audit as run
 
     names, prompts = _read_classes(asked)
-    with progress() as follow:
+    with progress(quiet=quiet) as follow:
         scanned, loaded = _open(asked, follow)
         chosen = {"concepts": None if concepts == ALL else split_columns(concepts), "own": concept or ()}
         found = run(scanned, loaded, classes=names, templates=prompts, **chosen)

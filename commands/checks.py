@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..editor.choices import CACHE_VARIABLE
+from ..editor.errors import ModelError
 from ..editor.files.inputs import (
     require_aligner_file,
     require_features_file,
+    require_image_file,
     require_images_path,
     require_scan_file,
 )
+from ..editor.identities import HeadId
 from ..editor.images.demo_name import demo_folder, is_demo
 
 Given = TypeVar("Given", bound=str | Path | None)
@@ -35,6 +38,17 @@ require_scan = _checked(require_scan_file)
 require_features = _checked(require_features_file)
 require_aligner = _checked(require_aligner_file)
 require_images = _checked(require_images_path)
+require_image = _checked(require_image_file)
+
+
+def require_heads(heads: list[str] | None) -> list[str] | None:
+    """Refuse a misspelt head."""
+    for head in heads or ():
+        try:
+            HeadId.parse(head)
+        except ValueError as error:
+            raise ModelError(f"cannot use the head: {error}.") from None
+    return heads
 
 
 def forget_cache(asked: bool) -> bool:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..editor.files.inputs import require_query
 from ..editor.files.whole import require_apart, require_free_file
-from .checks import require_images, require_scan
+from .checks import require_heads, require_image, require_images, require_scan
 from .console import print_json, print_table, progress, say
 from .load import open_model
 from .options import (
@@ -34,14 +35,16 @@ HEATMAP_OUT, MASKS_OUT, INDEX = Path("heatmap.png"), Path("masks"), Path("cliped
 
 
 def heatmap(
-    image: Annotated[Path, typer.Argument(help="An image.")],
+    image: Annotated[Path, typer.Argument(callback=require_image, help="An image.")],
     text: Annotated[
         list[str] | None,
         typer.Option(help="What to look for; repeat for several. Left out: what --head's TextSpan says, from --scan."),
     ] = None,
     head: Annotated[
         list[str] | None,
-        typer.Option(help="A head, L3H5; repeat for several. By default all of the last four layers."),
+        typer.Option(
+            callback=require_heads, help="A head, L3H5; repeat for several. By default all of the last four layers."
+        ),
     ] = None,
     each_head: Annotated[
         bool, typer.Option("--each-head", help="A picture for each head, in place of their sum.")
@@ -141,7 +144,9 @@ def retrieve(
         str, typer.Argument(callback=require_images, help="Where to search: a folder, a CSV, or `demo`.")
     ],
     text: Annotated[str | None, typer.Option(help="What to search for.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A reference image, in place of --text.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(callback=require_image, help="A reference image, in place of --text.")
+    ] = None,
     concept: Annotated[
         str | None, typer.Option(help="Compare by the heads that carry this concept only: a name or file.")
     ] = None,
@@ -161,6 +166,7 @@ def retrieve(
 
     With a text, or with a reference image.
     """
+    require_query(text, image)
     if out is not None:
         require_free_file(out, overwrite=overwrite)
     from ..editor.look.retrieve import run_retrieval

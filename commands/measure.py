@@ -167,7 +167,10 @@ def _evaluate_segmentation(asked: dict[str, Any]) -> FigureTable:
 
 
 def completeness(
-    scan: Annotated[Path, typer.Argument(help="A scan; with all layers and --mlps the ablation study is run too.")],
+    scan: Annotated[
+        Path,
+        typer.Argument(callback=require_scan, help="A scan; with all layers and --mlps the ablation study is run too."),
+    ],
     dataset: DatasetOption,
     texts: Annotated[list[Path] | None, typer.Option(help="A pool, one text per line; may be repeated.")] = None,
     steps: Annotated[str, typer.Option(help="Texts per head, separated by commas; all up to d_head by default.")] = "",
@@ -198,7 +201,7 @@ def completeness(
     from ..editor.look.plot import plot_completeness
     from ..editor.measure.completeness import measure_completeness
 
-    scanned, model = open_scan(require_scan(scan))
+    scanned, model = open_scan(scan)
     labels, pools = read_options(asked), load_pools(texts, model.folder)
     options = given(steps=numbers or None, seed=seed) | {"labels": labels, "pools": pools}
     with progress(quiet=quiet) as follow:

@@ -10,7 +10,7 @@ import typer
 
 from ..editor.choices import WeightPrecision
 from ..editor.files.whole import require_apart
-from ..export.targets.registry import spell_target_names
+from ..export.targets.registry import require_target_name, spell_target_names
 from .console import print_checks, print_json, progress, say, say_next, write_line
 from .labelled import open_labelled, read_options, require_own_columns
 from .load import open_model
@@ -44,7 +44,7 @@ def export(
     model: Annotated[str, typer.Argument(help="A model: a folder, `demo`, or an open_clip name.")],
     target: Annotated[
         str,
-        typer.Option(help=spell_target_names()),
+        typer.Option(callback=require_target_name, help=spell_target_names()),
     ],
     out: OutOption = DEFAULT_OUT,
     pretrained: PretrainedOption = None,

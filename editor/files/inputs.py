@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import AlignmentError, ImageError, StatisticsError
+from ..errors import AlignmentError, ConceptError, ImageError, StatisticsError
 
 
 def require_scan_file(path: Path) -> None:
@@ -55,3 +55,23 @@ def require_images_path(path: Path) -> None:
             f"cannot read images from {path}: there is no such folder. Give a folder, a CSV with a column of paths, "
             "tar or Parquet shards, or `demo`."
         )
+
+
+def require_image_file(path: Path) -> None:
+    """Refuse an image that is not there.
+
+    Raises:
+        ImageError: With its name.
+    """
+    if not path.is_file():
+        raise ImageError(f"cannot read {path}: there is no such file.")
+
+
+def require_query(text: object, image: object) -> None:
+    """Refuse two queries, or none.
+
+    Raises:
+        ConceptError: If there is not exactly one.
+    """
+    if (text is None) == (image is None):
+        raise ConceptError("cannot search without one query. Give --text or --image, not both.")

@@ -21,7 +21,8 @@ from ..components import Features, HeadId
 from ..concepts.concepts import Concept, load_concept
 from ..concepts.queries import encode_queries, require_text_fits
 from ..concepts.scores import score_heads
-from ..errors import ConceptError, StatisticsError
+from ..errors import StatisticsError
+from ..files.inputs import require_query
 from ..files.whole import staged_file
 from ..images.decode import open_image
 from ..images.listing import list_images
@@ -182,16 +183,6 @@ def run_retrieval(
         with staged_file(sheet) as temporary:
             draw_sheet(pictures, captions, columns=min(5, len(pictures)), side=192).save(temporary, "PNG")
     return Found([str(head) for head in chosen or []], hits)
-
-
-def require_query(text: object, image: object) -> None:
-    """Refuse two queries, or none.
-
-    Raises:
-        ConceptError: If there is not exactly one.
-    """
-    if (text is None) == (image is None):
-        raise ConceptError("cannot search without one query. Give --text or --image, not both.")
 
 
 def compute_written(features: Features, model: Model, heads: Sequence[HeadId] | None) -> Float[Tensor, "image d_embed"]:

@@ -25,14 +25,24 @@ def target_names() -> tuple[str, ...]:
     return tuple(sorted(file.replace("_", "-") for file in files))
 
 
-def load_target(name: str) -> Target:
-    """A target in full precision.
+def require_target_name(name: str) -> str:
+    """A name that a target has, as it is.
 
     Raises:
         ExportError: With the nearest names.
     """
     if name not in target_names():
         raise ExportError(f"unknown target {name!r}. {nearest_names(name, target_names())}")
+    return name
+
+
+def load_target(name: str) -> Target:
+    """A target in full precision.
+
+    Raises:
+        ExportError: With the nearest names.
+    """
+    require_target_name(name)
     return importlib.import_module(f"{targets.__name__}.{name.replace('-', '_')}").TARGET
 
 
