@@ -27,6 +27,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["CLIPEDIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts a browser or fetches packages of Node is marked by what it uses: no test can forget to say it."""
+    for item in items:
+        used, given = getattr(item, "fixturenames", ()), getattr(item, "callspec", None)
+        if "browser" in used:
+            item.add_marker(pytest.mark.browser)
+        if item.path.name == "test_targets.py" and given is not None and "transformers-js" in given.params.values():
+            item.add_marker(pytest.mark.download)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads() -> None:
     torch.set_num_threads(min(2, int(os.environ.get("OMP_NUM_THREADS", "2"))))

@@ -19,6 +19,8 @@ from clipedit.editor.scan import align as align_module
 from clipedit.editor.scan.align import align
 from clipedit.editor.scan.align_options import AlignOptions
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture(scope="module")
 def rotated(demo_model: clipedit.Model) -> clipedit.Model:

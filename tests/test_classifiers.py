@@ -19,6 +19,8 @@ from clipedit.editor.images.demo import render_source
 from clipedit.editor.images.labelled import load_labelled_images, write_metadata
 from clipedit.editor.measure.linear_head import class_names, classify_by_head, fit_head
 
+pytestmark = pytest.mark.training
+
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory, demo_model: clipedit.Model) -> Path:

@@ -261,6 +261,7 @@ def test_the_page_works_in_a_browser(browser: Browser, report: Path, edit: Edit,
     }
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_can_be_read_in_light_and_dark(browser: Browser, report: Path, scheme: str) -> None:
     """Contrast of body text, soft text and links against their paper: at least 4.5 to 1 (WCAG AA)."""
