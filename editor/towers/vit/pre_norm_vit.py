@@ -2,7 +2,7 @@
 
 A tower of this kind says how tokens are embedded, how a block attends, and where its weights are; the end of the model
 is a `Readout`. The forward pass is written over the module's own parameters: the value of each head is a by-product of
-attention. `tests/test_families.py` holds it to the module's own code within 1e-5.
+attention. `tests/fast/test_families.py` holds it to the module's own code within 1e-5.
 """
 
 from __future__ import annotations
