@@ -77,11 +77,7 @@ def audit(
     --dataset only heads are looked at.
     """
     asked = locals()
-    if out is not None:
-        require_free_file(out, overwrite=overwrite)
-    if dataset is not None or classes is None:
-        require_own_columns(asked)
-    require_concepts(model, *(concept or ()))
+    _require_usage(asked)
     from ..editor.select.audit import audit as run
 
     names, prompts = _read_classes(asked)
@@ -91,13 +87,25 @@ def audit(
         found = run(scanned, loaded, classes=names, templates=prompts, **chosen)
     say_skipped(scanned if scan is None else None)
     commands = {row.concept: _spell_command(row, asked) for row in found.found}
-    if out is not None:
-        from ..export.pages.audit import write_audit
-
-        write_audit(found, out, model=loaded.name, commands=commands)
     print_json(_report(found, commands)) if as_json else _print(found, commands)
     if out is not None:
-        say(f"wrote {out}: open it in a browser")
+        _write_page(found, out, loaded.name, commands)
+
+
+def _require_usage(asked: dict[str, Any]) -> None:
+    if asked["out"] is not None:
+        require_free_file(asked["out"], overwrite=asked["overwrite"])
+    # A file of classes stands by itself here: no image is read for them.
+    if asked["dataset"] is not None or asked["classes"] is None:
+        require_own_columns(asked)
+    require_concepts(asked["model"], *(asked["concept"] or ()))
+
+
+def _write_page(found: Audit, out: Path, model: str, commands: dict[str, str]) -> None:
+    from ..export.pages.audit import write_audit
+
+    write_audit(found, out, model=model, commands=commands)
+    say(f"wrote {out}: open it in a browser")
 
 
 def _open(asked: dict[str, Any], follow: Follow) -> tuple[Scan, Model]:

@@ -223,7 +223,7 @@ def monitor(
             min=0, help="From what a change counts: of means in standard deviations, of covariances relative."
         ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Heads to print.")] = 10,
+    count: Annotated[int, typer.Option("--rows", min=1, help="Heads to print.")] = 10,
     dataset: MaybeDatasetOption = None,
     layout: LayoutOption = None,
     classes: ClassesOption = None,
@@ -246,9 +246,7 @@ def monitor(
     measured again at once, on new labelled images.
     """
     asked = locals()
-    require_own_columns(asked)
-    if dataset is not None and recipe is None:
-        raise typer.BadParameter("says what an edit does on new labelled images: give --recipe", param_hint="--dataset")
+    _require_recipe(asked)
     # A recipe that cannot be read is refused before the scan and its model are loaded.
     heads = _heads_of(recipe)
     from ..editor.scan.monitor import monitor as run
@@ -259,14 +257,18 @@ def monitor(
         found = run(scanned, model, images, heads=heads, progress=follow("monitor"), **options)
         again = _judge_again(scanned, model, asked, follow) if recipe and dataset else None
     said = {"verdict": again.word, "because": again.because} if again else {}
-    if as_json:
-        print_json({**said, **asdict(found), "drifted": found.drifted, "re_measure": bool(found.drifted)})
-    else:
-        _print_drift(found, rows, scan, images)
-        if again:
-            say(f"on the images of {dataset}: {again}")
+    whole = {**said, **asdict(found), "drifted": found.drifted, "re_measure": bool(found.drifted)}
+    print_json(whole) if as_json else _print_drift(found, count, scan, images)
+    if again and not as_json:
+        say(f"on the images of {dataset}: {again}")
     # An exit code, so that a scheduled job needs to read no text.
     raise typer.Exit(1 if found.drifted else 0)
+
+
+def _require_recipe(asked: dict[str, Any]) -> None:
+    require_own_columns(asked)
+    if asked["dataset"] is not None and asked["recipe"] is None:
+        raise typer.BadParameter("says what an edit does on new labelled images: give --recipe", param_hint="--dataset")
 
 
 def _judge_again(scanned: Scan, model: Model, asked: dict[str, Any], follow: Follow) -> Verdict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,7 +36,9 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..editor.measure.verdict import Verdict
     from ..editor.models.model import Model
+    from ..export.verify.verify import Check
 
 DEFAULT_OUT = Path("clipedit-out")
 
@@ -89,14 +92,15 @@ def export(
     require_target(target, **given(precision=precision))
     verify_if_edited(model)  # What was edited must still be what it was when it was measured.
     base, options = open_model(model, pretrained), given(precision=precision, calibration=calibration, images=images)
-    if dataset is not None:
-        base = _judge_again(base, asked)
+    base = base if dataset is None else _judge_again(base, asked)
     checks = export_model(base, out, target=target, prune=prune, overwrite=overwrite, force=force, **options)
     found = find_verdict(base)
-    if as_json:
-        said = {"verdict": found.word, "because": found.because} if found else {}
-        print_json({**said, "out": str(out), "checks": [vars(check) for check in checks]})
-        return
+    said = {"verdict": found.word, "because": found.because} if found else {}
+    whole = {**said, "out": str(out), "checks": [vars(check) for check in checks]}
+    print_json(whole) if as_json else _print_export(found, checks, out)
+
+
+def _print_export(found: Verdict | None, checks: Sequence[Check], out: Path) -> None:
     if found:
         say(str(found))
     print_checks(checks)

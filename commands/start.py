@@ -237,8 +237,7 @@ def remove_heads(
     asked = locals()
     options, output = gather(EditOptions, asked), gather(Output, asked)
     choice = gather(HeadChoice, asked | {"group_by": split_columns(group_by), "classes": read_classes(classes)})
-    require_own_columns(asked)
-    _require_usage(concept, tower, select, effect)
+    _require_usage(asked)
     output.check(out, model, pretrained, images, scan, aligner, dataset, labelled, features)
     require_concepts(model, concept, keep)
     # Late: it brings torch, and wrong usage is refused without.
@@ -256,7 +255,9 @@ def remove_heads(
     exit_if_worse([done.verdict.word] if fail_if_worse else [])
 
 
-def _require_usage(concept: str | None, tower: str, select: str, effect: str) -> None:
+def _require_usage(asked: Mapping[str, Any]) -> None:
+    require_own_columns(asked)
+    concept, tower, select, effect = (asked[name] for name in ("concept", "tower", "select", "effect"))
     if concept is None and select == "text-difference":
         # The other selectors read labels, which say what is wrong without words.
         raise typer.BadParameter(f"{select} needs one", param_hint="--concept")

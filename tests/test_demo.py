@@ -68,14 +68,21 @@ def recompute(folder: str, images: Path, usual: dict[str, str], places: dict[str
 
 
 def test_the_report_has_what_it_promises(report: dict) -> None:
+    groups = {f"group: {one['group']}" for one in report["details"]["before"]["groups"]}
+    assert len(groups) == 8 and all(
+        one["low"] <= one["accuracy"] <= one["high"] for one in report["details"]["after"]["groups"]
+    )
     for row in ("before", "after", "control", "output_projection"):
-        assert set(report[row]) == KEYS | ({"sd", "rank", "draws"} if row == "control" else set())
+        assert set(report[row]) == KEYS | groups | ({"sd", "rank", "draws"} if row == "control" else set())
         assert all(0 <= report[row][key] <= 1 for key in KEYS)
     assert list(report)[:2] == ["verdict", "because"] and report["verdict"] == "HELPS"
     assert report["fidelity"]["held_out"] and report["fidelity"]["n"] == 512
     assert 0.94 < report["fidelity"]["explained_change"] < 1
     assert set(report["certificate"]["turns"]) == {"0.95", "0.99"}
-    assert set(report["control"]["sd"]) == set(report["control"]["rank"]) == KEYS and report["control"]["draws"] == 100
+    assert (
+        set(report["control"]["sd"]) == set(report["control"]["rank"]) == KEYS | groups
+        and report["control"]["draws"] == 100
+    )
     assert set(report["files"]) >= {"test_images", "before", "after", "onnx", "recipe"}
     assert all(Path(path).exists() for path in report["files"].values())
     own, color = report["readable"]
