@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -59,12 +59,12 @@ class OpenPath:
 
 @dataclass(frozen=True)
 class _OpenSome:
-    """Opens some of the images of a source that cannot be cut."""
+    """Opens some of the images of a source that cannot be cut; of one that holds texts, its texts."""
 
-    open: Callable[[int], Image.Image]
+    open: Callable[[int], Any]
     chosen: Sequence[int]
 
-    def __call__(self, index: int) -> Image.Image:
+    def __call__(self, index: int) -> Any:
         return self.open(self.chosen[index])
 
     def read_as(self, exif: Exif) -> _OpenSome:
