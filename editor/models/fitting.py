@@ -174,10 +174,10 @@ def _count(what: str, names: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """open_clip warns that nothing was loaded, where that is the intent."""
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """No word of libraries up to a level: open_clip warns that nothing was loaded, where that is the intent."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(level)
     try:
         yield
     finally:

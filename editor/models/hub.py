@@ -20,6 +20,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from ..errors import ModelError
+from .fitting import quiet
 
 SECONDS = 5.0
 
@@ -75,17 +76,18 @@ def _answers(endpoint: str) -> bool:
 @contextmanager
 def _working_from_the_cache(reached: bool) -> Iterator[None]:
     """Without a hub: the libraries look into the cache only, and do not write about it line by line."""
-    before = constants.HF_HUB_OFFLINE, socket.getdefaulttimeout(), logging.root.manager.disable
-    if not reached:
-        constants.HF_HUB_OFFLINE = True
-        socket.setdefaulttimeout(SECONDS)
-        logging.disable(logging.CRITICAL)
-    try:
+    if reached:
         yield
+        return
+    before = constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
+    constants.HF_HUB_OFFLINE = True
+    socket.setdefaulttimeout(SECONDS)
+    try:
+        with quiet(logging.CRITICAL):
+            yield
     finally:
         constants.HF_HUB_OFFLINE = before[0]
         socket.setdefaulttimeout(before[1])
-        logging.disable(before[2])
 
 
 def _is_missing(error: BaseException | None) -> bool:

@@ -6,9 +6,7 @@ model.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import numpy as np
 from ...editor.errors import ImageError
 from ...editor.images.source import ImageSource
 from ...editor.images.texts import load_texts
+from ...editor.models.fitting import quiet
 from ...editor.models.model import Model
 
 CALIBRATION_INPUTS = 128
@@ -48,7 +47,8 @@ def quantize_graph(path: Path, calibration: Iterable[np.ndarray] | None) -> None
     shared: dict[str, Any] = {"op_types_to_quantize": _QUANTISED, "per_channel": True}
     # Beside the graph and then moved over it: the quantiser reads one while it writes the other.
     staged = path.with_name(f"quantised-{path.name}")
-    with _quiet_quantiser():
+    # The quantiser advises on preprocessing, through the root logger.
+    with quiet():
         if calibration is None:
             quantize_dynamic(path, staged, weight_type=QuantType.QUInt8, **shared)
         else:
@@ -92,14 +92,3 @@ def _build_reader(path: Path, calibration: Iterable[np.ndarray]) -> Any:
             return None if found is None else {name: found}
 
     return Reader()
-
-
-@contextmanager
-def _quiet_quantiser() -> Iterator[None]:
-    """It advises on preprocessing, through the root logger."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -16,6 +16,11 @@ from torch import Tensor
 
 from ...errors import ModelError
 
+# Parts of a block, as transformers calls them; then queries, keys and values in one, and these parts, as others do.
+_BLOCK = ("self_attn.out_proj", "layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2")
+_OPEN_CLIP_BLOCK = ("attn.in_proj_", "attn.out_proj", "ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj")
+_TIMM_BLOCK = ("attn.qkv.", "attn.proj", "norm1", "norm2", "mlp.fc1", "mlp.fc2")
+
 
 @dataclass(frozen=True)
 class SameTensors:
@@ -82,7 +87,7 @@ def siglip_names(vision_layers: int, text_layers: int) -> list[SameTensors]:
         *_both("text.text_projection", "text_model.head"),
     ]
     for layer in range(vision_layers):
-        found += _timm_block_names(f"{trunk}.blocks.{layer}", f"{tower}.encoder.layers.{layer}")
+        found += _block_names(f"{trunk}.blocks.{layer}", f"{tower}.encoder.layers.{layer}", _TIMM_BLOCK)
     return found
 
 
@@ -144,32 +149,11 @@ def _queries_keys_values(theirs: str, leaf: str) -> tuple[str, ...]:
     return tuple(f"{theirs}.self_attn.{part}_proj.{leaf}" for part in "qkv")
 
 
-def _block_names(own: str, theirs: str) -> list[SameTensors]:
-    found = [
-        SameTensors((f"{own}.attn.in_proj_{leaf}",), _queries_keys_values(theirs, leaf)) for leaf in ("weight", "bias")
-    ]
-    pairs = {
-        "attn.out_proj": "self_attn.out_proj",
-        "ln_1": "layer_norm1",
-        "ln_2": "layer_norm2",
-        "mlp.c_fc": "mlp.fc1",
-        "mlp.c_proj": "mlp.fc2",
-    }
-    return found + [same for a, b in pairs.items() for same in _both(f"{own}.{a}", f"{theirs}.{b}")]
-
-
-def _timm_block_names(own: str, theirs: str) -> list[SameTensors]:
-    found = [
-        SameTensors((f"{own}.attn.qkv.{leaf}",), _queries_keys_values(theirs, leaf)) for leaf in ("weight", "bias")
-    ]
-    pairs = {
-        "attn.proj": "self_attn.out_proj",
-        "norm1": "layer_norm1",
-        "norm2": "layer_norm2",
-        "mlp.fc1": "mlp.fc1",
-        "mlp.fc2": "mlp.fc2",
-    }
-    return found + [same for a, b in pairs.items() for same in _both(f"{own}.{a}", f"{theirs}.{b}")]
+def _block_names(own: str, theirs: str, spelled: Sequence[str] = _OPEN_CLIP_BLOCK) -> list[SameTensors]:
+    joined, *others = spelled
+    found = [SameTensors((f"{own}.{joined}{leaf}",), _queries_keys_values(theirs, leaf)) for leaf in ("weight", "bias")]
+    pairs = zip(others, _BLOCK, strict=True)
+    return found + [same for a, b in pairs for same in _both(f"{own}.{a}", f"{theirs}.{b}")]
 
 
 def _text_names(prefix: str, layers: int) -> list[SameTensors]:
