@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +14,36 @@ from .images.demo_name import is_demo
 from .models.aligner import Aligner, check_aligner, load_aligner
 from .models.loaders import BASE_FOLDER, load_plain_model
 from .models.model import HF_PREFIX, Alignment, Model
+from .scan.scan import Scan, load_scan
 from .towers.aligned import AlignedTower
 
-RECIPE_NAME = "recipe.yaml"
+RECIPE_NAME, SCAN_NAME = "recipe.yaml", "scan.safetensors"
+
+
+@dataclass(frozen=True)
+class FolderEdit:
+    """The edit of a folder that `remove-heads` wrote: its recipe, the scan it was made from, the unedited model."""
+
+    recipe: Recipe
+    scan: Scan
+    base: Model
+
+
+def find_missing(folder: Path) -> str | None:
+    """The file that a folder lacks for its edit to be made or measured again; None if it lacks none."""
+    return next((name for name in (RECIPE_NAME, SCAN_NAME) if not (folder / name).is_file()), None)
+
+
+def load_edit(folder: Path) -> FolderEdit:
+    """The edit of a folder that lacks nothing.
+
+    Raises:
+        ModelError: If the base that the scan names cannot be loaded.
+        RecipeError, StatisticsError: If the recipe or the scan cannot be read.
+    """
+    scan = load_scan(folder / SCAN_NAME)
+    base = load_aligned(scan.model_name, scan.pretrained, aligner=scan.aligner, tower=scan.tower)
+    return FolderEdit(load_recipe(folder), scan, base)
 
 
 def load_model(name: str | Path, pretrained: str | None = None, *, device: str = "cpu") -> Model:

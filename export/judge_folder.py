@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-from ..editor.edits.recipe import Recipe, load_recipe
+from ..editor.edits.recipe import Recipe
 from ..editor.errors import ExportError
 from ..editor.images.labelled_options import LabelledOptions
 from ..editor.images.layouts import open_dataset
-from ..editor.load import load_aligned
+from ..editor.load import RECIPE_NAME, find_missing, load_edit
 from ..editor.models.model import Model
-from ..editor.scan.scan import Scan, load_scan
+from ..editor.scan.scan import Scan
 from .inputs import Follow, follow_nothing
 from .judge import Dataset, Made, judge_made
-from .pages.report import SCAN_NAME, find_concept
+from .pages.report import find_concept
 
 
 def judge_again(
@@ -30,16 +29,14 @@ def judge_again(
         ExportError: If the folder has no recipe, or not the scan that it was made from.
         ImageError: If images or labels cannot be read.
     """
-    folder = model.folder or Path()
-    if model.recipe is None or not (folder / SCAN_NAME).is_file():
-        missing = "recipe.yaml" if model.recipe is None else SCAN_NAME
+    missing = RECIPE_NAME if model.folder is None else find_missing(model.folder)
+    if model.folder is None or missing is not None:
         raise ExportError(
             f"cannot measure the edit of {model.name}: it has no {missing}. Give a folder that `remove-heads` wrote, "
             "or leave out --dataset."
         )
-    scan = load_scan(folder / SCAN_NAME)
-    base = load_aligned(scan.model_name, scan.pretrained, aligner=scan.aligner, tower=scan.tower)
-    recipe = judge_recipe(load_recipe(folder), scan, base, dataset, labels=labels, follow=follow)
+    edit = load_edit(model.folder)
+    recipe = judge_recipe(edit.recipe, edit.scan, edit.base, dataset, labels=labels, follow=follow)
     return replace(model, read_recipe=lambda: recipe)
 
 

@@ -8,6 +8,7 @@ is removed; `instances`, a mapping from each thing the concept can be to its tex
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from itertools import pairwise
@@ -69,6 +70,11 @@ def cut_evenly(items: Sequence[T], count: int) -> list[Sequence[T]]:
     """A sequence in `count` runs of nearly equal length."""
     edges = [index * len(items) // count for index in range(count + 1)]
     return [items[start:end] for start, end in pairwise(edges)]
+
+
+def plain_words(text: str) -> str:
+    """A text as it is compared: small letters, single blanks, no punctuation. `New_York` and `new york` are one."""
+    return " ".join(re.sub(r"[_\W]+", " ", text.casefold()).split())
 
 
 def library_folder() -> Path:

@@ -19,18 +19,18 @@ from ..edits.document import RecipeDocument, Step
 from ..edits.recipe import Recipe, load_recipe
 from ..images.skew import RetrievalSet
 from ..images.source import ImageSource, LabelledImages
-from ..load import load_aligned
+from ..load import RECIPE_NAME, find_missing, load_edit
 from ..models.model import Model
 from ..scan.collect import LabelledEmbeddings, collect_embeddings
-from ..scan.scan import Scan, load_scan
+from ..scan.scan import Scan
 from ..scan.tally import Progress
 from ..select.plan import draw_random_heads
 from .evaluate import Measure, Yardstick, build_measure, build_yardstick
 from .fidelity import embed_edit, read_once
-from .intervals import LEAST_IMAGES, Difference, Outcomes, compare_outcomes
+from .intervals import LEAST_GROUP, Difference, Outcomes, compare_outcomes
 from .readable import Answers, describe_images
 from .table import Details, FigureTable
-from .verdict import Verdict, judge_edit
+from .verdict import Verdict, judge_edit, not_measured
 
 DRAWS = 10
 SIDES = ("before", "after")
@@ -68,26 +68,13 @@ class MeasuredEdit:
     def verdict(self) -> Verdict:
         """Whether the edit helps, and why."""
         if self.rows and not self.differences:
-            return Verdict("NOT MEASURED", self._explain_nothing())
+            return _judge_nothing(self.rows["before"], self.rows["after"])
         return judge_edit(
             self.differences,
             control=self.rows.get("control"),
             control_sd=self.spread,
             projection=self.rows.get("output_projection"),
         )
-
-    def _explain_nothing(self) -> str:
-        """Why two rows of figures are no verdict."""
-        skews = [name for name in self.rows.get("before", {}) if name.startswith("max_skew")]
-        if skews:
-            said = ", ".join(
-                f"{name} {self.rows['before'][name]:.3f} to {self.rows['after'][name]:.3f}" for name in skews
-            )
-            return (
-                f"a set of queries has no right answers to compare, only skews: {said}. Add --dataset DIR: images with "
-                "a class and a group."
-            )
-        return f"no {LEAST_IMAGES} images were read by both models in any group. Give more with --dataset."
 
     def report(self) -> dict[str, Any]:
         """What the rows do not say, as plain data."""
@@ -162,9 +149,26 @@ def compare_models(
 
 def judge_table(table: FigureTable) -> dict[str, Verdict]:
     """The verdict on every model of a table against its first, on the same images; NOT MEASURED where they differ."""
-    first = next(iter(table.outcomes.values()), None)
-    others = list(table.outcomes.items())[1:]
-    return {name: judge_edit(compare_models(first, found)) for name, found in others if first is not None}
+    if not table.outcomes:
+        return {}
+    first, *others = table.outcomes
+    differences = {name: compare_models(table.outcomes[first], table.outcomes[name]) for name in others}
+    return {
+        name: judge_edit(found) if found else _judge_nothing(table[first], table[name])
+        for name, found in differences.items()
+    }
+
+
+def _judge_nothing(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
+    """Why two rows of figures are no verdict."""
+    skews = [
+        f"{name} {value:.3f} to {after[name]:.3f}" for name, value in before.items() if name.startswith("max_skew")
+    ]
+    if skews:
+        return not_measured(f"a set of queries has no right answers to compare, only skews: {', '.join(skews)}")
+    return Verdict(
+        "NOT MEASURED", f"no {LEAST_GROUP} images were read by both models in any group. Give more with --dataset."
+    )
 
 
 def put_together(
@@ -180,9 +184,10 @@ def put_together(
 
 def explain_no_control(folder: Path) -> str | None:
     """Why there can be no row of random heads beside a model; None where there is one."""
-    if not (folder / "recipe.yaml").is_file():
-        return f"{folder} was not edited by clipedit: it has no recipe.yaml"
-    if not (folder / "scan.safetensors").is_file():
+    missing = find_missing(folder)
+    if missing == RECIPE_NAME:
+        return f"{folder} was not edited by clipedit: it has no {RECIPE_NAME}"
+    if missing is not None:
         return f"{folder} does not hold the scan that its edit was made from; `remove-heads` writes it there"
     if not load_recipe(folder).heads:
         return f"the recipe of {folder} edits no heads, so that random ones would change nothing either"
@@ -201,11 +206,10 @@ def measure_folder_controls(
     Raises:
         ModelError: If the base that the scan names cannot be loaded.
     """
-    if not (folder / "recipe.yaml").is_file() or not (folder / "scan.safetensors").is_file():
+    if find_missing(folder) is not None:
         return {}
-    scan = load_scan(folder / "scan.safetensors")
-    base = load_aligned(scan.model_name, scan.pretrained, aligner=scan.aligner, tower=scan.tower)
-    recipe = load_recipe(folder)
+    edit = load_edit(folder)
+    recipe, scan, base = edit.recipe, edit.scan, edit.base
     if recipe.document.tower == "text":
         rows = measure_text_edit(recipe, scan, base, dataset, templates=templates, progress=progress).rows
         rows = {name: row for name, row in rows.items() if name not in ("before", "after")}

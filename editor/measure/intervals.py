@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 DRAWS, SEED, LEVEL = 2_000, 0, 0.95
 # Fewer images cannot say beyond chance that a group is served worse: draws of one or two vary not at all.
-LEAST_IMAGES = 10
+LEAST_GROUP = 10
 # The normal quantile of a two-sided interval of 95 %.
 _QUANTILE = 1.959964
 
@@ -57,7 +57,7 @@ class Difference:
 
     def __str__(self) -> str:
         interval = f"95 % interval {self.low:+.3f} to {self.high:+.3f}"
-        small = f"; {self.left_out} small groups left out, of fewer than {LEAST_IMAGES} images" if self.left_out else ""
+        small = f"; {self.left_out} small groups left out, of fewer than {LEAST_GROUP} images" if self.left_out else ""
         return f"{self.before:.3f} to {self.after:.3f} ({self.change:+.3f}, {interval}{small})"
 
 
@@ -104,7 +104,7 @@ def compare_outcomes(
 
 def _keep_large(tasks: Sequence[Sequence[Cell]]) -> list[list[Cell]]:
     """Tasks without their small cells, and without those that have no other."""
-    kept = [[cell for cell in cells if len(cell.images) >= LEAST_IMAGES] for cells in tasks]
+    kept = [[cell for cell in cells if len(cell.images) >= LEAST_GROUP] for cells in tasks]
     return [cells for cells in kept if cells]
 
 

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,16 @@ from jaxtyping import Float
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from ..concepts.concepts import Concept
-from ..concepts.directions import spare_directions
+from ..concepts.concepts import Concept, plain_words
+from ..edits.document import Step
 from ..edits.recipe import Recipe
 from ..errors import ConceptError
 from ..images.skew import RetrievalSet
 from ..images.source import ImageSource, LabelledImages
 from ..models.model import Model
+from ..select.choice import plan_removal
 from ..select.head_subsets import removed_by_both
-from ..select.selectivity import Fold, Probe, cut_folds, encode_unit, rank_heads
+from ..select.selectivity import Fold, Probe, cut_folds, encode_unit
 from ..select.whose_heads import Measured, judge
 
 ZERO_SHOT, VARIANCE = "zero-shot accuracy", "share of the variance"
@@ -129,21 +131,17 @@ def _match_column(concept: Concept, name: str, values: Sequence[str]) -> Column:
 def _match_texts(concept: Concept, value: str) -> tuple[str, ...]:
     """The texts of the one instance that a value names; of a plain list, those with the value in them."""
     # Spelled alike on both sides: columns write `new_york`, texts "New York".
-    wanted = _words(value)
+    wanted = plain_words(value)
     if not wanted:
         return ()
     pattern = re.compile(rf"\b{re.escape(wanted)}\b")
     if concept.instances is None:
-        return tuple(text for text in concept.texts if pattern.search(_words(text)))
-    called = [texts for part, texts in concept.instances.items() if _words(part) == wanted]
-    said = [texts for texts in concept.instances.values() if any(pattern.search(_words(text)) for text in texts)]
+        return tuple(text for text in concept.texts if pattern.search(plain_words(text)))
+    called = [texts for part, texts in concept.instances.items() if plain_words(part) == wanted]
+    said = [texts for texts in concept.instances.values() if any(pattern.search(plain_words(text)) for text in texts)]
     found = called or said
     # A value that fits two instances names neither.
     return tuple(found[0]) if len(found) == 1 else ()
-
-
-def _words(text: str) -> str:
-    return " ".join(re.sub(r"[_\W]+", " ", text.casefold()).split())
 
 
 def read_column(column: Column, answers: Answers) -> tuple[float, int]:
@@ -221,6 +219,17 @@ class Reader:
         figures = float(before.mean()), float(after.mean())
         return Readable(concept.name, edited, VARIANCE, *figures, len(self.plain[0]), len(folds), left_out=left_out)
 
+    @property
+    def _output(self) -> Step | None:
+        """The projection of the output, if the edit has one."""
+        return next((step for step in self.recipe.document.steps if step.target == "output"), None)
+
+    @cached_property
+    def _spared(self) -> Float[Tensor, "d_embed spared"] | None:
+        if self._output is None or not self._output.spared:
+            return None
+        return self.probe.directions(encode_unit(self.probe.model, self._output.spared))
+
     def _is_closed_form(self) -> bool:
         """Whether the edit is ablated heads and a projection of texts: of those any subset is known in closed form."""
         steps = self.recipe.document.steps
@@ -235,20 +244,15 @@ class Reader:
     def _removed(self, fold: Fold) -> float:
         """The share of the variance along an instance that the same edit, made from the others, removes."""
         named, subsets = self.recipe.heads, self.probe.subsets
-        output = next((step for step in self.recipe.document.steps if step.target == "output"), None)
-        spared = None
-        if output is not None and output.spared:
-            spared = self.probe.directions(encode_unit(self.probe.model, output.spared))
+        # What was kept is spared in a fold as in the edit that ships.
+        span, ranked = plan_removal(self.probe, fold.chosen_from, self._spared)
         if self.by_texts:
             # As many heads, chosen anew from the other instances' texts.
-            taken: Sequence[int] = rank_heads(self.probe, fold.chosen_from, spared)[: len(named)]
+            taken: Sequence[int] = ranked[: len(named)]
         else:
             # Labels chose the heads, so that no text has to be left out of the choice.
             taken = [index for index, head in enumerate(subsets.heads) if str(head) in named]
-        strength = output.strength if output is not None else 0.0
-        span = self.probe.directions(fold.chosen_from)
-        # What was kept is not projected out, in a fold as in the edit that ships.
-        span = span if spared is None else spare_directions(span, spared)
+        strength = self._output.strength if self._output is not None else 0.0
         return removed_by_both(subsets, fold.direction[:, None], taken, span, strength)
 
 

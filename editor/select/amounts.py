@@ -13,7 +13,7 @@ from ..models.model import Model
 from ..scan.scan import Scan
 from .choice import Choice, choose_edit
 from .plan import default_heads, default_output_strength, find_kept
-from .whose_heads import HeldConcepts
+from .whose_heads import HeldConcepts, Measured
 
 
 @dataclass(frozen=True)
@@ -55,23 +55,41 @@ def settle_amounts(
             constant if output_strength is None else output_strength,
         )
     known = known or HeldConcepts(scan, model)
-    chosen = choose_edit(
-        known.probe,
-        concept,
-        known.library,
-        # Beyond, random heads do nearly as well: an edit of most heads is a new readout of the few that are left.
-        most=default_heads(scan, model),
-        keep=find_kept(concept, keep, model),
-        heads=heads,
-        output_strength=output_strength,
-        project=holds_output(effect, model),
-    )
+    chosen = choose_for(known, concept, effect, keep=keep, heads=heads, output_strength=output_strength)
     if heads is None and not chosen.chosen.heads and not chosen.output_strength:
         _warn_of_no_gain(concept, chosen, default_heads(scan, model))
         constant = default_output_strength(effect, model)
         return Amounts(default_heads(scan, model), constant if output_strength is None else output_strength)
     return Amounts(
         chosen.chosen.heads if heads is None else heads, chosen.chosen.output_strength, chosen.chosen.report()
+    )
+
+
+def choose_for(
+    known: HeldConcepts,
+    concept: Concept,
+    effect: str,
+    *,
+    library: Mapping[str, Measured] | None = None,
+    keep: Concept | str | None = None,
+    heads: int | None = None,
+    output_strength: float | None = None,
+) -> Choice:
+    """As `choose_edit`, within what a model's scan and an effect allow; what a concept's file keeps is kept.
+
+    Args:
+        library: What else may have to stay; by default what the model's folder and the library know.
+    """
+    return choose_edit(
+        known.probe,
+        concept,
+        known.library if library is None else library,
+        # Beyond, random heads do nearly as well: an edit of most heads is a new readout of the few that are left.
+        most=default_heads(known.scan, known.model),
+        keep=find_kept(concept, keep, known.model),
+        heads=heads,
+        output_strength=output_strength,
+        project=holds_output(effect, known.model),
     )
 
 

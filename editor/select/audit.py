@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import combinations
 from typing import Any, Literal
 
@@ -19,16 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..concepts.class_weights import compute_class_weights
-from ..concepts.concepts import Concept, list_concepts, load_concept
-from ..edits.bind import holds_output
+from ..concepts.concepts import Concept, list_concepts, load_concept, plain_words
 from ..errors import ConceptError, nearest_names
 from ..images.labelled_options import DEFAULT_TEMPLATES
 from ..models.model import Model
 from ..scan.scan import Scan
-from .choice import Choice, choose_edit
+from .amounts import choose_for
+from .choice import Choice
 from .head_subsets import HeadSubsets, removed_share
 from .options import EditOptions
-from .plan import default_heads, find_kept
 from .selectivity import Probe, encode_unit
 from .whose_heads import HeldConcepts, Judgement, Measured, judge, measure
 
@@ -145,11 +145,15 @@ class Margins:
     directions: Float[Tensor, "d_embed margin"]
     pool: Float[Tensor, "text d_embed"]
 
+    @cached_property
+    def moved(self) -> Float[Tensor, "d_embed margin"]:
+        """`C m`, which every share and all draws of the null ask for."""
+        return self.covariance @ self.directions
+
     def share(self, span: Float[Tensor, "d_embed concept"]) -> float:
         """`m^T C U (U^T C U)^-1 U^T C m / (m^T C m)`, mean over margins m: how much of their variance lies along U."""
-        moved = self.covariance @ self.directions
-        total = (self.directions * moved).sum(0).clamp_min(torch.finfo(moved.dtype).tiny)
-        return float(((self.along(span) * moved).sum(0) / total).mean())
+        total = (self.directions * self.moved).sum(0).clamp_min(torch.finfo(self.moved.dtype).tiny)
+        return float(((self.along(span) * self.moved).sum(0) / total).mean())
 
     def rank(self, span: Float[Tensor, "d_embed concept"], texts: int) -> Lean:
         """The share, beside that of random texts of the pool: as many texts, as many directions."""
@@ -163,8 +167,7 @@ class Margins:
 
     def along(self, span: Float[Tensor, "d_embed concept"]) -> Float[Tensor, "d_embed margin"]:
         """What of each margin is read along a concept: `U (U^T C U)^-1 U^T C m`."""
-        crossed = span.T @ self.covariance @ self.directions
-        return span @ torch.linalg.pinv(span.T @ self.covariance @ span, hermitian=True) @ crossed
+        return span @ torch.linalg.pinv(span.T @ self.covariance @ span, hermitian=True) @ (span.T @ self.moved)
 
 
 def audit(
@@ -220,16 +223,8 @@ class _Auditor:
         return _row(found, verdict, because, lean=lean, chosen=chosen)
 
     def _choose(self, concept: Concept) -> Choice:
-        scan, model = self.known.scan, self.known.model
-        return choose_edit(
-            self.known.probe,
-            concept,
-            self.library,
-            most=default_heads(scan, model),
-            # As `remove-heads` would.
-            keep=find_kept(concept, None, model),
-            project=holds_output(EditOptions.effect, model),
-        )
+        # As `remove-heads` would.
+        return choose_for(self.known, concept, EditOptions.effect, library=self.library)
 
     def _find_lean(self, concept: Concept, chosen: Choice) -> Lean | None:
         if self.margins is None:
@@ -239,7 +234,7 @@ class _Auditor:
         found = self.margins.rank(span, len(concept.texts))
         taken = [probe.subsets.heads.index(head) for head in chosen.heads]
         held = removed_share(probe.subsets.quadratic_forms(self.margins.along(span)), taken)
-        return Lean(found.share, found.percentile, held)
+        return replace(found, in_heads=held)
 
     def _say(self, found: Judgement, concept: Concept, lean: Lean | None) -> tuple[AuditVerdict, str]:
         if lean is None:
@@ -322,17 +317,13 @@ def _name_classes(concept: Concept, classes: Sequence[str]) -> bool:
 
 
 def _class_words(classes: Sequence[str]) -> list[str]:
-    return [word for word in map(_spell_plain, classes) if word]
+    return [word for word in map(plain_words, classes) if word]
 
 
 def _says(text: str, words: Sequence[str]) -> bool:
     """Whether a text has one of these words, as such or in the plural."""
-    plain = _spell_plain(text)
+    plain = plain_words(text)
     return any(re.search(rf"\b{re.escape(word)}(e?s)?\b", plain) for word in words)
-
-
-def _spell_plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def spell_selectivity(row: AuditRow) -> str:

@@ -129,7 +129,7 @@ def choose_edit(
     """
     texts = encode_unit(probe.model, concept.texts)
     kept = None if keep is None else (keep.name, probe.directions(encode_unit(probe.model, keep.texts)))
-    span, ranked = _plan_removal(probe, texts, kept)
+    span, ranked = plan_removal(probe, texts, kept and kept[1])
     task = pose_task(probe, concept, texts, library, kept)
     # Taken as given, many heads are not weighed against fewer.
     weighed = task.weigh_heads(min(most if heads is None else heads, len(ranked)))
@@ -168,16 +168,16 @@ def pose_task(
         if name != concept.name and not are_related(concept, other.concept) and judge(other, library).verdict == "held":
             stays[name] = probe.directions(encode_unit(probe.model, other.concept.texts))
     folds = cut_folds(concept, texts)
-    planned = [_plan_removal(probe, fold.chosen_from, kept) for fold in folds]
+    planned = [plan_removal(probe, fold.chosen_from, kept and kept[1]) for fold in folds]
     spans, ranked = [span for span, _ in planned], [heads for _, heads in planned]
     return Task(probe.subsets, folds, ranked, spans, stays | (dict([kept]) if kept else {}))
 
 
-def _plan_removal(
-    probe: Probe, texts: Float[Tensor, "text d_embed"], kept: Kept | None
+def plan_removal(
+    probe: Probe, texts: Float[Tensor, "text d_embed"], spared: Float[Tensor, "d_embed spared"] | None = None
 ) -> tuple[Float[Tensor, "d_embed span"], list[int]]:
-    """What is projected out for some texts, and the heads to take, best first; both spare what is kept."""
-    span, spared = probe.directions(texts), kept[1] if kept else None
+    """What is projected out for some texts, and the heads to take, best first; both spare some directions."""
+    span = probe.directions(texts)
     return span if spared is None else spare_directions(span, spared), rank_heads(probe, texts, spared)
 
 

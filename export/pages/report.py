@@ -24,7 +24,7 @@ from ...editor.images.demo_name import DEMO, is_demo
 from ...editor.images.listing import list_images
 from ...editor.images.source import ImageSource
 from ...editor.images.texts import load_texts
-from ...editor.load import load_aligned, load_model
+from ...editor.load import SCAN_NAME, load_aligned, load_model
 from ...editor.measure.certificate import describe_certificate, read_certificate
 from ...editor.measure.readable import describe_readable, find_readable
 from ...editor.measure.verdict import describe_seen, read_verdict
@@ -38,7 +38,7 @@ from .head_pictures import Edit, Pictures, collect_pictures
 from .report_figures import build_measures, describe_edit, describe_result
 
 NAME, TEXTS, MOST_BYTES = "report.html", 8, 5_000_000
-SCAN_NAME, MODEL_FILES = "scan.safetensors", ("open_clip_config.json", "config.json", BASE_FOLDER)
+MODEL_FILES = ("open_clip_config.json", "config.json", BASE_FOLDER)
 
 
 def write_report(
