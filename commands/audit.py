@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,8 +11,8 @@ import typer
 
 from ..editor.files.whole import require_free_file
 from ..editor.images.demo_name import is_demo
-from .checks import require_concepts
-from .console import print_json, print_table, progress, say, say_next, say_skipped
+from .checks import concepts_folder, require_concepts
+from .console import Follow, print_json, print_table, progress, say, say_next, say_skipped
 from .labelled import open_labelled, read_classes, read_options, require_own_columns
 from .load import open_model, open_scan
 from .options import (
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from ..editor.select.audit import Audit, AuditRow
 
 ALL = "all"
-Follow = Any
+_LABELS = ("layout", "label", "group_by", "split", "classes", "templates", "top")
 
 
 def audit(
@@ -86,7 +87,7 @@ def audit(
         chosen = {"concepts": None if concepts == ALL else split_columns(concepts), "own": concept or ()}
         found = run(scanned, loaded, classes=names, templates=prompts, **chosen)
     say_skipped(scanned if scan is None else None)
-    commands = {row.concept: _spell_command(row, asked) for row in found.found}
+    commands = _spell_commands(found, asked, scanned)
     print_json(_report(found, commands)) if as_json else _print(found, commands)
     if out is not None:
         _write_page(found, out, loaded.name, commands)
@@ -98,7 +99,10 @@ def _require_usage(asked: dict[str, Any]) -> None:
     # A file of classes stands by itself here: no image is read for them.
     if asked["dataset"] is not None or asked["classes"] is None:
         require_own_columns(asked)
-    require_concepts(asked["model"], *(asked["concept"] or ()))
+    # A misspelt name must not cost a scan; which names a scan's own model has, only its folder says.
+    named = asked["concepts"] != ALL and asked["scan"] is None
+    names = split_columns(asked["concepts"]) if named else ()
+    require_concepts(asked["model"], *names, *(asked["concept"] or ()))
 
 
 def _write_page(found: Audit, out: Path, model: str, commands: dict[str, str]) -> None:
@@ -138,12 +142,25 @@ def _report(found: Audit, commands: dict[str, str]) -> dict[str, Any]:
     return {"concepts": rows, **report}
 
 
-def _spell_command(row: AuditRow, asked: dict[str, Any]) -> str:
-    """What removes a concept from this model."""
-    options = {name: asked[name] for name in ("model", "pretrained", "images", "scan", "aligner", "dataset")}
-    own = {Path(one).stem: one for one in asked["concept"] or ()}
-    spelled = "".join(f" --{name} {value}" for name, value in options.items() if value is not None)
-    return f"clipedit remove-heads --concept {own.get(row.concept, row.concept)}{spelled} -o repaired"
+def _spell_commands(found: Audit, asked: dict[str, Any], scanned: Scan) -> dict[str, str]:
+    """What removes each concept that was found, from the model that was scanned."""
+    from ..editor.concepts.concepts import load_concept
+
+    own = {load_concept(one, concepts_folder(asked["model"])).name: one for one in asked["concept"] or ()}
+    scanned_as = {"model": scanned.model_name, "pretrained": scanned.pretrained, "aligner": scanned.aligner}
+    # How labelled images are read goes with them only.
+    labels = _LABELS if asked["dataset"] is not None else ()
+    options = scanned_as | {name: asked[name] for name in ("images", "scan", "dataset", *labels)}
+    given_ones = [part for name, value in options.items() if value for part in (_spell_option(name), str(value))]
+    start = ["clipedit", "remove-heads", "--concept"]
+    return {
+        row.concept: shlex.join([*start, own.get(row.concept, row.concept), *given_ones, "-o", "repaired"])
+        for row in found.found
+    }
+
+
+def _spell_option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _print(found: Audit, commands: dict[str, str]) -> None:

@@ -198,7 +198,7 @@ def exit_if_worse(verdicts: Sequence[str]) -> None:
 def print_measured(table: FigureTable) -> None:
     """A row for each model, a row for each group, and what was measured."""
     print_measures(table)
-    print_groups(table.details)
+    print_groups(table.details, all_in="--csv FILE")
     say_measure(table)
 
 
@@ -211,8 +211,11 @@ def say_measure(table: FigureTable, *, groups: bool = False) -> None:
         say(": ".join([f"measured: {table.measure}", *([", ".join(named)] if named else [])]))
 
 
-def print_groups(details: Mapping[str, Details]) -> None:
-    """A row for each group, those that are served worst first: n, and each model's accuracy with its interval."""
+def print_groups(details: Mapping[str, Details], *, all_in: str = "--json") -> None:
+    """A row for each group, those that are served worst first: n, and each model's accuracy with its interval.
+
+    `all_in` is the option that gives all of them where they are too many for a screen.
+    """
     from ..editor.measure.table import MOST_GROUPS
 
     first = next(iter(details.values()), None)
@@ -226,7 +229,7 @@ def print_groups(details: Mapping[str, Details]) -> None:
     ]
     print_table(["group (95 % interval)", "n", *(_TITLES.get(model, model) for model in models)], cells)
     if len(worst_first) > len(shown):
-        say(f"{len(worst_first) - len(shown)} more groups, served better: --csv FILE or --json holds all of them")
+        say(f"{len(worst_first) - len(shown)} more groups, served better: {all_in} gives all of them")
 
 
 def print_heads(labels: Mapping[str, Sequence[Any]], heads: Sequence[str]) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 import clipedit
+from clipedit.commands.audit import _spell_commands
 from clipedit.editor.concepts.concepts import Concept
 from clipedit.editor.images.demo import SHAPES
-from clipedit.editor.select.audit import Audit, Margins
+from clipedit.editor.select.audit import Audit, AuditRow, Margins
 
 KEYS = {"concept", "selectivity", "interval", "lean_percentile", "heads", "verdict", "because"}
 
@@ -166,3 +169,30 @@ def test_a_concept_of_ones_own_is_asked_beside_the_library(
     own = Concept(name="scenery", texts=texts, related=("location",))
     (row,) = clipedit.audit(demo_scan, demo_model, concepts=[], own=[own])
     assert row.concept == "scenery" and row.verdict == "held"
+
+
+def test_the_command_to_run_next_names_the_scanned_model_and_the_files_that_were_given(
+    run: Callable, demo_scan: clipedit.Scan, tmp_path: Path
+) -> None:
+    folder = tmp_path / "with a blank"
+    folder.mkdir()
+    demo_scan.save(folder / "scan")
+    own = folder / "own.yaml"
+    texts = "['a photo taken in the forest', 'a photo of the ocean', 'a photo in the desert', 'a photo in the snow']"
+    own.write_text(f"name: scenery\nrelated: [location]\ntexts: {texts}\n")
+    result = run("audit", "--scan", folder / "scan", "--concepts", "texture", "--concept", own, "--json")
+    (row,) = [row for row in json.loads(result.out)["concepts"] if row["command"]]
+    expected = ["clipedit", "remove-heads", "--concept", str(own), "--model", "demo", "--scan", str(folder / "scan")]
+    assert row["concept"] == "scenery" and shlex.split(row["command"]) == [*expected, "-o", "repaired"]
+    # Not `--model`, whose default is another one: the model of the scan.
+    found = Audit((AuditRow("location", "held", "so", 2.0, (1.5, 2.5)),), 10)
+    asked = dict.fromkeys(("images", "scan", "dataset", "concept")) | {"model": "demo", "scan": "s"}
+    other = Mock(model_name="ViT-B-32", pretrained="openai", aligner=None)
+    spelled = _spell_commands(found, asked, other)["location"]
+    assert "--model ViT-B-32 --pretrained openai --scan s" in spelled
+
+
+def test_a_misspelt_concept_costs_no_scan(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipedit.export.inputs.scan", Mock(side_effect=AssertionError("images were scanned")))
+    result = run("audit", "--concepts", "locatoin")
+    assert result.code == 1 and "location" in result.err
