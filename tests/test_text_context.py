@@ -86,6 +86,9 @@ def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     module = FAMILIES[name][0]().eval()
     with torch.no_grad():
+        if hasattr(module, "text_decoder"):
+            # open_clip leaves it as the memory was, which may hold NaN, and NaN equals nothing.
+            module.text_decoder.text_projection.normal_()
         for parameter in module.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
