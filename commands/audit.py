@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..editor.files.whole import require_free_file
-from ..editor.images.demo_name import is_demo
+from ..editor.images.demo_name import DEMO, is_demo
 from .checks import concepts_folder, require_concepts
 from .console import Follow, print_json, print_table, progress, say, say_next, say_skipped
 from .labelled import open_labelled, read_classes, read_options, require_own_columns
@@ -49,7 +49,7 @@ _LABELS = ("layout", "label", "group_by", "split", "classes", "templates", "top"
 
 
 def audit(
-    model: ModelOption = "demo",
+    model: ModelOption = DEMO,
     images: ImagesOption = None,
     pretrained: PretrainedOption = None,
     scan: ScanOption = None,

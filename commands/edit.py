@@ -9,6 +9,7 @@ import typer
 
 from ..editor.choices import Effect
 from ..editor.files.whole import require_apart
+from ..editor.images.demo_name import DEMO
 from ..editor.select.options import HeadChoice
 from .checks import require_images, require_recipe
 from .console import (
@@ -47,7 +48,7 @@ DEFAULT_OUT, VECTORS_OUT = Path("clipedit-out"), Path("reindexed")
 
 def apply(
     recipe: Annotated[Path, typer.Argument(help="A recipe, a folder that holds one, or a shipped one's name.")],
-    model: ModelOption = "demo",
+    model: ModelOption = DEMO,
     pretrained: PretrainedOption = None,
     images: Annotated[
         str | None, typer.Option(callback=require_images, help="Calibration images, for unbound recipes.")

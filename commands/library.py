@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..editor.images.demo_name import DEMO
 from .checks import concepts_folder
 from .console import out_console, print_json, print_table, printable, progress, say_next
 from .options import JsonOption, ModelOption, QuietOption
@@ -18,7 +19,7 @@ RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe's name, a 
 
 
 @concepts_app.command("list")
-def concepts_list(model: ModelOption = "demo", as_json: JsonOption = False) -> None:
+def concepts_list(model: ModelOption = DEMO, as_json: JsonOption = False) -> None:
     """List the concepts of the library and of a model's own folder."""
     from ..editor.concepts.concepts import list_concepts, load_concept
 
@@ -31,7 +32,7 @@ def concepts_list(model: ModelOption = "demo", as_json: JsonOption = False) -> N
 
 
 @concepts_app.command("show")
-def concepts_show(name: str, model: ModelOption = "demo") -> None:
+def concepts_show(name: str, model: ModelOption = DEMO) -> None:
     """Print the texts of a concept."""
     from ..editor.concepts.concepts import load_concept
 

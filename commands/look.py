@@ -10,6 +10,7 @@ import typer
 
 from ..editor.files.inputs import require_query
 from ..editor.files.whole import require_apart, require_free_file
+from ..editor.images.demo_name import DEMO
 from .checks import require_heads, require_image, require_images, require_scan
 from .console import print_json, print_table, progress, say
 from .load import open_model
@@ -54,7 +55,7 @@ def heatmap(
         typer.Option(help="Take off the mean of these texts; repeat. By default of a general pool."),
     ] = None,
     scan: Annotated[Path | None, typer.Option(callback=require_scan, help="A scan, for the texts of --head.")] = None,
-    model: ModelOption = "demo",
+    model: ModelOption = DEMO,
     pretrained: PretrainedOption = None,
     aligner: AlignerOption = None,
     exif: ExifOption = None,
@@ -105,7 +106,7 @@ def segment(
     scan: Annotated[
         Path | None, typer.Option(callback=require_scan, help="For --concept: a scan of this model.")
     ] = None,
-    model: ModelOption = "demo",
+    model: ModelOption = DEMO,
     pretrained: PretrainedOption = None,
     aligner: AlignerOption = None,
     exif: ExifOption = None,
@@ -153,7 +154,7 @@ def retrieve(
     heads: Annotated[int | None, typer.Option(min=1, help="How many of them.")] = None,
     count: Annotated[int, typer.Option("--count", "-k", min=1, help="How many images.")] = 10,
     index: Annotated[Path, typer.Option(help="The index: read if it exists, else made.")] = INDEX,
-    model: ModelOption = "demo",
+    model: ModelOption = DEMO,
     pretrained: PretrainedOption = None,
     aligner: AlignerOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the images as one PNG.")] = None,

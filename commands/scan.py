@@ -10,6 +10,7 @@ import typer
 
 from ..editor.choices import PassPrecision
 from ..editor.files.whole import require_free_file
+from ..editor.images.demo_name import DEMO
 from ..editor.scan.align_options import AlignOptions
 from .checks import require_images
 from .console import Follow, print_json, print_table, progress, say, say_next, say_skipped
@@ -65,7 +66,7 @@ def scan(
             help="A folder, a CSV with a column of paths, shards, or `demo`; with --tower text, a file of texts.",
         ),
     ],
-    model: ModelOption = "demo",
+    model: ModelOption = DEMO,
     tower: TowerOption = "image",
     pretrained: PretrainedOption = None,
     aligner: AlignerOption = None,

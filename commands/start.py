@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..editor.choices import Along, Effect, HeadOperation, Selection
+from ..editor.images.demo_name import DEMO
 from ..editor.select.options import EditOptions, HeadChoice
 from ..export.output import Output
 from .checks import require_concepts
@@ -135,7 +136,7 @@ def remove_heads(
             help="What to remove: a concept's name or file. Only selectors that look at labels can do without.",
         ),
     ] = None,
-    model: ModelOption = "demo",
+    model: ModelOption = DEMO,
     images: ImagesOption = None,
     pretrained: PretrainedOption = None,
     keep: Annotated[
