@@ -89,6 +89,14 @@ def demo_scan(demo_model: clipedit.Model) -> clipedit.Scan:
 
 
 @pytest.fixture(scope="session")
+def small_demo_scan(demo_model: clipedit.Model) -> clipedit.Scan:
+    """Of few images and no MLPs: for the fast tests, which ask what a scan does, not what the demo's heads hold."""
+    from clipedit.editor.images.demo import demo_calibration_source
+
+    return clipedit.scan(demo_model, demo_calibration_source(256), workers=0)
+
+
+@pytest.fixture(scope="session")
 def family_table() -> Iterator[dict[str, tuple[str, int, float]]]:
     """Components and relative error of the sum, one row per family; `pytest -s -k contributions` prints them."""
     rows: dict[str, tuple[str, int, float]] = {}

@@ -82,10 +82,10 @@ def test_any_split_into_batches_gives_the_same_sums(sizes: list[int], seed: int)
     assert_close(summed, whole, 1e-9)
 
 
-def test_a_scan_of_other_weights_is_refused(demo_model: clipedit.Model, demo_scan: clipedit.Scan) -> None:
+def test_a_scan_of_other_weights_is_refused(demo_model: clipedit.Model, small_demo_scan: clipedit.Scan) -> None:
     other = demo_model.with_tensors({"visual.proj": demo_model.module.visual.proj * 2})
     with pytest.raises(clipedit.StatisticsError, match="it was made with weights .* Scan this model"):
-        clipedit.score_heads(demo_scan, other, concept="location")
+        clipedit.score_heads(small_demo_scan, other, concept="location")
 
 
 def test_scans_of_other_layers_are_not_merged(demo_model: clipedit.Model) -> None:

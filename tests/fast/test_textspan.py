@@ -32,19 +32,19 @@ def text_span_on_data(contributions: Tensor, texts: Tensor, steps: int, rank: in
     return chosen, shares
 
 
-def test_covariances_give_the_lists_of_the_data_matrix_on_the_demo_scan(
-    demo_model: clipedit.Model, demo_scan: clipedit.Scan
+def test_covariances_give_the_lists_of_the_data_matrix_on_a_scan_of_the_demo(
+    demo_model: clipedit.Model, small_demo_scan: clipedit.Scan
 ) -> None:
     tower = demo_model.tower
     groups = [group for group in tower.groups(range(4), mlps=False) if group.ids[0].kind == "head"]
     features: dict[str, list[Tensor]] = {group.name: [] for group in groups}
-    for batch in load_batches(demo_calibration_source(1024), demo_model.preprocess, batch_size=32):
+    for batch in load_batches(demo_calibration_source(256), demo_model.preprocess, batch_size=32):
         found = tower.collect_features(batch.pixels, groups)
         for name, u in found.groups.items():
             features[name].append(u.double() / found.embedding.double().norm(dim=1)[:, None, None])
     pool = load_texts(model_folder=demo_model.folder)
     directions = F.normalize(demo_model.encode_text(list(pool)).double(), dim=-1)
-    labels = clipedit.text_span(demo_scan, demo_model, texts=pool, texts_per_head=8)
+    labels = clipedit.text_span(small_demo_scan, demo_model, texts=pool, texts_per_head=8)
     readouts = tower.compute_readouts(groups)
     for group in groups:
         contributions = torch.einsum("ihk,hek->hie", torch.cat(features[group.name]), readouts[group.name])
@@ -83,6 +83,6 @@ def test_a_head_that_never_varies_has_no_labels() -> None:
     assert (shares == 0).all()
 
 
-def test_too_few_texts_are_refused(demo_model: clipedit.Model, demo_scan: clipedit.Scan) -> None:
+def test_too_few_texts_are_refused(demo_model: clipedit.Model, small_demo_scan: clipedit.Scan) -> None:
     with pytest.raises(clipedit.ConceptError, match="3 texts: 20 a head"):
-        clipedit.text_span(demo_scan, demo_model, texts=["a", "b", "c"])
+        clipedit.text_span(small_demo_scan, demo_model, texts=["a", "b", "c"])
