@@ -6,13 +6,16 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
 from . import __version__
 from .commands import audit, edit, heads, library, look, measure, scan, ship, start
-from .commands.console import fail, printable
+from .commands.console import fail, tell_error, warn
+from .commands.running.exits import Exit
+from .commands.running.shared import LogJsonOption, QuietOption, take_shared
+from .commands.running.voice import VOICE, begin, end
 from .editor.errors import ClipeditError
 
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
@@ -37,10 +40,8 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 for _group, _commands in GROUPS.items():
     for _name, _command in _commands.items():
-        # Typer asks for the annotations three times, and each is a string that is evaluated anew: once is enough.
-        _command.__annotations__ = get_type_hints(_command, include_extras=True)
         _kind: dict[str, Any] = {"cls": start.PanelledCommand} if _name == "remove-heads" else {}
-        app.command(_name, rich_help_panel=_group, **_kind)(_command)
+        app.command(_name, rich_help_panel=_group, **_kind)(take_shared(_command))
 app.add_typer(library.concepts_app, name="concepts", rich_help_panel="Library")
 app.add_typer(library.recipes_app, name="recipes", rich_help_panel="Library")
 
@@ -56,29 +57,44 @@ def describe(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    quiet: QuietOption = False,
+    log_json: LogJsonOption = False,
 ) -> None:
     """Find the attention heads that carry a concept, remove them, and ship the repaired encoder."""
 
 
 def main() -> None:
-    """Run the command line: exit 0, 1 with a message on stderr, or 2 for wrong usage."""
+    """Run the command line: exit 0, or as `Exit` says, with a message on stderr."""
     # Pydantic would look for plugins in the metadata of every installed package, which takes longer than most commands.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
-    # A warning is a line like others: where in the code it arose tells a user nothing.
-    warnings.showwarning = lambda message, *_: print(printable(f"warning: {message}"), file=sys.stderr)
+    warnings.showwarning = lambda message, *_: warn(message)
+    begin()
+    # What no line below foresees ends in Python's own traceback, and its exit code.
+    code: Any = Exit.REFUSED
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = _run()
+    except SystemExit as stop:
+        code = stop.code
+        raise
+    finally:
+        end(int(code or 0))
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        return app(standalone_mode=False) or Exit.FINE
     except _UsageError as error:
-        error.show()
-        sys.exit(error.exit_code)
+        tell_error(error.format_message()) if VOICE.as_json else error.show()
+        sys.exit(Exit.USAGE)
     except ClipeditError as error:
-        fail(f"error: {error}")
+        fail(str(error))
     except BrokenPipeError:
         # The reader went away: once closed, stderr cannot complain again when Python flushes stdout at exit.
         sys.stderr.close()
-        sys.exit(1)
+        sys.exit(Exit.REFUSED)
     except OSError as error:
-        fail(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "))
+        fail(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import typer
 from ..editor.files.whole import require_free_file
 from ..editor.images.demo_name import DEMO, is_demo
 from .checks import concepts_folder, require_concepts
-from .console import Follow, print_json, print_table, progress, say, say_next, say_skipped
+from .console import Follow, print_json, print_table, progress, say, say_next, say_result, say_skipped
 from .labelled import open_labelled, read_classes, read_options, require_own_columns
 from .load import open_model, open_scan
 from .options import (
@@ -30,7 +30,6 @@ from .options import (
     NoCacheOption,
     OverwriteFileOption,
     PretrainedOption,
-    QuietOption,
     ScanOption,
     SplitOption,
     TemplatesOption,
@@ -70,7 +69,6 @@ def audit(
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Ask of every concept whether a few heads hold it, and whether the classes lean on it.
 
@@ -82,7 +80,7 @@ def audit(
     from ..editor.select.audit import audit as run
 
     names, prompts = _read_classes(asked)
-    with progress(quiet=quiet) as follow:
+    with progress() as follow:
         scanned, loaded = _open(asked, follow)
         chosen = {"concepts": None if concepts == ALL else split_columns(concepts), "own": concept or ()}
         found = run(scanned, loaded, classes=names, templates=prompts, **chosen)
@@ -175,9 +173,9 @@ def _print(found: Audit, commands: dict[str, str]) -> None:
     ]
     print_table(columns, [_cells(row, bool(found.classes)) for row in found])
     for row in found.found:
-        say(row.because)
+        say_result(row.because)
     if not found.found:
-        say(f"nothing found: in {found.images} images no few heads hold any of {len(found.rows)} concepts")
+        say_result(f"nothing found: in {found.images} images no few heads hold any of {len(found.rows)} concepts")
         return
     first = found.found[0]
     say_next(f"to remove {first.concept}", commands[first.concept])

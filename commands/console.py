@@ -15,6 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .running.exits import Exit
+from .running.voice import VOICE, Follow, logged_stages, write_event
+
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, Task
 
@@ -26,7 +29,6 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 10
 # Groups in one line, which must stay readable.
 MOST_NAMED = 16
-Follow = Callable[[str], Callable[[int, int], None]]
 
 out_console, err_console = Console(), Console(stderr=True)
 
@@ -51,11 +53,20 @@ _SKEW_LEGEND = (
 
 
 @contextmanager
-def progress(*, quiet: bool = False) -> Iterator[Follow]:
-    """A bar for each stage on stderr, with images/s and time left; a line now and then where there is no terminal."""
+def progress() -> Iterator[Follow]:
+    """A bar for each stage on stderr, with images/s and time left; a line now and then where there is no terminal.
+
+    Nothing of it with `--quiet`; with `--log-json` a line of JSON for each stage that ends.
+    """
+    with _shown_progress() as shown, logged_stages(shown) as follow:
+        yield follow
+
+
+@contextmanager
+def _shown_progress() -> Iterator[Follow]:
     # In a log, bars would be lines without end.
-    if not err_console.is_terminal:
-        yield (lambda stage: lambda done, total: None) if quiet else _follow_in_lines
+    if VOICE.quiet or VOICE.as_json or not err_console.is_terminal:
+        yield (lambda stage: lambda done, total: None) if VOICE.quiet else _follow_in_lines
         return
     with _bars() as bars:
 
@@ -102,8 +113,29 @@ def _rate_column() -> ProgressColumn:
 
 
 def say(message: str) -> None:
-    """A line on stderr."""
-    err_console.print(printable(message), markup=False, highlight=False, soft_wrap=True)
+    """A line on stderr; none with `--quiet`."""
+    if not VOICE.quiet:
+        _write_message("message", message)
+
+
+def say_result(message: str) -> None:
+    """A line on stderr that no option takes away: a verdict, or what went wrong without stopping the run."""
+    _write_message("result", message)
+
+
+def _write_message(event: str, message: str) -> None:
+    if VOICE.as_json:
+        write_event(event, message=message)
+    else:
+        err_console.print(printable(message), markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(message: object) -> None:
+    """A warning: a line like others, since where in the code it arose tells a user nothing."""
+    if VOICE.as_json:
+        write_event("warning", message=str(message))
+    else:
+        print(printable(f"warning: {message}"), file=sys.stderr)
 
 
 def write_line(text: str) -> None:
@@ -118,9 +150,17 @@ def printable(text: str) -> str:
 
 
 def fail(message: str) -> NoReturn:
-    """A line on stderr, and exit code 1."""
-    print(printable(message), file=sys.stderr)
-    sys.exit(1)
+    """An error, and the exit code of what was refused."""
+    tell_error(message)
+    sys.exit(Exit.REFUSED)
+
+
+def tell_error(message: str) -> None:
+    """The line on stderr that says why a run did not do what it should."""
+    if VOICE.as_json:
+        write_event("error", message=message)
+    else:
+        print(printable(f"error: {message}"), file=sys.stderr)
 
 
 def say_next(when: str, command: str) -> None:
@@ -133,9 +173,9 @@ def say_skipped(scanned: Scan | None) -> None:
     if scanned is None:
         return
     for name, reason in scanned.bad:
-        say(f"skipped {name}: {reason}")
+        say_result(f"skipped {name}: {reason}")
     if scanned.more_bad:
-        say(f"skipped {scanned.more_bad} more")
+        say_result(f"skipped {scanned.more_bad} more")
 
 
 def print_json(value: Any) -> None:
@@ -190,9 +230,9 @@ def print_readable(found: Sequence[Readable]) -> None:
 
 
 def exit_if_worse(verdicts: Sequence[str]) -> None:
-    """Exit 3 where one of these verdicts is HARMS."""
+    """Exit 3 (WORSE) where one of these verdicts is HARMS."""
     if "HARMS" in verdicts:
-        sys.exit(3)
+        sys.exit(Exit.WORSE)
 
 
 def print_measured(table: FigureTable) -> None:

@@ -21,6 +21,7 @@ from .console import (
     progress,
     say,
     say_next,
+    say_result,
     say_skipped,
     write_line,
 )
@@ -34,7 +35,6 @@ from .options import (
     OutOption,
     OverwriteOption,
     PretrainedOption,
-    QuietOption,
     ScanOption,
     SplitOption,
 )
@@ -64,7 +64,6 @@ def apply(
     out: OutOption = DEFAULT_OUT,
     overwrite: OverwriteOption = False,
     no_cache: NoCacheOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Apply a saved recipe: the same base gives the same bytes."""
     require_apart(out, recipe, model, pretrained, images, scan)
@@ -81,7 +80,7 @@ def apply(
         apply_to_folder(loaded, folder, out, **writing)
     else:
         base, choice = open_model(model, pretrained, scan=scan), HeadChoice(labelled=labelled, erase=erase, split=split)
-        with progress(quiet=quiet) as follow:
+        with progress() as follow:
             found = {"images": images, "scan": scan, "choice": choice, "progress": follow}
             say_skipped(apply_in_memory(loaded, base, out, **found, **writing))
     _say_applied(out, model, loaded.document)
@@ -91,7 +90,7 @@ def _say_applied(out: Path, model: str, document: RecipeDocument) -> None:
     from ..editor.measure.verdict import read_verdict
 
     verdict = read_verdict(document.measured)
-    say(str(verdict))
+    say_result(str(verdict))
     say(f"wrote {out}: {model} with recipe {document.name} ({document.effect})")
     # `export` would refuse it.
     if verdict.word != "HARMS":
@@ -119,7 +118,7 @@ def diff(
     else:
         _print_diff(found)
     if found.others:
-        fail(f"error: {len(found.others)} things changed that the edit does not change; the first: {found.others[0]}.")
+        fail(f"{len(found.others)} things changed that the edit does not change; the first: {found.others[0]}.")
 
 
 def _print_diff(found: ModelDiff) -> None:
@@ -173,7 +172,6 @@ def reindex(
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, in the same format.")] = VECTORS_OUT,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Carry stored embeddings over to the edited model.
 
@@ -186,7 +184,7 @@ def reindex(
     target = require_free_vectors(out, vectors, overwrite=overwrite)
     bound, scanned, named = load_inputs(recipe, scan, model, pretrained)
     options = {"column": column, "normalised": normalised, "force": force, "images": images, "say": say}
-    with progress(quiet=quiet) as follow:
+    with progress() as follow:
         done = reindex_file(vectors, target, bound, scanned, open_model(*named), progress=follow("measure"), **options)
     if as_json:
         print_json({"out": str(target), **done})

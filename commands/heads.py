@@ -10,7 +10,7 @@ import typer
 from ..editor.choices import ScoreMeasure
 from ..editor.images.demo_name import is_demo
 from .checks import require_scan
-from .console import print_heads, print_json, print_measures, print_table, progress, say
+from .console import print_heads, print_json, print_measures, print_table, progress, say, say_result
 from .draw import plot_to
 from .labelled import csv_to, read_options, require_own_columns
 from .load import open_scan
@@ -26,7 +26,6 @@ from .options import (
     LayoutOption,
     NoCacheOption,
     OverwriteFileOption,
-    QuietOption,
     RetentionOption,
     ScanArgument,
     SplitOption,
@@ -80,7 +79,6 @@ def score(
     top: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 20,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Rank components by how much of a concept they carry.
 
@@ -92,7 +90,7 @@ def score(
     if test is None and (concept is None or columns):
         raise typer.BadParameter("give --concept NAME, or --test LABELS [--columns]", param_hint="--concept")
     if test is not None:
-        _test_scores(scan, test, columns, measure, as_json=as_json, quiet=quiet)
+        _test_scores(scan, test, columns, measure, as_json=as_json)
     else:
         _score(scan, concept or "", keep, measure, directions, top, as_json=as_json)
 
@@ -120,12 +118,10 @@ def _score(
     print_table(["component", "score", concept, "keep"], rows)
     # Ranks alone mislead: some heads score highest for any words, present or not.
     found = judge_concept(scanned, model, concept)
-    say(f"{found.verdict}: {found.because}")
+    say_result(f"{found.verdict}: {found.because}")
 
 
-def _test_scores(
-    scan: Path, labels: str, columns: str | None, measure: str | None, *, as_json: bool, quiet: bool
-) -> None:
+def _test_scores(scan: Path, labels: str, columns: str | None, measure: str | None, *, as_json: bool) -> None:
     from ..editor.images.labelled import load_attributes
     from ..editor.measure.score_agreement import evaluate_scores
 
@@ -134,7 +130,7 @@ def _test_scores(
     default = "location=place,shape,color,texture" if is_demo(labels) else ""
     scanned, model = open_scan(scan)
     options: dict[str, Any] = {"columns": _parse_columns(columns or default)} | given(measure=measure)
-    with progress(quiet=quiet) as follow:
+    with progress() as follow:
         found = evaluate_scores(scanned, model, labelled, progress=follow("retrieve"), **options)
     print_json(vars(found)) if as_json else _print_agreement(found)
 
@@ -175,7 +171,6 @@ def ablate_layers(
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Measure accuracy as layers are mean-ablated.
 
@@ -188,7 +183,7 @@ def ablate_layers(
     from ..editor.measure.layer_ablation import measure_layer_ablation
 
     labels, options = read_options(asked), given(batch_size=batch_size)
-    with progress(quiet=quiet) as follow:
+    with progress() as follow:
         curves = measure_layer_ablation(scanned, model, dataset, labels=labels, progress=follow("ablate"), **options)
     plotted(plot_layer_ablation, curves)
     write(curves.rows)

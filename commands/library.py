@@ -10,7 +10,8 @@ import typer
 from ..editor.images.demo_name import DEMO
 from .checks import concepts_folder
 from .console import out_console, print_json, print_table, printable, progress, say_next
-from .options import JsonOption, ModelOption, QuietOption
+from .options import JsonOption, ModelOption
+from .running.shared import take_shared
 
 concepts_app = typer.Typer(no_args_is_help=True, help="The concepts that can be removed.")
 recipes_app = typer.Typer(no_args_is_help=True, help="The shipped recipes: published lists of heads.")
@@ -19,6 +20,7 @@ RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe's name, a 
 
 
 @concepts_app.command("list")
+@take_shared
 def concepts_list(model: ModelOption = DEMO, as_json: JsonOption = False) -> None:
     """List the concepts of the library and of a model's own folder."""
     from ..editor.concepts.concepts import list_concepts, load_concept
@@ -32,6 +34,7 @@ def concepts_list(model: ModelOption = DEMO, as_json: JsonOption = False) -> Non
 
 
 @concepts_app.command("show")
+@take_shared
 def concepts_show(name: str, model: ModelOption = DEMO) -> None:
     """Print the texts of a concept."""
     from ..editor.concepts.concepts import load_concept
@@ -41,6 +44,7 @@ def concepts_show(name: str, model: ModelOption = DEMO) -> None:
 
 
 @recipes_app.command("list")
+@take_shared
 def recipes_list(as_json: JsonOption = False) -> None:
     """List the shipped recipes."""
     from ..editor.edits.document import list_recipes, load_document
@@ -55,6 +59,7 @@ def recipes_list(as_json: JsonOption = False) -> None:
 
 
 @recipes_app.command("show")
+@take_shared
 def recipes_show(recipe: RecipeArgument) -> None:
     """Print a recipe."""
     from ..editor.edits.document import format_document, load_document
@@ -64,6 +69,7 @@ def recipes_show(recipe: RecipeArgument) -> None:
 
 
 @recipes_app.command("check")
+@take_shared
 def recipes_check(
     recipe: RecipeArgument,
     model: Annotated[str | None, typer.Option("--model", help="An architecture; by default the recipe's own.")] = None,
@@ -87,7 +93,6 @@ def models(
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables of the README.")] = False,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Say what can be edited, and why not what cannot.
 
@@ -95,7 +100,7 @@ def models(
     """
     from ..editor.models.supported import describe_models, render_markdown
 
-    with progress(quiet=quiet) as follow:
+    with progress() as follow:
         rows = describe_models(names or (), progress=follow("models"))
     if as_json:
         print_json([{**vars(row), "effects": list(row.effects)} for row in rows])

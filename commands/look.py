@@ -23,7 +23,6 @@ from .options import (
     OverwriteFileOption,
     OverwriteOption,
     PretrainedOption,
-    QuietOption,
     ReadingOption,
     given,
 )
@@ -113,7 +112,6 @@ def segment(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write masks to.")] = MASKS_OUT,
     overwrite: OverwriteOption = False,
     no_cache: NoCacheOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Write a mask for each image: white where heads see the text."""
     # With --overwrite the folder is replaced: nothing may be read from it.
@@ -124,7 +122,7 @@ def segment(
 
     loaded = open_model(model, pretrained, aligner, scan=scan)
     options = given(reading=reading, exif=exif, weights=_weigh_heads(scan, loaded, concept, keep))
-    with progress(quiet=quiet) as follow:
+    with progress() as follow:
         told = {"overwrite": overwrite, "progress": follow("segment")}
         count = segment_folder(loaded, images, out, texts=text, against=against, **told, **options)
     folders = ", one folder per text" if len(text) > 1 and reading != "evidence" else ""
@@ -161,7 +159,6 @@ def retrieve(
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Find images that share one property.
 
@@ -174,7 +171,7 @@ def retrieve(
 
     loaded = open_model(model, pretrained, aligner)
     query = {"text": text, "image": image, "concept": concept, "heads": heads, "count": count, "sheet": out}
-    with progress(quiet=quiet) as follow:
+    with progress() as follow:
         found = run_retrieval(loaded, images, index, progress=follow("index"), **query)
     if as_json:
         print_json({"heads": found.heads, "images": [vars(hit) for hit in found.hits]})
@@ -200,7 +197,6 @@ def report(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file given as -o.")] = False,
     no_cache: NoCacheOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Write a page on an edit.
 
@@ -210,6 +206,6 @@ def report(
         require_free_file(out, overwrite=overwrite)
     from ..export.pages.report import write_report
 
-    with progress(quiet=quiet) as follow:
+    with progress() as follow:
         page = write_report(folder, images=images, out=out, progress=follow("report"))
     say(f"wrote {page}: open it in a browser")

@@ -10,7 +10,17 @@ import typer
 from ..editor.files.whole import require_apart, require_free_folder
 from ..editor.images.demo_name import is_demo
 from .checks import require_scan
-from .console import exit_if_worse, print_json, print_measured, print_table, progress, say, say_measure, say_next
+from .console import (
+    exit_if_worse,
+    print_json,
+    print_measured,
+    print_table,
+    progress,
+    say,
+    say_measure,
+    say_next,
+    say_result,
+)
 from .draw import plot_to
 from .labelled import csv_to, open_labelled, open_training_images, read_options, require_own_columns
 from .load import open_named, open_scan
@@ -30,7 +40,6 @@ from .options import (
     OverwriteFileOption,
     OverwriteOption,
     PretrainedOption,
-    QuietOption,
     ReadingOption,
     RetentionOption,
     SeedOption,
@@ -86,7 +95,6 @@ def evaluate(
     exif: ExifOption = None,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Measure zero-shot accuracy of models side by side.
 
@@ -113,7 +121,7 @@ def _compare_with_first(table: FigureTable) -> None:
 
     verdicts, first = judge_table(table), next(iter(table))
     for name, verdict in verdicts.items():
-        say(f"{name} against {first}: {verdict}")
+        say_result(f"{name} against {first}: {verdict}")
     exit_if_worse([verdict.word for verdict in verdicts.values()])
 
 
@@ -135,12 +143,12 @@ def _evaluate(asked: dict[str, Any]) -> FigureTable:
 
     options, task = read_options(asked), open_labelled(asked)
     loaded = {name: open_named(name, None, asked["aligner"]) for name in asked["models"]}
-    with progress(quiet=asked["quiet"]) as follow:
+    with progress() as follow:
         table = run(loaded, task, labels=options, progress=follow("evaluate"), **given(batch_size=asked["batch_size"]))
         for name in asked["models"] if asked["control"] else []:
             told = follow("control")
             if why := explain_no_control(Path(name)):
-                say(f"no control: {why}")
+                say_result(f"no control: {why}")
             rows = measure_folder_controls(Path(name), task, templates=options.templates, progress=told)
             for row in rows:
                 table.add(row, rows[row])
@@ -159,7 +167,7 @@ def _evaluate_segmentation(asked: dict[str, Any]) -> FigureTable:
     # Without a file of templates those of segmentation stay.
     options = given(templates=labels.templates if asked["templates"] else None, reading=asked["reading"])
     table = FigureTable(f"{len(masked.source)} masks of {len(names)} classes")
-    with progress(quiet=asked["quiet"]) as follow:
+    with progress() as follow:
         for name, model in loaded.items():
             told = follow("segment")
             table.add(name, evaluate_segmentation(model, masked, classes=names, progress=told, **options))
@@ -187,7 +195,6 @@ def completeness(
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Replace heads by their texts and measure what is left.
 
@@ -204,7 +211,7 @@ def completeness(
     scanned, model = open_scan(scan)
     labels, pools = read_options(asked), load_pools(texts, model.folder)
     options = given(steps=numbers or None, seed=seed) | {"labels": labels, "pools": pools}
-    with progress(quiet=quiet) as follow:
+    with progress() as follow:
         table = measure_completeness(scanned, model, dataset, progress=follow("measure"), **options)
     plotted(plot_completeness, table)
     write(table.rows)
@@ -242,7 +249,6 @@ def train_head(
     seed: SeedOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Train a linear head on labelled images.
 
@@ -260,7 +266,7 @@ def train_head(
     from ..export.classifier_folder import train_head_to_folder
 
     task, loaded = open_training_images(asked), open_named(model, pretrained)
-    with progress(quiet=quiet) as follow:
+    with progress() as follow:
         report = train_head_to_folder(
             loaded, task, out, overwrite=overwrite, progress=follow("train"), **given(seed=seed)
         )

@@ -39,7 +39,6 @@ NoCacheOption = Annotated[
         help="Neither read nor keep embeddings of texts from run to run (CLIPEDIT_CACHE).",
     ),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No lines of progress where there is no terminal.")]
 BatchOption = Annotated[int | None, typer.Option(min=1, help="Images per batch.")]
 DeviceOption = Annotated[str, typer.Option(help="`cpu`, `cuda`, `cuda:1` or `mps`.")]
 WorkersOption = Annotated[int | None, typer.Option(min=0, help="Processes that read images.")]

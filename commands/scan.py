@@ -13,7 +13,7 @@ from ..editor.files.whole import require_free_file
 from ..editor.images.demo_name import DEMO
 from ..editor.scan.align_options import AlignOptions
 from .checks import require_images
-from .console import Follow, print_json, print_table, progress, say, say_next, say_skipped
+from .console import Follow, print_json, print_table, progress, say, say_next, say_result, say_skipped
 from .labelled import open_labelled, read_options, require_own_columns
 from .load import open_model, open_named, open_scan
 from .options import (
@@ -32,7 +32,6 @@ from .options import (
     NoCacheOption,
     OverwriteFileOption,
     PretrainedOption,
-    QuietOption,
     RetentionOption,
     ScanArgument,
     ScanOutOption,
@@ -47,6 +46,7 @@ from .options import (
     parse_layers,
     parse_shard,
 )
+from .running.exits import Exit
 
 if TYPE_CHECKING:
     from ..editor.measure.verdict import Verdict
@@ -124,7 +124,6 @@ def scan(
         bool, typer.Option("--resume/--no-resume", help="Go on with the units that an interrupted scan left.")
     ] = True,
     overwrite: OverwriteFileOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Collect the statistics of a model's heads on images."""
     asked = locals()
@@ -138,7 +137,7 @@ def scan(
     # Only the model knows how many `all` are.
     options["layers"] = range(loaded.tower.n_layers) if options["layers"] == "all" else options["layers"]
     options["engine"] = _open_cluster(address, actors) if engine == "ray" else None
-    with progress(quiet=quiet) as follow:
+    with progress() as follow:
         written = scan_to_file(loaded, images, out, progress=follow("scan"), say=say, **options)
     _report(written)
 
@@ -238,12 +237,11 @@ def monitor(
     workers: WorkersOption = None,
     max_bad: MaxBadOption = None,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
     no_cache: NoCacheOption = False,
 ) -> None:
     """Say whether new images still look like those of a scan.
 
-    Exit 0 if they look the same to the heads, 1 if a recipe should be measured again. With --recipe and --dataset it is
+    Exit 0 if they look the same to the heads, 4 if a recipe should be measured again. With --recipe and --dataset it is
     measured again at once, on new labelled images.
     """
     asked = locals()
@@ -254,16 +252,16 @@ def monitor(
 
     scanned, model = open_scan(scan)
     options = given(limit=limit, batch_size=batch_size, workers=workers, max_bad=max_bad)
-    with progress(quiet=quiet) as follow:
+    with progress() as follow:
         found = run(scanned, model, images, heads=heads, progress=follow("monitor"), **options)
         again = _judge_again(scanned, model, asked, follow) if recipe and dataset else None
     said = {"verdict": again.word, "because": again.because} if again else {}
     whole = {**said, **asdict(found), "drifted": found.drifted, "re_measure": bool(found.drifted)}
     print_json(whole) if as_json else _print_drift(found, count, scan, images)
     if again and not as_json:
-        say(f"on the images of {dataset}: {again}")
+        say_result(f"on the images of {dataset}: {again}")
     # An exit code, so that a scheduled job needs to read no text.
-    raise typer.Exit(1 if found.drifted else 0)
+    raise typer.Exit(Exit.DRIFT if found.drifted else Exit.FINE)
 
 
 def _require_recipe(asked: dict[str, Any]) -> None:
@@ -296,9 +294,9 @@ def _print_drift(found: DriftReport, top: int, scan: Path, images: str) -> None:
     print_table(["head", "mean shift / sd", "covariance distance", ""], rows)
     if not found.drifted:
         alike = f"all {len(found.heads)} heads like the {found.calibration_images} of {scan}"
-        say(f"no drift: {found.images} images look to {alike}")
+        say_result(f"no drift: {found.images} images look to {alike}")
         return
-    say(f"drift: {len(found.drifted)} of {len(found.heads)} heads changed by more than {found.limit:g}")
+    say_result(f"drift: {len(found.drifted)} of {len(found.heads)} heads changed by more than {found.limit:g}")
     again = f"clipedit scan {images} -o new-scan.safetensors"
     say_next("measure the recipe again on such images, and calibrate on them", again)
 
@@ -329,7 +327,6 @@ def align(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Give a model without texts those of a CLIP (CompAlign).
 
@@ -340,7 +337,7 @@ def align(
     from ..editor.scan.align import align as run
 
     own, clip, state = open_named(model, pretrained), open_named(to), out.with_name(f"{out.name}.training")
-    with progress(quiet=quiet) as follow:
+    with progress() as follow:
         found = run(own, clip, images, options=options, resume=resume, progress=follow("align"), state_path=state)
     found.save(out)
     rows = [[key.replace("_", " "), f"{value:.3f}"] for key, value in found.report.items()]

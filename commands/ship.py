@@ -12,7 +12,7 @@ import typer
 from ..editor.choices import WeightPrecision
 from ..editor.files.whole import require_apart
 from ..export.targets.registry import require_target_name, spell_target_names
-from .console import print_checks, print_json, progress, say, say_next, write_line
+from .console import print_checks, print_json, progress, say, say_next, say_result, write_line
 from .labelled import open_labelled, read_options, require_own_columns
 from .load import open_model
 from .options import (
@@ -27,13 +27,13 @@ from .options import (
     OutOption,
     OverwriteOption,
     PretrainedOption,
-    QuietOption,
     RetentionOption,
     SplitOption,
     TemplatesOption,
     TopOption,
     given,
 )
+from .running.exits import Exit
 
 if TYPE_CHECKING:
     from ..editor.measure.verdict import Verdict
@@ -73,7 +73,6 @@ def export(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Write a model in the layout its consumer reads.
 
@@ -102,7 +101,7 @@ def export(
 
 def _print_export(found: Verdict | None, checks: Sequence[Check], out: Path) -> None:
     if found:
-        say(str(found))
+        say_result(str(found))
     print_checks(checks)
     say(f"wrote {out}")
     say_next("whenever you doubt it", f"clipedit verify {out}")
@@ -112,7 +111,7 @@ def _judge_again(edited: Model, asked: dict[str, Any]) -> Model:
     from ..export.judge_folder import judge_again
 
     task = open_labelled(asked)
-    with progress(quiet=asked["quiet"]) as follow:
+    with progress() as follow:
         return judge_again(edited, task, read_options(asked), follow)
 
 
@@ -164,6 +163,6 @@ def reproduce(
     else:
         for difference in found:
             write_line(str(difference))
-        say(f"{folder}: {f'{wrong} errors' if wrong else 'every file was built again, byte for byte'}")
+        say_result(f"{folder}: {f'{wrong} errors' if wrong else 'every file was built again, byte for byte'}")
     if wrong:
-        sys.exit(1)
+        sys.exit(Exit.REFUSED)

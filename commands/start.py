@@ -27,6 +27,7 @@ from .console import (
     progress,
     say,
     say_next,
+    say_result,
     say_skipped,
 )
 from .labelled import read_classes, read_dataset_options, require_own_columns
@@ -53,7 +54,6 @@ from .options import (
     OutOption,
     OverwriteOption,
     PretrainedOption,
-    QuietOption,
     RetentionOption,
     ScanOption,
     SplitOption,
@@ -83,7 +83,7 @@ PANELS = {
         *("dataset", "layout", "classes", "templates", "label", "group_by", "split", "top", "retention"),
         *("fail_if_worse", "batch_size", "max_bad", "exif", "no_cache"),
     ),
-    "Output": ("out", "overwrite", "report", "plot", "as_json", "quiet", "help"),
+    "Output": ("out", "overwrite", "report", "plot", "as_json", "quiet", "log_json", "help"),
 }
 _PANEL_OF = {option: panel for panel, options in PANELS.items() for option in options}
 
@@ -104,7 +104,6 @@ def demo(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Run the whole path on the embedded model, in a minute.
 
@@ -112,12 +111,12 @@ def demo(
     """
     from ..demo.pipeline import run_demo
 
-    with progress(quiet=quiet) as follow:
+    with progress() as follow:
         result = run_demo(out, overwrite=overwrite, progress=follow)
     if as_json:
         print_json(result.report())
         return
-    say(f"{result.evidence['verdict']}: {result.evidence['because']}")
+    say_result(f"{result.evidence['verdict']}: {result.evidence['because']}")
     print_heads(result.labels, result.recipe.heads)
     print_measures(result.rows)
     print_groups(result.details)
@@ -229,7 +228,6 @@ def remove_heads(
     ] = Output.plot,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Find the heads that carry a concept and remove them.
 
@@ -248,7 +246,7 @@ def remove_heads(
     named: dict[str, Any] = {name: asked[name] for name in ("images", "scan", "concept", "keep", "dataset", "out")}
     named["scan_options"] = given(batch_size=batch_size, max_bad=max_bad, exif=exif)
     named["labels"] = read_dataset_options(asked)
-    with progress(quiet=quiet) as follow:
+    with progress() as follow:
         done = repair(loaded, **named, options=options, choice=choice, output=output, progress=follow)
     say_skipped(done.scan if scan is None else None)
     print_json(done.report()) if as_json else _print_repair(done)
@@ -274,7 +272,7 @@ def _print_repair(done: Repair) -> None:
     from ..editor.measure.verdict import describe_seen
 
     document, measured, heads = done.recipe.document, done.measured, done.recipe.heads
-    say(str(done.verdict))
+    say_result(str(done.verdict))
     operations = ", ".join(dict.fromkeys(step.operation for step in document.steps if step.target == "heads"))
     say(f"edited {len(heads)} heads ({operations or 'none'}, {document.effect}): {', '.join(heads)}")
     if "choice" in measured:

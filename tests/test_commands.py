@@ -152,6 +152,7 @@ def test_a_log_gets_a_line_of_progress_now_and_then(monkeypatch, capfd) -> None:
         "scan: 50 of 3700, 2.5 a second, 0:24:20 left",
         "scan: 80 of 3700, 2.0 a second, 0:30:10 left",
     ]
-    with console.progress(quiet=True) as follow:
+    monkeypatch.setattr(console.VOICE, "quiet", True)
+    with console.progress() as follow:
         follow("scan")(50, 100)
     assert capfd.readouterr().err == ""

@@ -133,7 +133,7 @@ def test_the_exit_code_says_whether_to_measure_again(
     assert code == 0 and "mean shift / sd" in out and "no drift: 256 images look to all 16 heads like the 256 of" in err
     code, out, err = run("monitor", tmp_path / "scan", tmp_path / "inverted", "--json")
     found = json.loads(out)
-    assert code == 1
+    assert code == 4
     assert found["re_measure"] and found["drifted"][0] in found["heads"] and found["images"] == 256
     code, out, err = run("monitor", tmp_path / "scan", tmp_path / "nowhere")
     assert code == 1 and "there is no such folder" in err and not out
