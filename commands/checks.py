@@ -63,6 +63,10 @@ def concepts_folder(model: str) -> Path | None:
     # `demo` is a name, not a path: its folder is inside the package.
     if is_demo(model):
         return demo_folder()
+    if model.startswith("hf-hub:"):
+        from ..editor.models.hub.repository import fetch_repository
+
+        return fetch_repository(model, weights=False).folder
     folder = Path(model.removeprefix("hf:"))
     return folder if folder.is_dir() else None
 

@@ -41,10 +41,10 @@ def open_named(name: str, pretrained: str | None = None, aligner: Path | None = 
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """`ViT-B-32:openai` to its two parts; paths and `hf:FOLDER` are whole."""
+    """`ViT-B-32:openai` to its two parts; paths, `hf:FOLDER` and `hf-hub:ORG/NAME` are whole."""
     model, _, pretrained = name.partition(":")
     # A path may hold a colon of its own.
-    whole = Path(name).exists() or not pretrained or model == "hf"
+    whole = Path(name).exists() or not pretrained or model in ("hf", "hf-hub")
     return (name, None) if whole else (model, pretrained)
 
 

@@ -13,7 +13,7 @@ from ..editor.choices import Exif, Layout, Reading, Side
 from .checks import forget_cache, require_aligner, require_features, require_images, require_scan
 
 ModelOption = Annotated[
-    str, typer.Option("--model", help="`demo`, an open_clip or timm name, a folder, or `hf:FOLDER`.")
+    str, typer.Option("--model", help="`demo`, an open_clip or timm name, a folder, `hf:FOLDER`, or `hf-hub:ORG/NAME`.")
 ]
 PretrainedOption = Annotated[str | None, typer.Option(help="A tag of open_clip or timm, or a checkpoint file.")]
 AlignerOption = Annotated[

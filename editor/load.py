@@ -9,10 +9,11 @@ from pathlib import Path
 from .choices import Side
 from .edits.apply import apply_recipe
 from .edits.recipe import Recipe, load_recipe
-from .errors import AlignmentError, describe_given, require_kinds
+from .errors import AlignmentError, ModelError, describe_given, require_kinds
 from .images.demo_name import is_demo
 from .models.aligner import Aligner, check_aligner, load_aligner
-from .models.loaders import BASE_FOLDER, load_plain_model
+from .models.hub.repository import fetch_repository, is_hub_name
+from .models.loaders import BASE_FOLDER, has_config, load_plain_model
 from .models.model import HF_PREFIX, Alignment, Model
 from .scan.scan import Scan, load_scan
 from .towers.aligned import AlignedTower
@@ -52,7 +53,8 @@ def load_model(name: str | Path, pretrained: str | None = None, *, device: str =
     Args:
         name: `demo`, a folder with `open_clip_config.json` or timm's `config.json` (also one that clipedit wrote),
             `hf:FOLDER` with a Hugging Face `CLIPModel` or `SiglipModel`, or an open_clip or timm name; timm's may carry
-            their tag, `vit_base_patch16_224.augreg_in21k`.
+            their tag, `vit_base_patch16_224.augreg_in21k`. `hf-hub:ORG/NAME` is a repository of any of these, and
+            `hf-hub:ORG/NAME@REVISION` one branch, tag or commit of it.
         pretrained: A tag of open_clip or timm, or a checkpoint file. None with a name gives random weights.
         device: Where to put the weights.
 
@@ -65,6 +67,8 @@ def load_model(name: str | Path, pretrained: str | None = None, *, device: str =
             'Give for example `clipedit.load_model("demo")`.'
         )
     name = str(name)
+    if is_hub_name(name):
+        return _load_from_hub(name, pretrained, device)
     named = is_demo(name) or name.startswith(HF_PREFIX)
     if not named and pretrained is None and (Path(name) / BASE_FOLDER).is_dir():
         return _load_direct(Path(name), device)
@@ -120,6 +124,19 @@ def apply_aligner(model: Model, aligner: str | Path | Aligner, *, clip: Model | 
     # Concepts and texts of the CLIP's own folder belong to its texts.
     alignment = Alignment(model, clip, path, aligner.digest)
     return replace(model, tower=tower, folder=clip.folder, alignment=alignment)
+
+
+def _load_from_hub(name: str, pretrained: str | None, device: str) -> Model:
+    """A repository's model, named by its commit: what is made of it finds the same weights later."""
+    if pretrained is not None:
+        raise ModelError(
+            f"cannot load {name} with pretrained {pretrained!r}: it is a repository that holds its own weights. Leave "
+            "one out."
+        )
+    found = fetch_repository(name)
+    own = has_config(found.folder) or (found.folder / BASE_FOLDER).is_dir()
+    local = str(found.folder) if own else f"{HF_PREFIX}{found.folder}"
+    return replace(load_model(local, device=device), name=found.name)
 
 
 def _load_direct(folder: Path, device: str) -> Model:

@@ -27,7 +27,7 @@ from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.files.checkpoint import find_layout
 from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.images.demo_name import demo_folder
-from clipedit.editor.models import hub
+from clipedit.editor.models.hub import reach
 from clipedit.export import edited_folder
 from clipedit.export.edited_folder import apply_to_folder
 from clipedit.export.verify.reference import load_reference
@@ -387,7 +387,7 @@ def test_without_a_hub_a_name_is_refused_within_seconds(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     # A port of this machine that nothing listens on.
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    hub.is_reachable.cache_clear()
+    reach.is_reachable.cache_clear()
     started = time.monotonic()
     for name, tag in (("ViT-B-32", "laion2b_s34b_b79k"), ("vit_tiny_patch16_224", "augreg_in21k")):
         with pytest.raises(ModelError) as caught:

@@ -11,6 +11,7 @@ from ..errors import ModelError, nearest_names
 from ..images.demo_name import DEMO, demo_folder, is_demo
 from ..towers.build import build_tower
 from .fitting import quiet
+from .hub.repository import fetch_repository, is_hub_name
 from .loaders import BASE_FOLDER
 from .model import Model
 from .timm import create_timm, is_timm_name
@@ -20,12 +21,16 @@ def load_architecture(name: str | Path) -> Model:
     """A model whose parameters are on the `meta` device: shapes and names, no numbers, no memory.
 
     Args:
-        name: An open_clip or timm name, `demo`, or a folder with `open_clip_config.json` (its weights are not read).
+        name: An open_clip or timm name, `demo`, or a folder or `hf-hub:ORG/NAME` with `open_clip_config.json` (its
+            weights are not read).
 
     Raises:
         ModelError: If the name is unknown, the configuration cannot be read, or no tower knows the architecture.
     """
-    folder = demo_folder() if is_demo(name) else Path(name)
+    hub = is_hub_name(name)
+    folder = (
+        fetch_repository(str(name), weights=False).folder if hub else demo_folder() if is_demo(name) else Path(name)
+    )
     folder = folder / BASE_FOLDER if (folder / BASE_FOLDER).is_dir() else folder
     known = str(name) in open_clip.list_models()
     if not folder.is_dir() and not known and not is_timm_name(str(name)):

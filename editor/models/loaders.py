@@ -22,7 +22,8 @@ from ..towers.build import build_tower
 from .config_bounds import require_modest_config, require_modest_sizes
 from .fitting import name_architecture, quiet, shapes_of
 from .hf.folder import load_hf_folder
-from .hub import reaching_hub
+from .hub.reach import reaching_hub
+from .hub.repository import is_hub_name
 from .identity import find_size_difference
 from .model import HF_PREFIX, Model
 from .open_clip_config import CONFIG_NAME, read_open_clip_config
@@ -68,7 +69,8 @@ def load_plain_model(name: str, pretrained: str | None = None, *, device: str = 
         architecture, _, tag = name.partition(".")
         return _load_timm(architecture, pretrained or tag or None, device)
     raise ModelError(
-        f"cannot load model {name!r}: it is neither `demo`, nor a folder, nor a name of open_clip or timm. "
+        f"cannot load model {name!r}: it is neither `demo`, nor a folder, nor a name of open_clip or timm, nor "
+        "`hf-hub:ORG/NAME`. "
         f"{nearest_names(name, [*open_clip.list_models(), DEMO])}"
     )
 
@@ -109,7 +111,7 @@ def lasting_name(name: str) -> str:
 
 def needs_weights(name: str) -> bool:
     """Whether a name stands for an architecture only, so that weights must be named too."""
-    if is_demo(name) or Path(name).is_dir():
+    if is_demo(name) or is_hub_name(name) or Path(name).is_dir():
         return False
     return name in open_clip.list_models() or (is_timm_name(name) and "." not in name)
 
@@ -215,7 +217,7 @@ def _fetching(what: str, needed: bool) -> Iterator[None]:
 
 def _create_empty(name: str, device: str) -> nn.Module:
     """A module whose weights come from a file: none are fetched."""
-    config = {} if name.startswith("local-dir:") else open_clip.get_model_config(name) or {}
+    config = open_clip.get_model_config(name) or {}
     with quiet(), _fetching(f"the text tower of {name}", "hf_model_name" in config.get("text_cfg", {})):
         return open_clip.create_model(name, device=device, load_weights=False, pretrained_text=False)
 

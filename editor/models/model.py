@@ -11,10 +11,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from jaxtyping import Float
-from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from torch import Tensor, nn
 
@@ -28,10 +26,10 @@ from ..towers.build import build_tower
 from ..towers.tower import Tower
 from ..towers.vit.open_clip_text import OpenClipText
 from ..towers.vit.text_context import embed_tokens
-from .hub import reaching_hub
 from .identity import hash_text_side
 from .preprocessing import FOLLOWS, build_preprocess, drop_rules
 from .timm import require_linear_classifier
+from .tokenizer import load_tokenizer
 
 HF_PREFIX = "hf:"
 MAX_TEXT_LISTS = 16
@@ -135,27 +133,7 @@ class Model:
             )
         if self.alignment is not None:
             return self.alignment.clip.tokenizer
-        text_config = self.config["model_cfg"]["text_cfg"]
-        if not (text_config.get("hf_tokenizer_name") or text_config.get("hf_model_name")):
-            return open_clip.SimpleTokenizer(context_length=text_config.get("context_length", 77))
-        try:
-            if self.name.startswith(HF_PREFIX):
-                options = text_config.get("tokenizer_kwargs") or {}
-                # `get_tokenizer` reads open_clip's configuration, which such a folder does not have.
-                return HFTokenizer(str(self.folder), text_config["context_length"], **options)
-            if self.folder:
-                return open_clip.get_tokenizer(f"local-dir:{self.folder}")
-            with reaching_hub(
-                f"the tokenizer of {self.name}", "Fetch it where there is a network, and copy the cache."
-            ):
-                return open_clip.get_tokenizer(self.name)
-        except ModelError:
-            raise
-        except Exception as error:  # Missing packages, files and network each raise their own kind.
-            raise ModelError(
-                f"cannot load the tokenizer of {self.name}: {error}. It is a Hugging Face one: `pip install "
-                "transformers`."
-            ) from error
+        return load_tokenizer(self.name, self.folder, self.config["model_cfg"]["text_cfg"])
 
     @cached_property
     def recipe(self) -> Any:

@@ -18,7 +18,7 @@ from ..errors import ModelError, nearest_names
 from ..towers.build import TOWERS
 from ..towers.refusals import explain_refusals
 from .fitting import quiet
-from .hub import reaching_hub
+from .hub.reach import reaching_hub
 
 # Family, library, an example.
 FAMILIES = (

@@ -19,8 +19,8 @@ from functools import cache
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from ..errors import ModelError
-from .fitting import quiet
+from ...errors import ModelError
+from ..fitting import quiet
 
 SECONDS = 5.0
 

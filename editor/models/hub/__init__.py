@@ -1,0 +1,1 @@
+"""The Hugging Face hub: whether it can be reached, and its repositories as folders."""
