@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..editor.measure.readable import Readable
     from ..editor.measure.table import Details, FigureTable
+    from ..editor.rivals.measure import RivalTable
     from ..editor.scan.scan import Scan
     from ..export.verify.verify import Check
 
@@ -240,6 +241,26 @@ def print_measured(table: FigureTable) -> None:
     print_measures(table)
     print_groups(table.details, all_in="--csv FILE")
     say_measure(table)
+
+
+def print_rivals(table: RivalTable) -> None:
+    """A row for each method: its figures, what it is fitted to, what holds the result, and how long it took."""
+    figures = list(next(iter(table.methods.values())).figures)
+    titles = ["method", *(_TITLES.get(name, name.replace("_", " ")) for name in figures)]
+    cells = [
+        [
+            name,
+            *(_spell_figure(row.figures.get(figure)) for figure in figures),
+            "yes" if row.labels else "no",
+            "yes" if row.plain else "no",
+            f"{row.seconds:.1f}",
+        ]
+        for name, row in table.methods.items()
+    ]
+    print_table([*titles, "labels used", "plain checkpoint", "seconds"], cells)
+    for name, why in table.left_out.items():
+        say(f"left out: {name}: {why}")
+    say(f"measured: {table.measure}")
 
 
 def say_measure(table: FigureTable, *, groups: bool = False) -> None:

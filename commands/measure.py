@@ -9,11 +9,12 @@ import typer
 
 from ..editor.files.whole import require_apart, require_free_folder
 from ..editor.images.demo_name import is_demo
-from .checks import require_scan
+from .checks import require_concepts, require_scan
 from .console import (
     exit_if_worse,
     print_json,
     print_measured,
+    print_rivals,
     print_table,
     progress,
     say,
@@ -30,9 +31,12 @@ from .options import (
     ClassesOption,
     CsvOption,
     DatasetOption,
+    EraseOption,
     ExifOption,
     GroupByOption,
+    ImagesOption,
     JsonOption,
+    LabelledOption,
     LabelOption,
     LayoutOption,
     NoCacheOption,
@@ -42,6 +46,7 @@ from .options import (
     PretrainedOption,
     ReadingOption,
     RetentionOption,
+    ScanOption,
     SeedOption,
     SplitOption,
     TemplatesOption,
@@ -89,6 +94,18 @@ def evaluate(
             help="Compare every model with the first: print the verdict, and exit 3 where one of them is HARMS.",
         ),
     ] = False,
+    rivals: Annotated[
+        str | None,
+        typer.Option(
+            "--rivals",
+            help="A concept: beside the models, every other method of taking it out of the first one, with what each "
+            "needs.",
+        ),
+    ] = None,
+    images: ImagesOption = None,
+    scan: ScanOption = None,
+    labelled: LabelledOption = None,
+    erase: EraseOption = None,
     batch_size: BatchOption = None,
     csv: CsvOption = None,
     overwrite: OverwriteFileOption = False,
@@ -104,16 +121,23 @@ def evaluate(
     _require_usage(asked)
     # The file is refused now, before anything is measured.
     write = csv_to(csv, overwrite=overwrite)
+    if rivals is not None:
+        _compare_rivals(asked, write)
+        return
     table = _evaluate_segmentation(asked) if segmentation else _evaluate(asked)
     write(table.rows)
-    if as_json:
-        print_json(table)
-        # The rows hold no groups: what was read of the folder, a linked class among them, is said beside them.
-        say_measure(table, groups=True)
-    else:
-        print_measured(table)
+    _print_evaluated(table, as_json=as_json)
     if fail_if_worse:
         _compare_with_first(table)
+
+
+def _print_evaluated(table: FigureTable, *, as_json: bool) -> None:
+    if not as_json:
+        print_measured(table)
+        return
+    print_json(table)
+    # The rows hold no groups: what was read of the folder, a linked class among them, is said beside them.
+    say_measure(table, groups=True)
 
 
 def _compare_with_first(table: FigureTable) -> None:
@@ -125,11 +149,31 @@ def _compare_with_first(table: FigureTable) -> None:
     exit_if_worse([verdict.word for verdict in verdicts.values()])
 
 
+def _compare_rivals(asked: dict[str, Any], write: Any) -> None:
+    require_concepts(asked["models"][0], asked["rivals"])
+    from ..export.rivals import compare_rivals
+
+    labels, loaded = read_options(asked), {name: open_named(name, None, asked["aligner"]) for name in asked["models"]}
+    named = {name: asked[name] for name in ("images", "scan", "labelled", "erase")}
+    with progress() as follow:
+        table = compare_rivals(
+            loaded, asked["dataset"], concept=asked["rivals"], labels=labels, progress=follow, **named
+        )
+    write(table.rows)
+    print_json(table.report()) if asked["as_json"] else print_rivals(table)
+
+
 def _require_usage(asked: dict[str, Any]) -> None:
+    if asked["rivals"] is None:
+        alone = next((name for name in ("images", "scan", "labelled", "erase") if asked[name] is not None), None)
+        if alone is not None:
+            raise typer.BadParameter("goes with --rivals", param_hint=f"--{alone}")
+    elif asked["segmentation"] or asked["control"] or asked["fail_if_worse"]:
+        raise typer.BadParameter("goes without --segmentation, --control, --fail-if-worse", param_hint="--rivals")
     if asked["fail_if_worse"] and (len(asked["models"]) < 2 or asked["segmentation"]):
         raise typer.BadParameter("give two models or more, the unedited one first", param_hint="--fail-if-worse")
     if not asked["segmentation"]:
-        require_own_columns(asked)
+        require_own_columns(asked | {"labelled": None})
         return
     if asked["label"] or asked["group_by"] or asked["split"] or asked["retention"] or asked["control"]:
         raise typer.BadParameter("masks have no labels, groups or controls", param_hint="--segmentation")

@@ -229,9 +229,9 @@ def compute_edited_tensors(recipe: Recipe, read: ReadTensor) -> dict[str, Tensor
     if recipe.document.effect == "total":
         for head in bound_heads(recipe):
             found |= _fold_head(head, tensors, recipe.names, current)
-        found |= _fold_projection("output", tensors, recipe.names, current)
+        found |= fold_projection("output", tensors, recipe.names, current)
     # The output's map is in the refitted readout of `distilled`, and `direct` keeps it out of the weights.
-    return found | _fold_projection("texts", tensors, recipe.names, current)
+    return found | fold_projection("texts", tensors, recipe.names, current)
 
 
 def _fold_head(
@@ -252,7 +252,7 @@ def _fold_head(
     return {weight_name: weight, bias_name: bias + own @ offset}
 
 
-def _fold_projection(
+def fold_projection(
     target: str, tensors: Mapping[str, Tensor], names: Mapping[str, str], current: ReadTensor
 ) -> dict[str, Tensor]:
     """`P <- P A^T`, or `W <- A W`, `b <- A b` where the projection is a linear layer; nothing without a map."""

@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("editor.select",),
     ("editor.measure",),
     ("editor.look",),
+    ("editor.rivals",),
     ("export",),
     ("demo.pipeline", "demo.picture"),
     ("commands",),
