@@ -4,6 +4,8 @@
 that world; a confusion table goes to stderr. `choice` weighs every number of heads for `location` in closed form, and
 measures the same edit on a labelled split of the demo world: what a rule without labels should have chosen.
 
+`--places B` does either with a `location` that lists the other half of the places (A: what the shipped concept lists).
+
 Models are `demo` and folders of models trained apart; a folder whose name starts with `people` is of the people world
 and needs `--calibration DIR`.
 """
@@ -18,8 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from methods import PLACE_SPLITS
 
-from clipedit.editor.concepts.concepts import load_concept
+from clipedit.demo.texts import concept_documents
+from clipedit.editor.concepts.concepts import Concept
 from clipedit.editor.images.demo import test_source, validation_source
 from clipedit.editor.images.listing import list_images
 from clipedit.editor.load import load_model
@@ -30,7 +34,7 @@ from clipedit.editor.select.choice import PROJECTION_ALONE, choose_edit
 from clipedit.editor.select.head_subsets import removed_share
 from clipedit.editor.select.plan import default_heads
 from clipedit.editor.select.selectivity import COUNTS, Probe, build_probe, encode_unit, rank_heads
-from clipedit.editor.select.whose_heads import judge, measure_library
+from clipedit.editor.select.whose_heads import Measured, judge, measure, measure_library
 
 # What a few heads hold in each world. Shape and texture are in the demo's images, but sit in MLPs and in color's heads.
 HELD = {"demo": {"location", "color"}, "people": {"jobs", "skin-tone", "gender"}}
@@ -41,29 +45,40 @@ def world_of(name: str) -> str:
     return "people" if Path(name).name.startswith("people") else "demo"
 
 
-def write_verdicts(name: str, calibration: str, counts: list[int]) -> Iterator[list[object]]:
+def location_of(places: str) -> Concept:
+    """The demo's concept `location`, listing one half of its places."""
+    return Concept.model_validate(concept_documents(PLACE_SPLITS[places])["location"])
+
+
+def library_of(probe: Probe, name: str, places: str) -> dict[str, Measured]:
+    """The library on a model; in the demo's world with the `location` of one half."""
+    library = measure_library(probe)
+    return library | ({"location": measure(probe, location_of(places))} if world_of(name) == "demo" else {})
+
+
+def write_verdicts(name: str, calibration: str, counts: list[int], places: str) -> Iterator[list[object]]:
     """One row per concept and number of calibration images."""
     model, source = load_model(name), list_images(calibration)
     for count in counts:
         scanned = scan(model, source.subset(range(min(count, len(source)))), batch_size=64)
-        library = measure_library(build_probe(scanned, model))
+        library = library_of(build_probe(scanned, model), name, places)
         for concept, found in sorted(library.items(), key=lambda pair: -pair[1].selectivity.value):
             said, value = judge(found, library), found.selectivity
             numbers = [value.low, value.high, *(value.by_count[k] for k in COUNTS)]
             there = concept in HELD[world_of(name)]
-            row = [Path(name).name, scanned.statistics.n, concept, len(value.instances), *map(show, numbers)]
+            row = [Path(name).name, places, scanned.statistics.n, concept, len(value.instances), *map(show, numbers)]
             yield [*row, said.verdict, said.other or "none", show(said.cosine), "yes" if there else "no"]
 
 
-def write_choice(name: str, split: str) -> Iterator[list[object]]:
+def write_choice(name: str, split: str, places: str) -> Iterator[list[object]]:
     """A row per number of heads: heads alone, then with the projection at the square of their share, then at 0.9."""
     model = load_model(name)
     scanned = scan(model, "demo", batch_size=64)
     probe = build_probe(scanned, model)
     source = test_source() if split == "test" else validation_source()
     features, kept = collect_features(model, source, layers=())
-    measure = build_demo_measure(model, source)
-    concept, library = load_concept("location", model.folder), measure_library(probe)
+    measured = build_demo_measure(model, source, listed=PLACE_SPLITS[places])
+    concept, library = location_of(places), library_of(probe, name, places)
     choice = choose_edit(probe, concept, library, most=default_heads(scanned, model))
     every = choose_edit(probe, concept, library, most=len(probe.subsets.heads), project=False)
     weighed = {one.heads: one for one in every.weighed}
@@ -72,9 +87,19 @@ def write_choice(name: str, split: str) -> Iterator[list[object]]:
     for count, one in weighed.items():
         held = max(0.0, removed_share(probe.subsets.quadratic_forms(span), ranked[:count]))
         for kind, strength in (("none", 0.0), ("share squared", held**2), ("constant", PROJECTION_ALONE)):
-            figures = measure(embed(probe, features.final, ranked[:count], span, strength), kept)
+            figures = measured(embed(probe, features.final, ranked[:count], span, strength), kept)
             chosen = count == len(choice.heads) and abs(strength - choice.output_strength) < 1e-9
-            row = [Path(name).name, split, count, kind, show(strength), show(one.removed), show(one.elsewhere), one.of]
+            row = [
+                Path(name).name,
+                places,
+                split,
+                count,
+                kind,
+                show(strength),
+                show(one.removed),
+                show(one.elsewhere),
+                one.of,
+            ]
             yield [*row, *(show(figures[key]) for key in FIGURES), "yes" if chosen else "no"]
 
 
@@ -92,6 +117,7 @@ def show(value: float) -> str:
 
 VERDICTS = [
     "model",
+    "listed places",
     "calibration images",
     "concept",
     "instances",
@@ -105,6 +131,7 @@ VERDICTS = [
 ]
 CHOICE = [
     "model",
+    "listed places",
     "split",
     "heads",
     "projection",
@@ -124,17 +151,20 @@ def main() -> None:
     parser.add_argument("--calibration", default="demo")
     parser.add_argument("--images", type=int, nargs="+", default=[64, 128, 512, 4096])
     parser.add_argument("--split", choices=("validation", "test"), default="test")
+    parser.add_argument("--places", choices=tuple(PLACE_SPLITS), default="A")
     options = parser.parse_args()
     out, right = csv.writer(sys.stdout, lineterminator="\n"), Counter()
     out.writerow(VERDICTS if options.table == "verdicts" else CHOICE)
     for name in options.models:
         verdicts = options.table == "verdicts"
         rows = (
-            write_verdicts(name, options.calibration, options.images) if verdicts else write_choice(name, options.split)
+            write_verdicts(name, options.calibration, options.images, options.places)
+            if verdicts
+            else write_choice(name, options.split, options.places)
         )
         for row in rows:
             out.writerow(row)
-            right[f"held {row[-1]}, said {row[10]}" if verdicts else "rows"] += 1
+            right[f"held {row[-1]}, said {row[11]}" if verdicts else "rows"] += 1
             sys.stdout.flush()
     print(dict(right), file=sys.stderr)
 
