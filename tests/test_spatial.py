@@ -14,7 +14,7 @@ from PIL import Image
 import clipedit
 from clipedit.demo import world
 from clipedit.editor.concepts.queries import encode_contrast, require_text_fits
-from clipedit.editor.look.pictures import draw_overlay, draw_sheet
+from clipedit.editor.look.pictures import AWAY, STRONGEST, TOWARDS, draw_overlay, draw_sheet, tint
 from clipedit.editor.look.spatial import compute_token_shares, heatmap
 from clipedit.editor.look.view import View, find_view
 
@@ -134,6 +134,25 @@ def test_hostile_captions_are_drawn_as_text() -> None:
     assert sheet.size == (2 * 268 + 12, 2 * 292 + 12)
 
 
+def test_a_long_caption_takes_two_lines_and_a_scale_a_bar() -> None:
+    pictures = [Image.new("RGB", (40, 20), "red")] * 2
+    plain = draw_sheet(pictures, ["one", "two"], columns=2, side=200)
+    # Pictures of one proportion leave no empty band above and below.
+    assert plain.size == (2 * 212 + 12, 12 + 100 + 18 + 6 + 12)
+    longer = draw_sheet(pictures, ["one", "many words that do not fit into one line"], columns=2, side=200)
+    assert longer.height == plain.height + 18
+    ruled = np.asarray(draw_sheet(pictures, ["one", "two"], columns=2, side=200, scale=0.25))
+    bar = ruled[plain.height + 6, 12 : 12 + 260].astype(int)
+    # From blue through grey to red, the ends as strong as the strongest cell of a map.
+    assert bar[0, 2] > bar[0, 0] + 100 and bar[-1, 0] > bar[-1, 2] + 100 and np.ptp(bar[130]) < 60
+
+
+def test_a_weak_cell_keeps_its_colour_beside_a_strong_one() -> None:
+    color, opacity = tint(np.array([[1.0, 0.04, -0.04, 0.0]]), 1.0)
+    assert opacity[0] == pytest.approx([STRONGEST, 0.2 * STRONGEST, 0.2 * STRONGEST, 0])
+    assert (color[0, 1] == TOWARDS).all() and (color[0, 2] == AWAY).all()
+
+
 def test_the_heatmap_command(run, tmp_path: Path, demo_scan: clipedit.Scan) -> None:  # type: ignore[no-untyped-def]
     image, out = tmp_path / "<b>scene.png", tmp_path / "out.png"
     Image.fromarray(world.render(world.draw_balanced_scenes(1, seed=3)[0])).resize((300, 200)).save(image)
@@ -141,7 +160,12 @@ def test_the_heatmap_command(run, tmp_path: Path, demo_scan: clipedit.Scan) -> N
     assert code == 0, said
     (drawn,) = json.loads(printed)["heatmaps"]
     assert drawn["heads"] == "L3H5" and np.shape(drawn["cells"]) == (8, 8)
-    assert Image.open(out).size == (384, 256)
+    # The image and the overlay, side by side, then a caption and a colour bar.
+    sheet = Image.open(out).convert("RGB")
+    assert sheet.width == 2 * 524 + 12
+    beside = np.asarray(sheet.crop((12, 12, 524, 12 + 341)), float)
+    shown = np.asarray(Image.open(image).convert("RGB").resize((512, 341), Image.Resampling.BICUBIC), float)
+    assert np.abs(beside - shown).mean() < 1
     assert "it exists" in run("heatmap", image, "--text", "a circle", "-o", out)[2]
     code, printed, said = run("heatmap", image, "--text", "a circle", "--each-head", "-o", out, "--overwrite")
     assert code == 0 and len(printed.splitlines()) == 33 and f"wrote {out}" in said

@@ -23,7 +23,8 @@ from .pictures import draw_overlay, draw_sheet
 from .spatial import Heatmap, draw_heatmaps
 
 TEXTS_OF_A_HEAD = 6
-_NARROW, _WIDE = 128, 256
+# Pixels of a picture's side: many small ones, or a few that can be looked into.
+_SMALL, _MIDDLE, _LARGE = 192, 384, 512
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def draw_heatmap_file(
     each_head: bool = False,
     exif: Exif = "upright",
 ) -> list[DrawnHeatmap]:
-    """Write a PNG with one overlay a text, or with `each_head` one a text and head, all on one scale.
+    """Write a PNG: the image, and one overlay per text, with `each_head` one per text and head, all on one scale.
 
     Args:
         exif: Draw a photo upright, as its EXIF says, or as it is stored.
@@ -67,7 +68,7 @@ def draw_heatmap_file(
     scale = max(float(np.nanmax(np.abs(one.values), initial=0.0)) for one in found)
     pictures = [draw_overlay(original, one, scale=scale) for one in found]
     with staged_file(out) as temporary:
-        _arrange(pictures, found, each_head=each_head).save(temporary, "PNG")
+        _arrange(original, pictures, found, scale=scale).save(temporary, "PNG")
     return [
         DrawnHeatmap(_name_heads(one), one.text, one.total, float(one.cells.sum()), one.cells.tolist()) for one in found
     ]
@@ -107,14 +108,18 @@ def parse_heads(heads: Sequence[str]) -> list[HeadId]:
         raise ModelError(f"cannot use the head: {error}.") from None
 
 
-def _arrange(pictures: Sequence[Image.Image], found: Sequence[Heatmap], *, each_head: bool) -> Image.Image:
-    if len(pictures) == 1:
-        return pictures[0]
-    captions = [f"{_name_heads(one)} {one.text}" if each_head else one.text for one in found]
-    # So many columns that a row of the sheet is a layer.
-    first_layer = sum(one.heads[0].layer == found[0].heads[0].layer for one in found)
-    columns = min(16, first_layer if each_head else 3, len(pictures))
-    return draw_sheet(pictures, captions, columns=columns, side=_NARROW if each_head and columns > 4 else _WIDE)
+def _arrange(
+    original: Image.Image, pictures: Sequence[Image.Image], found: Sequence[Heatmap], *, scale: float
+) -> Image.Image:
+    """The original first; where every head has its picture, in a row of its own, and every layer is a row too."""
+    captions = [f"{one.text}: {one.total:+.3f} by {_name_heads(one)}" for one in found]
+    first, columns = found[0], min(3, len(found) + 1)
+    if by_head := len(first.heads) == 1 and len(found) > 1:
+        columns = min(16, sum(one.heads[0].layer == first.heads[0].layer for one in found))
+    beside = [Image.new("RGB", (1, 1), "white")] * (columns - 1 if by_head else 0)
+    side = _SMALL if columns > 4 else _LARGE if len(found) < 3 else _MIDDLE
+    words = ["the image", *("" for _ in beside), *captions]
+    return draw_sheet([original, *beside, *pictures], words, columns=columns, side=side, scale=scale)
 
 
 def _name_heads(one: Heatmap) -> str:
