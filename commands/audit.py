@@ -19,6 +19,8 @@ from .options import (
     AlignerOption,
     BatchOption,
     ClassesOption,
+    DecodeOption,
+    ExifOption,
     GroupByOption,
     ImagesOption,
     JsonOption,
@@ -65,6 +67,8 @@ def audit(
     top: TopOption = None,
     batch_size: BatchOption = None,
     max_bad: MaxBadOption = None,
+    exif: ExifOption = None,
+    decode: DecodeOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write a page to this file, .html.")] = None,
     overwrite: OverwriteFileOption = False,
     as_json: JsonOption = False,
@@ -116,7 +120,7 @@ def _open(asked: dict[str, Any], follow: Follow) -> tuple[Scan, Model]:
     if asked["scan"] is not None:
         return open_scan(asked["scan"])
     loaded = open_model(asked["model"], asked["pretrained"], asked["aligner"])
-    options = given(batch_size=asked["batch_size"], max_bad=asked["max_bad"])
+    options = given(**{name: asked[name] for name in ("batch_size", "max_bad", "exif", "decode")})
     return scan_or_load(loaded, asked["images"], None, options=options, follow=follow), loaded
 
 
@@ -148,7 +152,7 @@ def _spell_commands(found: Audit, asked: dict[str, Any], scanned: Scan) -> dict[
     scanned_as = {"model": scanned.model_name, "pretrained": scanned.pretrained, "aligner": scanned.aligner}
     # How labelled images are read goes with them only.
     labels = _LABELS if asked["dataset"] is not None else ()
-    options = scanned_as | {name: asked[name] for name in ("images", "scan", "dataset", *labels)}
+    options = scanned_as | {name: asked[name] for name in ("images", "scan", "dataset", "exif", "decode", *labels)}
     given_ones = [part for name, value in options.items() if value for part in (_spell_option(name), str(value))]
     start = ["clipedit", "remove-heads", "--concept"]
     return {

@@ -20,6 +20,7 @@ from .options import (
     CsvOption,
     DatasetOption,
     DirectionsOption,
+    ExifOption,
     GroupByOption,
     JsonOption,
     LabelOption,
@@ -169,6 +170,7 @@ def ablate_layers(
     batch_size: BatchOption = None,
     csv: CsvOption = None,
     overwrite: OverwriteFileOption = False,
+    exif: ExifOption = None,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
 ) -> None:

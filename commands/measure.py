@@ -200,13 +200,14 @@ def _evaluate(asked: dict[str, Any]) -> FigureTable:
 
 
 def _evaluate_segmentation(asked: dict[str, Any]) -> FigureTable:
+    from ..editor.images.decode import Decoding
     from ..editor.images.demo import SHAPES
     from ..editor.look.segment import evaluate_segmentation, load_masked_images
     from ..editor.measure.table import FigureTable
 
     loaded = {name: open_named(name, None, asked["aligner"]) for name in asked["models"]}
     labels, masked = read_options(asked), load_masked_images(asked["dataset"])
-    masked = masked.read_as(labels.exif)
+    masked = masked.read_as(Decoding(labels.exif))
     names = list(labels.classes.values()) if labels.classes else SHAPES
     # Without a file of templates those of segmentation stay.
     options = given(templates=labels.templates if asked["templates"] else None, reading=asked["reading"])
@@ -237,6 +238,7 @@ def completeness(
     plot: Annotated[Path | None, typer.Option(help="Also draw the curves: .svg, .png or .pdf.")] = None,
     csv: CsvOption = None,
     overwrite: OverwriteFileOption = False,
+    exif: ExifOption = None,
     as_json: JsonOption = False,
     no_cache: NoCacheOption = False,
 ) -> None:
@@ -292,6 +294,7 @@ def train_head(
     out: OutOption = HEAD_OUT,
     seed: SeedOption = None,
     overwrite: OverwriteOption = False,
+    exif: ExifOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a linear head on labelled images.

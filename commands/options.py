@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ..editor.choices import Exif, Layout, Reading, Side
+from ..editor.choices import Decode, Exif, Layout, Reading, Side
 from .checks import forget_cache, require_aligner, require_features, require_images, require_scan
 
 ModelOption = Annotated[
@@ -59,6 +59,13 @@ ReadingOption = Annotated[
 ExifOption = Annotated[
     Exif | None,
     typer.Option(help="Photos turned as their EXIF says (`upright`, the default), or as stored, as open_clip does."),
+]
+DecodeOption = Annotated[
+    Decode | None,
+    typer.Option(
+        help="Large JPEGs in full, as open_clip reads them, or smaller where that leaves twice what the model takes "
+        "(`scaled`, the default)."
+    ),
 ]
 ScanArgument = Annotated[Path, typer.Argument(callback=require_scan, help="A file that `clipedit scan` wrote.")]
 ScanOption = Annotated[

@@ -20,6 +20,7 @@ from .options import (
     AlignerOption,
     BatchOption,
     ClassesOption,
+    DecodeOption,
     DeviceOption,
     ExifOption,
     GroupByOption,
@@ -71,9 +72,7 @@ def scan(
     pretrained: PretrainedOption = None,
     aligner: AlignerOption = None,
     out: ScanOutOption = SCAN_OUT,
-    layers: Annotated[
-        str | None, typer.Option(help="Layers to scan, `20-23` or `all`; the last four by default.")
-    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers, `20-23` or `all`; the last four by default.")] = None,
     mlps: Annotated[bool, typer.Option("--mlps", help="Also scan MLPs and the embedding.")] = False,
     self_attention: Annotated[
         bool, typer.Option("--self-attention", help="Also scan what CLS takes from itself.")
@@ -84,6 +83,7 @@ def scan(
     workers: WorkersOption = None,
     max_bad: MaxBadOption = None,
     exif: ExifOption = None,
+    decode: DecodeOption = None,
     keep_features: Annotated[
         bool, typer.Option("--keep-features", help="Also write every image's features, beside the scan.")
     ] = False,
@@ -147,7 +147,7 @@ def _parse_options(asked: dict[str, Any]) -> dict[str, Any]:
     plain = ("mlps", "self_attention", "compiled", "unit_size", "resume", "keep_features", "overwrite")
     options = {name: asked[name] for name in plain} | parse_batch_size(asked["batch_size"])
     options |= {"shard": parse_shard(asked["shard"]), "layers": parse_layers(asked["layers"])}
-    return options | given(**{name: asked[name] for name in ("workers", "max_bad", "exif", "precision")})
+    return options | given(**{name: asked[name] for name in ("workers", "max_bad", "exif", "decode", "precision")})
 
 
 def _require_one_pass(options: dict[str, Any]) -> None:
@@ -233,6 +233,7 @@ def monitor(
     split: SplitOption = None,
     top: TopOption = None,
     retention: RetentionOption = None,
+    exif: ExifOption = None,
     batch_size: BatchOption = None,
     workers: WorkersOption = None,
     max_bad: MaxBadOption = None,

@@ -17,6 +17,7 @@ from .labelled import open_labelled, read_options, require_own_columns
 from .load import open_model
 from .options import (
     ClassesOption,
+    ExifOption,
     GroupByOption,
     ImagesOption,
     JsonOption,
@@ -64,6 +65,7 @@ def export(
     split: SplitOption = None,
     top: TopOption = None,
     retention: RetentionOption = None,
+    exif: ExifOption = None,
     force: Annotated[
         bool,
         typer.Option(

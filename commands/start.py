@@ -36,6 +36,7 @@ from .options import (
     AlignerOption,
     BatchOption,
     ClassesOption,
+    DecodeOption,
     DirectionsOption,
     EraseOption,
     ExifOption,
@@ -81,7 +82,7 @@ PANELS = {
     # How labelled images are read, those to choose by and those to measure on.
     "Measure": (
         *("dataset", "layout", "classes", "templates", "label", "group_by", "split", "top", "retention"),
-        *("fail_if_worse", "batch_size", "max_bad", "exif", "no_cache"),
+        *("fail_if_worse", "batch_size", "max_bad", "exif", "decode", "no_cache"),
     ),
     "Output": ("out", "overwrite", "report", "plot", "as_json", "quiet", "log_json", "help"),
 }
@@ -216,6 +217,7 @@ def remove_heads(
     batch_size: BatchOption = None,
     max_bad: MaxBadOption = None,
     exif: ExifOption = None,
+    decode: DecodeOption = None,
     out: OutOption = DEFAULT_OUT,
     overwrite: OverwriteOption = False,
     report: Annotated[
@@ -244,7 +246,7 @@ def remove_heads(
 
     loaded = open_model(model, pretrained, aligner, scan=scan, tower=tower)
     named: dict[str, Any] = {name: asked[name] for name in ("images", "scan", "concept", "keep", "dataset", "out")}
-    named["scan_options"] = given(batch_size=batch_size, max_bad=max_bad, exif=exif)
+    named["scan_options"] = given(batch_size=batch_size, max_bad=max_bad, exif=exif, decode=decode)
     named["labels"] = read_dataset_options(asked)
     with progress() as follow:
         done = repair(loaded, **named, options=options, choice=choice, output=output, progress=follow)

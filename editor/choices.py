@@ -17,6 +17,8 @@ Reading = Literal["contrast", "positive", "evidence"]
 Layout = Literal["table", "waterbirds", "folders", "celeba", "fairface", "counteranimal", "typographic"]
 # Photos turned as their EXIF orientation says, or as their pixels are stored, which is how open_clip reads them.
 Exif = Literal["upright", "ignore"]
+# JPEGs in full, or at a half, a quarter or an eighth where that leaves twice what a model takes.
+Decode = Literal["exact", "scaled"]
 ScoreMeasure = Literal["covariance-share", "correlation"]
 # Of the forward pass of a scan; of the weights of an export.
 PassPrecision = Literal["fp32", "bf16", "fp16"]

@@ -114,7 +114,8 @@ def _count_calibration_images(made: Made, found: MeasuredEdit) -> dict[str, int]
     """How many of the scan's sample are among the images measured on, by content; None where there is no sample."""
     if made.scan.sample is None or found.source is None or found.answers is None or made.model.side == "text":
         return None
-    count = count_seen(made.scan.sample, found.source, found.answers[0].embeddings)
+    embeddings = found.answers[0].embeddings
+    count = count_seen(made.scan.sample, found.source, embeddings, decode=made.scan.decode)
     return {"among_measured": count, "of": len(made.scan.sample)}
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 import clipedit
 from clipedit.editor.choices import Exif
-from clipedit.editor.images.decode import open_image
+from clipedit.editor.images.decode import Decoding, open_image
 from clipedit.editor.images.listing import list_images
 from clipedit.editor.images.source import join_sources
 
@@ -53,7 +53,7 @@ def test_a_photo_is_read_upright_and_as_stored_where_that_is_asked_for(orientati
     assert np.array_equal(grey(open_image(tmp_path / "a.png")), UPRIGHT)
     # As open_clip's users open it.
     stored = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
-    assert np.array_equal(np.asarray(open_image(tmp_path / "a.png", "ignore")), stored)
+    assert np.array_equal(np.asarray(open_image(tmp_path / "a.png", Decoding("ignore"))), stored)
     assert (stored.shape[:2] != UPRIGHT.shape) == (orientation > 4)
 
 
@@ -78,8 +78,8 @@ def test_every_kind_of_source_is_read_as_it_is_asked_for(tmp_path: Path) -> None
     sources = [list_images(tmp_path / name) for name in ("a.png", "a.tar", "a.parquet", "t.csv")]
     joined = join_sources(sources)
     for source in (*sources, joined, joined.subset([3, 1])):
-        assert source.open(0).size == (20, 12) and source.read_as("ignore").open(0).size == (12, 20)
-        assert source.read_as("ignore").fingerprint() == source.fingerprint()
+        assert source.open(0).size == (20, 12) and source.read_as(Decoding("ignore")).open(0).size == (12, 20)
+        assert source.read_as(Decoding("ignore")).fingerprint() == source.fingerprint()
 
 
 @pytest.fixture

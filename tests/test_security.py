@@ -34,7 +34,7 @@ from clipedit.editor.files.tensors import hash_checkpoint, read_header
 from clipedit.editor.files.vectors import open_vectors
 from clipedit.editor.files.whole import find_beside
 from clipedit.editor.images import decode
-from clipedit.editor.images.decode import open_image
+from clipedit.editor.images.decode import Decoding, open_image
 from clipedit.editor.images.demo_name import demo_folder
 from clipedit.editor.images.listing import list_images, read_csv_source
 from clipedit.editor.models.config_bounds import require_modest_config
@@ -516,7 +516,7 @@ def test_what_exif_says_may_turn_an_image_and_never_resizes_it(tmp_path: Path) -
     exif[0x0112], exif[0xA002] = 6, 10**6
     Image.new("RGB", (40, 20)).save(tmp_path / "x.jpg", exif=exif)
     assert open_image(tmp_path / "x.jpg").size == (20, 40)
-    assert open_image(tmp_path / "x.jpg", "ignore").size == (40, 20)
+    assert open_image(tmp_path / "x.jpg", Decoding("ignore")).size == (40, 20)
 
 
 def test_text_chunks_within_bounds_do_no_harm(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ImageError
 from .source import ImageSource
+
+# Seconds of reading from which on processes that read ahead are started.
+WORTH_WORKERS = 2.0
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,29 @@ class Batch:
 class _PreprocessedImages(Dataset):
     def __init__(self, source: ImageSource, preprocess: Callable[[Image.Image], Tensor]):
         self.source, self.preprocess = source, preprocess
+        self.kept: dict[int, tuple[int, Tensor | str]] = {}
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        if index in self.kept:
+            return self.kept.pop(index)
         try:
             return index, self.preprocess(self.source.open(index))
         # Given back and not raised: a single bad image must not end the loader.
         except ImageError as error:
             return index, str(error)
+
+    def takes_longer_than(self, seconds: float) -> bool:
+        """Whether reading all would, by each of the first two; they are kept, and not read again."""
+        # Two: the first one of a process waits for imports too.
+        return len(self) > 1 and all(len(self) * self._time(index) > seconds for index in range(2))
+
+    def _time(self, index: int) -> float:
+        started = time.perf_counter()
+        self.kept[index] = self[index]
+        return time.perf_counter() - started
 
 
 def load_batches(
@@ -58,14 +75,17 @@ def load_batches(
 
     Args:
         pinned: Give batches in memory that a GPU copies from by itself.
-        workers: Processes that read ahead; by default one less than the processors, at most 8, none for small sources.
+        workers: Processes that read ahead; by default one per processor, at most 8, and none where reading all images
+            takes no longer than starting them.
     """
+    images = _PreprocessedImages(source, preprocess)
     if workers is None:
-        workers = min(8, (os.cpu_count() or 1) - 1) if len(source) > 256 else 0
+        # By time and not by number: ten photos of a camera take longer than a thousand thumbnails.
+        workers = min(8, os.cpu_count() or 1) if images.takes_longer_than(WORTH_WORKERS) else 0
     if "fork" not in multiprocessing.get_all_start_methods():
         workers = 0  # Sources hold functions, which other start methods cannot send.
     loader = DataLoader(
-        _PreprocessedImages(source, preprocess),
+        images,
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=lambda items: _collate(items, source),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,6 +43,24 @@ _TURNS = {
 MAX_PIXELS, MAX_ASPECT, MAX_SCANS = 178_956_970, 100, 40
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How files become pictures.
+
+    Attributes:
+        exif: Turned as EXIF says, as viewers do, or as they are stored.
+        enough: So many pixels of the short side are enough: a JPEG is decoded at a half, a quarter or an eighth where
+            that leaves no fewer. None for all pixels.
+    """
+
+    exif: Exif = "upright"
+    enough: int | None = None
+
+
+# Every pixel, as viewers show it.
+UPRIGHT = Decoding()
+
+
 def say_how_to_read(suffixes: Iterable[str]) -> list[str]:
     """What would read those of some suffixes that are images and are not read here: a few words for each package."""
     passed = set(suffixes)
@@ -50,19 +69,16 @@ def say_how_to_read(suffixes: Iterable[str]) -> list[str]:
     return [f"`pip install {package}` reads {', '.join(some)}" for package, some in found if some]
 
 
-def open_image(path: Path, exif: Exif = "upright") -> Image.Image:
+def open_image(path: Path, decoding: Decoding = UPRIGHT) -> Image.Image:
     """Read one image file as 8-bit RGB: first frame of animations, 16-bit scaled down, CMYK and palettes converted.
-
-    Args:
-        exif: Turn it as its EXIF orientation says, as viewers do, or leave it as it is stored.
 
     Raises:
         ImageError: If the file is missing, corrupt, truncated, larger than `MAX_PIXELS`, or of an unknown range.
     """
-    return read_image(path, str(path), exif)
+    return read_image(path, str(path), decoding)
 
 
-def read_image(content: Path | io.BytesIO, name: str, exif: Exif = "upright") -> Image.Image:
+def read_image(content: Path | io.BytesIO, name: str, decoding: Decoding = UPRIGHT) -> Image.Image:
     """As `open_image`, from a file or its content; `name` is for messages."""
     try:
         if isinstance(content, Path) and not content.is_file():
@@ -76,10 +92,13 @@ def read_image(content: Path | io.BytesIO, name: str, exif: Exif = "upright") ->
                     f"cannot read {name}: {image.width} x {image.height} is longer than {MAX_ASPECT} to 1."
                 )
             _require_few_scans(image, name)
+            if decoding.enough is not None:
+                # Only JPEG's own transform does this; Pillow leaves other formats as they are.
+                image.draft(None, (decoding.enough, decoding.enough))
             # Inside the block: damaged data shows only when the pixels are decoded.
             image.load()
             picture = _to_rgb(image, name)
-            turn = _TURNS.get(_read_orientation(image)) if exif == "upright" else None
+            turn = _TURNS.get(_read_orientation(image)) if decoding.exif == "upright" else None
             return picture if turn is None else picture.transpose(turn)
     except ImageError:
         raise

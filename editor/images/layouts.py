@@ -17,6 +17,7 @@ from ..errors import ImageError
 from ..files.bounded import read_text
 from ..files.tables import MAX_TABLE_BYTES, read_table
 from ..files.walk import walk_folder
+from .decode import Decoding
 from .demo_name import is_demo
 from .labelled import load_labelled_images
 from .labelled_options import ALL, NUMBERED, LabelledOptions, Purpose
@@ -123,7 +124,7 @@ def open_dataset(dataset: Dataset, options: LabelledOptions | None = None, *, pu
     options = options or LabelledOptions()
     if is_demo(dataset) or not isinstance(dataset, str | Path):
         return dataset
-    found = load_dataset(dataset, purpose=purpose, **options.columns()).read_as(options.exif)
+    found = load_dataset(dataset, purpose=purpose, **options.columns()).read_as(Decoding(options.exif))
     _require_present(found.source, dataset)
     return replace(found, top=options.top) if isinstance(found, RetrievalSet) else found
 

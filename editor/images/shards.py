@@ -16,10 +16,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..choices import Exif
 from ..errors import ImageError, describe_given
 from ..files.locations import Location, expand_range, is_remote, list_locations, open_location
-from .decode import SUFFIXES, read_image
+from .decode import SUFFIXES, UPRIGHT, Decoding, read_image
 from .demo_name import is_demo
 from .folders import read_folder
 from .packed.parquet import ARROW_SUFFIXES, PARQUET_SUFFIXES, cut_parquet, open_arrow, open_parquet
@@ -116,18 +115,18 @@ class OpenLocation:
     """Opens images behind URIs by index."""
 
     paths: tuple[str, ...]
-    exif: Exif = "upright"
+    decoding: Decoding = UPRIGHT
 
     def __call__(self, index: int) -> Image.Image:
         with open_location(self.paths[index]) as stream:
             content = stream.read()
-        return read_image(io.BytesIO(content), self.paths[index], self.exif)
+        return read_image(io.BytesIO(content), self.paths[index], self.decoding)
 
     def subset(self, indices: Sequence[int]) -> OpenLocation:
-        return OpenLocation(tuple(self.paths[i] for i in indices), self.exif)
+        return OpenLocation(tuple(self.paths[i] for i in indices), self.decoding)
 
-    def read_as(self, exif: Exif) -> OpenLocation:
-        return replace(self, exif=exif)
+    def read_as(self, decoding: Decoding) -> OpenLocation:
+        return replace(self, decoding=decoding)
 
 
 def _locate(item: str | Path) -> Sequence[Location] | None:

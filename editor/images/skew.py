@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..choices import Exif
 from ..errors import ImageError
+from .decode import Decoding
 from .labelled_options import DEFAULT_TOP
 from .source import ImageSource
 
@@ -27,9 +27,9 @@ class RetrievalSet:
     attributes: Mapping[str, tuple[str, ...]]
     top: int = DEFAULT_TOP
 
-    def read_as(self, exif: Exif) -> RetrievalSet:
-        """The same images, turned upright or as they are stored."""
-        return replace(self, source=self.source.read_as(exif))
+    def read_as(self, decoding: Decoding) -> RetrievalSet:
+        """The same images, decoded so."""
+        return replace(self, source=self.source.read_as(decoding))
 
 
 def choose_top(top: int, images: int) -> int:

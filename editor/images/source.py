@@ -14,9 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from ..choices import Exif
 from ..errors import ImageError
-from .decode import open_image
+from .decode import UPRIGHT, Decoding, open_image
 
 # In place of an image's mark, where it cannot be read.
 _UNREADABLE = "unreadable"
@@ -31,13 +30,13 @@ class CanSubset(Protocol):
 
 @runtime_checkable
 class CanTurn(Protocol):
-    """An `ImageSource.open` that reads files, which may say how their pictures are to be turned."""
+    """An `ImageSource.open` that reads files, which can be decoded in more than one way."""
 
-    def read_as(self, exif: Exif) -> Callable[[int], Image.Image]: ...
+    def read_as(self, decoding: Decoding) -> Callable[[int], Image.Image]: ...
 
 
-def _read_as(opener: Callable[[int], Image.Image], exif: Exif) -> Callable[[int], Image.Image]:
-    return opener.read_as(exif) if isinstance(opener, CanTurn) else opener
+def _read_as(opener: Callable[[int], Image.Image], decoding: Decoding) -> Callable[[int], Image.Image]:
+    return opener.read_as(decoding) if isinstance(opener, CanTurn) else opener
 
 
 @dataclass(frozen=True)
@@ -45,16 +44,16 @@ class OpenPath:
     """Opens image files by index."""
 
     paths: tuple[Path, ...]
-    exif: Exif = "upright"
+    decoding: Decoding = UPRIGHT
 
     def __call__(self, index: int) -> Image.Image:
-        return open_image(self.paths[index], self.exif)
+        return open_image(self.paths[index], self.decoding)
 
     def subset(self, indices: Sequence[int]) -> OpenPath:
-        return OpenPath(tuple(self.paths[i] for i in indices), self.exif)
+        return OpenPath(tuple(self.paths[i] for i in indices), self.decoding)
 
-    def read_as(self, exif: Exif) -> OpenPath:
-        return replace(self, exif=exif)
+    def read_as(self, decoding: Decoding) -> OpenPath:
+        return replace(self, decoding=decoding)
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ class _OpenSome:
     def __call__(self, index: int) -> Any:
         return self.open(self.chosen[index])
 
-    def read_as(self, exif: Exif) -> _OpenSome:
-        return replace(self, open=_read_as(self.open, exif))
+    def read_as(self, decoding: Decoding) -> _OpenSome:
+        return replace(self, open=_read_as(self.open, decoding))
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ class _OpenJoined:
         which = bisect.bisect_right(self.starts, index) - 1
         return self.openers[which](index - self.starts[which])
 
-    def read_as(self, exif: Exif) -> _OpenJoined:
-        return replace(self, openers=[_read_as(opener, exif) for opener in self.openers])
+    def read_as(self, decoding: Decoding) -> _OpenJoined:
+        return replace(self, openers=[_read_as(opener, decoding) for opener in self.openers])
 
 
 @dataclass(frozen=True)
@@ -116,9 +115,9 @@ class ImageSource:
             self.holds_texts,
         )
 
-    def read_as(self, exif: Exif) -> ImageSource:
-        """The same images, turned upright or as they are stored; what is no file has no EXIF."""
-        return replace(self, open=_read_as(self.open, exif))
+    def read_as(self, decoding: Decoding) -> ImageSource:
+        """The same images, decoded so; what is no file stays as it is."""
+        return replace(self, open=_read_as(self.open, decoding))
 
     def marks(self) -> list[str]:
         """A short hash an image, of its name and size: says whether two sources share it."""
@@ -165,10 +164,10 @@ class LabelledImages:
     split: str | None = None
     retention: LabelledImages | None = None
 
-    def read_as(self, exif: Exif) -> LabelledImages:
-        """The same images, turned upright or as they are stored."""
-        retention = self.retention and self.retention.read_as(exif)
-        return replace(self, source=self.source.read_as(exif), retention=retention)
+    def read_as(self, decoding: Decoding) -> LabelledImages:
+        """The same images, decoded so."""
+        retention = self.retention and self.retention.read_as(decoding)
+        return replace(self, source=self.source.read_as(decoding), retention=retention)
 
 
 @dataclass(frozen=True)
@@ -178,9 +177,9 @@ class MaskedImages:
     source: ImageSource
     mask: Callable[[int], np.ndarray]
 
-    def read_as(self, exif: Exif) -> MaskedImages:
-        """The same images, turned upright or as they are stored; masks have pixels only, which stay."""
-        return replace(self, source=self.source.read_as(exif))
+    def read_as(self, decoding: Decoding) -> MaskedImages:
+        """The same images, decoded so; masks have pixels only, which stay."""
+        return replace(self, source=self.source.read_as(decoding))
 
 
 def find_shared(one: ImageSource, other: ImageSource) -> list[int]:

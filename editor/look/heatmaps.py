@@ -15,7 +15,7 @@ from ..concepts.queries import encode_contrast
 from ..concepts.textspan import text_span
 from ..errors import ConceptError, ModelError
 from ..files.whole import staged_file
-from ..images.decode import open_image
+from ..images.decode import Decoding, open_image
 from ..images.texts import load_texts
 from ..models.model import Model
 from ..scan.scan import load_scan
@@ -60,7 +60,7 @@ def draw_heatmap_file(
         ModelError: If a head is misspelt or the model has no such head.
         ExportError: If the file cannot be written.
     """
-    chosen, original = parse_heads(heads) if heads else None, open_image(image, exif)
+    chosen, original = parse_heads(heads) if heads else None, open_image(image, Decoding(exif))
     # Several texts without `against` are not measured against each other: each picture stands for itself.
     directions = encode_contrast(model, texts, against, among_themselves=False)
     found = draw_heatmaps(model, original, texts, directions, heads=chosen, each_head=each_head)

@@ -24,7 +24,7 @@ from ..concepts.scores import score_heads
 from ..errors import StatisticsError
 from ..files.inputs import require_query
 from ..files.whole import staged_file
-from ..images.decode import open_image
+from ..images.decode import UPRIGHT, open_image
 from ..images.listing import list_images
 from ..images.source import ImageSource
 from ..models.model import Model
@@ -81,7 +81,7 @@ def open_index(
             f"cannot use the index {path}: the images have changed since. Delete it, or choose another --index."
         )
     features, kept = cached.select(source)
-    return Index(source.read_as(found.exif), kept, features, found)
+    return Index(source.read_as(model.decoding(found.exif, found.decode)), kept, features, found)
 
 
 def choose_property_heads(
@@ -171,8 +171,9 @@ def run_retrieval(
     # Before the index is made, which takes long; and then as its images are read.
     reference = open_image(image) if image is not None else None
     index = open_index(model, images, path, progress=progress)
-    if image is not None and index.scan.exif == "ignore":
-        reference = open_image(image, "ignore")
+    decoding = model.decoding(index.scan.exif, index.scan.decode)
+    if image is not None and decoding != UPRIGHT:
+        reference = open_image(image, decoding)
     chosen = choose_property_heads(index, model, known, heads=heads) if known else None
     hits = retrieve(index, model, text=text, image=reference, heads=chosen, count=count)
     if sheet is not None:

@@ -24,7 +24,7 @@ from ..concepts.class_weights import compute_class_weights
 from ..concepts.queries import encode_contrast
 from ..errors import ConceptError, ImageError
 from ..files.whole import staged_folder
-from ..images.decode import open_image
+from ..images.decode import Decoding, open_image
 from ..images.demo import demo_masked_images
 from ..images.demo_name import is_demo
 from ..images.listing import list_folder, list_images
@@ -68,7 +68,7 @@ def segment_folder(
         ImageError: If more than one in a hundred images cannot be read.
     """
     require_texts(reading, texts)
-    source = list_images(images).read_as(exif)
+    source = list_images(images).read_as(Decoding(exif))
     directions = encode_contrast(model, texts, against)
     reader = _Reader(model, directions, reading, weights)
     several = len(texts) > 1 and reading != "evidence"

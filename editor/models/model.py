@@ -16,18 +16,19 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from ..choices import Side
+from ..choices import Decode, Exif, Side
 from ..errors import ModelError
 from ..files.cache import find_cache
 from ..files.checkpoint import hash_model
 from ..files.tensors import hash_state, round_to_storage
+from ..images.decode import Decoding
 from ..images.source import ImageSource
 from ..towers.build import build_tower
 from ..towers.tower import Tower
 from ..towers.vit.open_clip_text import OpenClipText
 from ..towers.vit.text_context import embed_tokens
 from .identity import hash_text_side
-from .preprocessing import FOLLOWS, build_preprocess, drop_rules
+from .preprocessing import FOLLOWS, build_preprocess, drop_rules, find_resized_side
 from .timm import require_linear_classifier
 from .tokenizer import load_tokenizer
 
@@ -35,6 +36,8 @@ HF_PREFIX = "hf:"
 MAX_TEXT_LISTS = 16
 # Shorter lists are encoded in less time than the weights are hashed.
 KEPT_TEXTS = 16
+# What is left of a JPEG that is decoded smaller, over what resizing makes of it: less would show in the embedding.
+LEFT = 2
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,10 @@ class Model:
     def preprocess(self) -> Callable[[Image.Image], Tensor]:
         """PIL image to pixels `[3, height, width]`: the model's own resize, crop and normalisation."""
         return build_preprocess(self.config)
+
+    def decoding(self, exif: Exif, decode: Decode) -> Decoding:
+        """How files are decoded for this model; `scaled` leaves at least twice the pixels that resizing makes."""
+        return Decoding(exif, LEFT * find_resized_side(self.config) if decode == "scaled" else None)
 
     @cached_property
     def tokenizer(self) -> Callable[[list[str]], Tensor]:

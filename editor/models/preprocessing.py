@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,6 +29,14 @@ def build_preprocess(config: Mapping[str, Any]) -> Callable[[Image.Image], Tenso
     if config["preprocess_cfg"].get(FOLLOWS) == TRANSFORMERS:
         return AsTransformers(known)
     return image_transform_v2(known, is_train=False)  # pyright: ignore[reportReturnType]
+
+
+def find_resized_side(config: Mapping[str, Any]) -> int:
+    """From a `Model.config` to the longest side that its resizing makes of a square picture, in pixels."""
+    size = config["preprocess_cfg"]["size"]
+    longest = size if isinstance(size, int) else max(size)
+    # timm resizes to more than it keeps, and crops.
+    return math.ceil(longest / min(1.0, config["preprocess_cfg"].get("crop_pct") or 1.0))
 
 
 def drop_rules(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ..choices import Exif, PassPrecision
+from ..choices import Decode, Exif, PassPrecision
 from ..errors import ImageError, StatisticsError, require_kinds
 from ..images.batches import Batch
 from ..images.source import ImageSource
@@ -82,6 +82,7 @@ def scan_units(
     precision: PassPrecision = "fp32",
     compiled: bool = False,
     exif: Exif = "upright",
+    decode: Decode = "scaled",
     engine: Engine | None = None,
     progress: Progress | None = None,
     say: Say = lambda message: None,
@@ -109,7 +110,8 @@ def scan_units(
     units = _given_units(model, images, unit_size)
     mine = choose_shard(units, shard)
     folder = Path(folder)
-    scanner = Scanner(model, choose_layers(model, layers), mlps, self_attention, batch_size, precision, compiled, exif)
+    parts = choose_layers(model, layers), mlps, self_attention
+    scanner = Scanner(model, *parts, batch_size, precision, compiled, exif, decode)
     if not resume:
         remove_partials(folder)
     done = find_done(folder, units, scanner, max_bad=max_bad, say=say)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from ..choices import Decode, Exif, Side
 from .sample import Sample
 from .statistics import Statistics
 
@@ -41,13 +42,14 @@ class _Description(BaseModel):
     self_attention: bool = False
     aligner: str | None = None
     aligner_digest: str | None = None
-    tower: Literal["image", "text"] = "image"
+    tower: Side = "image"
     unit: _Unit | None = None
     more_bad: Count = 0
     folds: Annotated[list[Count], Field(min_length=1, max_length=16)]
     function: dict[str, Any] | None = None
     sample: _Sample | None = None
-    exif: Literal["upright", "ignore"] = "ignore"
+    exif: Exif = "ignore"
+    decode: Decode = "exact"
 
 
 def check_description(described: Any) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def check_description(described: Any) -> dict[str, Any]:
     if isinstance(described, dict) and "n" in described:
         described = {key: value for key, value in described.items() if key != "n"} | {"folds": [described["n"]]}
     _Description.model_validate(described)
-    return {"function": None, "sample": None, "exif": "ignore"} | described
+    return {"function": None, "sample": None, "exif": "ignore", "decode": "exact"} | described
 
 
 def check_sums(statistics: Statistics) -> Statistics:

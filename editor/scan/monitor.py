@@ -108,7 +108,7 @@ def monitor(
     chosen = set(heads if heads is not None else names)
     if not chosen <= set(names):
         raise StatisticsError(f"cannot monitor {min(chosen - set(names))}: the scan has {names[0]} to {names[-1]}.")
-    scanner = Scanner(model, scan.layers, batch_size=batch_size, exif=scan.exif)
+    scanner = Scanner(model, scan.layers, batch_size=batch_size, exif=scan.exif, decode=scan.decode)
     blocks = _scan_blocks(scanner, source, workers, max_bad, progress)
     found = compare_statistics(model, groups, scan.statistics, blocks, limit=limit)
     kept = {name: found[name] for name in names if name in chosen}

@@ -145,7 +145,7 @@ class UnitScanner:
 def describe_scanner(scanner: Scanner, workers: int | None, of: int) -> dict[str, Any]:
     """What a worker needs to make the same scanner."""
     model = scanner.model
-    parts = ("layers", "mlps", "self_attention", "batch_size", "precision", "compiled", "exif")
+    parts = ("layers", "mlps", "self_attention", "batch_size", "precision", "compiled", "exif", "decode")
     return {
         "model": {
             # A worker may run in another working directory.

@@ -24,14 +24,13 @@ from ..errors import StatisticsError
 from ..files.bounded import parse_json
 from .description import check_description
 from .sample import Sample, merge_samples
-from .scan import KIND, OLD_KIND, Scan, load_scan
+from .scan import KIND, OLD_KIND, SETTINGS, Scan, load_scan
 from .statistics import Statistics
 from .tally import MAX_BAD, check_bad
 
 # The sum is a tree of two levels, always cut alike: rounding grows less than in one long sum.
 GROUP = 256
 MAX_NAMED_BAD, MAX_THREADS = 1_000, 4
-SETTINGS = ("weights_hash", "function", "aligner_digest", "tower", "layers", "mlps", "self_attention", "exif")
 # Not the device and the number of threads, which a partial names too: they change its last bits only.
 UNIT_SETTINGS = ("batch_size", "precision", "compiled")
 

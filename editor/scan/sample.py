@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..choices import Decode
 from ..components import Features, take_rows
 from ..images.source import ImageSource
 from .features import image_keys
@@ -24,8 +25,9 @@ from .features import image_keys
 SAMPLE_IMAGES, FOLDS = 512, 2
 # A partial scan keeps more than its share, so that the merged sample is nearly always that of one pass.
 SPARE, LEAST_OF_UNIT = 4, 16
-# Distance of unit embeddings: the same image in another batch is nearer, the next image is not.
-_SAME = 1e-3
+# Distance of unit embeddings: the same image in another batch is nearer, the next image is not; nor is it where one of
+# the two was decoded smaller (measured: .011 at most, the nearest others .09).
+_SAME: dict[Decode, float] = {"exact": 1e-3, "scaled": 2e-2}
 
 
 @dataclass(frozen=True)
@@ -103,20 +105,24 @@ def mark_keys(source: ImageSource) -> list[str]:
     return [hashlib.sha256(os.fsencode(key)).hexdigest()[:16] for key in image_keys(source)]
 
 
-def count_seen(sample: Sample, source: ImageSource, embeddings: Float[Tensor, "image d_embed"]) -> int:
+def count_seen(
+    sample: Sample, source: ImageSource, embeddings: Float[Tensor, "image d_embed"], *, decode: Decode = "exact"
+) -> int:
     """How many images of a sample are among others that are measured, by their names and sizes, or by their embeddings.
 
     Args:
-        embeddings: Of the images of `source`, in any order, by the model that was scanned, unedited.
+        embeddings: Of the images of `source`, in any order, by the model that was scanned, unedited; decoded in full.
+        decode: How the images of the sample were decoded.
     """
     marks = set(mark_keys(source))
     seen = [mark in marks for mark in sample.marks]
     kept = sample.features.embedding
     if kept.shape[1] == embeddings.shape[1] and len(embeddings):
-        # float64: `|a - b|^2 = 2 - 2 cos` is compared with 1e-6, which is near the rounding of float32.
+        # float64: `|a - b|^2 = 2 - 2 cos` is compared with 1e-6 at the least, which is near the rounding of float32.
         ours, theirs = (F.normalize(part.double().cpu(), dim=1) for part in (kept, embeddings))
         nearest = (ours @ theirs.T).amax(1)
-        seen = [known or bool(2 - 2 * cosine < _SAME**2) for known, cosine in zip(seen, nearest.tolist(), strict=True)]
+        same = _SAME[decode]
+        seen = [known or bool(2 - 2 * cosine < same**2) for known, cosine in zip(seen, nearest.tolist(), strict=True)]
     return sum(seen)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..choices import Exif, PassPrecision, Side
+from ..choices import Decode, Exif, PassPrecision, Side
 from ..components import ComponentGroup, Features
 from ..errors import ModelError, StatisticsError, describe_given, require_kinds, require_path
 from ..files.inputs import require_scan_file
@@ -35,6 +35,10 @@ from .tally import MAX_BAD, Progress, Tally
 KIND, OLD_KIND = "clipedit-scan-2", "clipedit-scan-1"
 # The fewest images that a fold is judged on.
 LEAST_FOLD = 4
+# In which scans must be alike to be summed.
+SETTINGS = (
+    *("weights_hash", "function", "aligner_digest", "tower", "layers", "mlps", "self_attention", "exif", "decode"),
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Scan:
         unit: For a partial scan, its work unit and how it was computed (`editor/scan/partials.py`); None for others.
         more_bad: Images that could not be read and are not named in `bad`.
         exif: Whether photos were turned upright or read as they are stored, as versions did that did not say.
+        decode: Whether large JPEGs were decoded in full, as versions did that did not say.
         function: What the model computes with its weights (`editor/models/identity.py`); None for scans of format 1.
         sample: Features of a few images; None for scans of format 1.
         folds: The sums, in parts that an image falls into by its key. What is fitted on some is judged on the others;
@@ -76,6 +81,7 @@ class Scan:
     function: dict[str, Any] | None = None
     sample: Sample | None = None
     exif: Exif = "ignore"
+    decode: Decode = "exact"
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -130,7 +136,7 @@ class Scan:
         Raises:
             StatisticsError: If the model or the layers differ, or some images are in both.
         """
-        for key in ("weights_hash", "function", "aligner_digest", "tower", "layers", "mlps", "self_attention", "exif"):
+        for key in SETTINGS:
             if getattr(self, key) != getattr(other, key):
                 raise StatisticsError(
                     f"cannot merge scans: {key} is {getattr(self, key)} in one and {getattr(other, key)} in the other."
@@ -210,6 +216,7 @@ def scan(
     precision: PassPrecision = "fp32",
     compiled: bool = False,
     exif: Exif = "upright",
+    decode: Decode = "scaled",
     progress: Progress | None = None,
 ) -> Scan:
     """Collect the statistics of a model's heads on images.
@@ -227,6 +234,8 @@ def scan(
         precision: Of matrix products in the forward pass; sums are float64 in any case.
         compiled: Let `torch.compile` make the forward pass: minutes at the start, less for every image.
         exif: `ignore` reads photos as they are stored, as open_clip does, and not turned as their EXIF says.
+        decode: `exact` decodes all pixels of large JPEGs, as open_clip does; `scaled` a half, a quarter or an eighth of
+            each side, where that leaves twice what the model takes.
         progress: Called with images done and in total.
 
     Raises:
@@ -235,7 +244,7 @@ def scan(
     require_kinds("scan images", model=(model, Model))
     source = list_texts(images) if model.side == "text" else list_images(images)
     chosen = choose_layers(model, layers)
-    scanner = Scanner(model, chosen, mlps, self_attention, batch_size, precision, compiled, exif)
+    scanner = Scanner(model, chosen, mlps, self_attention, batch_size, precision, compiled, exif, decode)
     tally = Tally(len(source), max_bad, progress)
     kept = write_features(keep_features, model, scanner.groups, source, chosen) if keep_features else nullcontext(None)
     with kept as write:
@@ -246,7 +255,7 @@ def scan(
 def read_batches(scanner: Scanner, source: ImageSource, workers: int | None) -> Iterator[Batch]:
     """The source's batches as a scanner takes them; for a GPU in memory that it copies from while it computes."""
     model = scanner.model
-    pinned, source = model.device.type == "cuda", source.read_as(scanner.exif)
+    pinned, source = model.device.type == "cuda", source.read_as(model.decoding(scanner.exif, scanner.decode))
     return load_batches(source, model.prepare(source), batch_size=scanner.read_size, workers=workers, pinned=pinned)
 
 
@@ -275,6 +284,7 @@ def describe_scan(
         function=describe_function(model.config),
         sample=sample,
         exif=scanner.exif,
+        decode=scanner.decode,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..choices import Exif, PassPrecision
+from ..choices import Decode, Exif, PassPrecision
 from ..components import ComponentGroup, Features, take_rows
 from ..images.batches import Batch
 from ..images.source import ImageSource
@@ -39,6 +39,7 @@ class Scanner:
         precision: Of matrix products in the forward pass; the readout and all sums are never lower than they were.
         compiled: Whether `torch.compile` makes the forward pass.
         exif: Whether photos are turned upright as they are read.
+        decode: Whether large JPEGs are decoded in full.
     """
 
     model: Model
@@ -49,6 +50,7 @@ class Scanner:
     precision: PassPrecision = "fp32"
     compiled: bool = False
     exif: Exif = "upright"
+    decode: Decode = "scaled"
 
     @cached_property
     def groups(self) -> list[ComponentGroup]:

@@ -69,7 +69,8 @@ def write_report(
     scan = _find_scan(folder, recipe)
     base = base or _load_base(recipe, scan)
     given = images if images is not None else DEMO if is_demo(base.name) else None
-    source = list_images(given).read_as(scan.exif if scan else "upright") if given is not None else None
+    decoding = base.decoding(scan.exif if scan else "upright", scan.decode if scan else "scaled")
+    source = list_images(given).read_as(decoding) if given is not None else None
     # What other consumers read was verified to compute what the recipe gives: only our own folders are loaded.
     own = path.parent == folder and any((folder / name).exists() for name in MODEL_FILES)
     edited = load_model(str(folder)) if own else apply_recipe(recipe, base)

@@ -15,9 +15,8 @@ from typing import Any
 
 from PIL import Image
 
-from ...choices import Exif
 from ...errors import ImageError
-from ..decode import read_image
+from ..decode import UPRIGHT, Decoding, read_image
 
 MAX_IMAGE_BYTES = 2**30
 
@@ -47,7 +46,7 @@ class OpenBlob:
     file: Path | Spool
     names: tuple[str, ...]
     places: tuple[tuple[int, int], ...]
-    exif: Exif = "upright"
+    decoding: Decoding = UPRIGHT
 
     def __call__(self, index: int) -> Image.Image:
         offset, length = self.places[index]
@@ -59,14 +58,14 @@ class OpenBlob:
             content = _read_at(self.file, offset, length)
         except OSError as error:
             raise ImageError(f"cannot read {self.names[index]}: {error.strerror or error}.") from None
-        return read_image(io.BytesIO(content), self.names[index], self.exif)
+        return read_image(io.BytesIO(content), self.names[index], self.decoding)
 
     def subset(self, indices: Sequence[int]) -> OpenBlob:
         names, places = tuple(self.names[i] for i in indices), tuple(self.places[i] for i in indices)
-        return OpenBlob(self.file, names, places, self.exif)
+        return OpenBlob(self.file, names, places, self.decoding)
 
-    def read_as(self, exif: Exif) -> OpenBlob:
-        return replace(self, exif=exif)
+    def read_as(self, decoding: Decoding) -> OpenBlob:
+        return replace(self, decoding=decoding)
 
 
 def _read_at(file: Path | Spool, offset: int, length: int) -> bytes:
