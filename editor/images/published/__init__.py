@@ -1,0 +1,1 @@
+"""Layouts of published data sets, each read into the one form that is measured."""
