@@ -127,6 +127,7 @@ def _open(asked: dict[str, Any], follow: Follow) -> tuple[Scan, Model]:
 def _read_classes(asked: dict[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
     """The words of the classes, and their prompts: from a file, or those of labelled images."""
     from ..editor.images.demo import SHAPES
+    from ..editor.images.published.captions import CaptionSet
     from ..editor.images.skew import RetrievalSet
 
     prompts = read_options({"templates": asked["templates"]}).templates
@@ -135,6 +136,8 @@ def _read_classes(asked: dict[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
     if is_demo(asked["dataset"]):
         return SHAPES, prompts
     task: Any = open_labelled(asked)
+    if isinstance(task, CaptionSet):
+        return [caption for captions in task.captions for caption in captions], prompts
     return task.queries if isinstance(task, RetrievalSet) else task.classes, prompts
 
 

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 10
 # Groups in one line, which must stay readable.
 MOST_NAMED = 16
+_RECALL_LEGEND = (
+    "image R@K: how often the image of a caption is among the first K images; text R@K: how often one of an image's "
+    "captions is among the first K captions"
+)
 
 out_console, err_console = Console(), Console(stderr=True)
 
@@ -42,6 +46,8 @@ _TITLES = {
     "retention": "kept",
     "control": "random heads",
     "output_projection": "output only",
+    **{f"image_retrieval_recall@{k}": f"image R@{k}" for k in (1, 5, 10)},
+    **{f"text_retrieval_recall@{k}": f"text R@{k}" for k in (1, 5, 10)},
 }
 _LEGEND = (
     "listed, held out: worst-group accuracy for places that the concept's texts name, and for places they do not\n"
@@ -219,6 +225,8 @@ def print_measures(rows: Mapping[str, Mapping[str, float]]) -> None:
         say(_LEGEND)
     if any(column.startswith("max_skew") for column in columns):
         say(_SKEW_LEGEND)
+    if "image_retrieval_recall@1" in columns:
+        say(_RECALL_LEGEND)
 
 
 def print_readable(found: Sequence[Readable]) -> None:

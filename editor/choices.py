@@ -14,7 +14,24 @@ HeadOperation = Literal["mean-ablate", "zero-ablate", "scale", "project-out", "k
 Along = Literal["texts", "text-span", "pca", "labels"]
 Selection = Literal["text-difference", "labelled-contrast", "attention-region", "frontier"]
 Reading = Literal["contrast", "positive", "evidence"]
-Layout = Literal["table", "waterbirds", "folders", "celeba", "fairface", "counteranimal", "typographic"]
+Layout = Literal[
+    "table",
+    "waterbirds",
+    "folders",
+    "celeba",
+    "fairface",
+    "counteranimal",
+    "typographic",
+    "webdataset",
+    "subpopbench",
+    "scam",
+    "utkface",
+    "spawrious",
+    "urbancars",
+    "spuco",
+    "imagenet9",
+    "sugarcrepe",
+]
 # Photos turned as their EXIF orientation says, or as their pixels are stored, which is how open_clip reads them.
 Exif = Literal["upright", "ignore"]
 # JPEGs in full, or at a half, a quarter or an eighth where that leaves twice what a model takes.

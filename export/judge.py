@@ -18,9 +18,9 @@ from ..editor.edits.recipe import Recipe
 from ..editor.images.demo import JUDGED_CONCEPT
 from ..editor.images.demo_name import DEMO, is_demo
 from ..editor.images.labelled_options import LabelledOptions
+from ..editor.images.layouts import Dataset
 from ..editor.images.listing import list_images
-from ..editor.images.skew import RetrievalSet
-from ..editor.images.source import ImageSource, LabelledImages
+from ..editor.images.source import ImageSource
 from ..editor.images.texts import list_texts
 from ..editor.measure.certificate import certify_recipe
 from ..editor.measure.control import MeasuredEdit, measure_edit
@@ -33,8 +33,6 @@ from ..editor.scan.sample import count_seen
 from ..editor.scan.scan import Scan
 from ..editor.select.whose_heads import HeldConcepts
 from .inputs import Follow, demo_test_images, follow_nothing
-
-Dataset = str | Path | LabelledImages | RetrievalSet
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ..editor.errors import ConceptError, ImageError, require_kinds
 from ..editor.images.demo_name import DEMO, is_demo
 from ..editor.images.labelled_options import LabelledOptions
 from ..editor.images.layouts import open_dataset
+from ..editor.images.published.captions import CaptionSet
 from ..editor.images.skew import RetrievalSet
 from ..editor.images.source import ImageSource, LabelledImages, find_shared
 from ..editor.look.plot import plot_frontier, save_figure
@@ -242,7 +243,7 @@ def _open_dataset(
         return dataset
     opened = open_dataset(dataset, labels)
     chosen = None if is_demo(choice.labelled) else evidence.labelled
-    if chosen is None or not isinstance(opened, LabelledImages | RetrievalSet):
+    if chosen is None or not isinstance(opened, LabelledImages | RetrievalSet | CaptionSet):
         return opened
     shared = len(find_shared(chosen.source, opened.source))
     if shared:

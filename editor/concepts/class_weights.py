@@ -20,32 +20,36 @@ _CHUNK = 1024
 
 
 def compute_class_weights(
-    model: Model, classes: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES
+    model: Model, classes: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES, *, published: bool = False
 ) -> Float[Tensor, "class d_embed"]:
     """Unit vectors: the mean over templates of the normalised text embeddings, normalised again.
+
+    Args:
+        published: Names and prompts are those of a benchmark: taken word by word, and two that are one are a warning.
 
     Raises:
         ImageError: If a template has no place for the class, or to the model two classes are one.
     """
     if not all("{}" in template for template in templates):
         raise ImageError("cannot use the templates: each needs `{}` where the class goes, as in `a photo of a {}`.")
-    texts = [_fill(template, name) for name in classes for template in templates]
+    fill = _fill_as_it_is if published else _fill
+    texts = [fill(template, name) for name in classes for template in templates]
     unit = F.normalize(model.encode_text(texts).cpu(), dim=-1)
     # [class * template, d_embed] -> [class, template, d_embed]
     prompts = unit.unflatten(0, (len(classes), len(templates)))
     weights = F.normalize(prompts.mean(1), dim=-1)
     if len(classes) > 1:
-        _require_told_apart(classes, weights)
+        _require_told_apart(classes, weights, published=published)
         _warn_of_empty_templates(templates, prompts)
     return weights
 
 
-def _require_told_apart(classes: Sequence[str], weights: Float[Tensor, "class d_embed"]) -> None:
+def _require_told_apart(classes: Sequence[str], weights: Float[Tensor, "class d_embed"], *, published: bool) -> None:
     """Refuse two classes that are one to the model, and warn of two that nearly are: between them chance answers."""
     # float64: `cdist` may subtract squares, where float32 loses distances of 1e-4.
     distance, one, other = _find_nearest(weights.double())
     pair = f"{classes[one]!r} and {classes[other]!r}"
-    if distance < _ROUNDING:
+    if distance < _ROUNDING and not published:
         raise ImageError(
             f"cannot tell the classes {pair} apart: to the model their prompts are one, by case, spaces or a context "
             "that cuts them. Correct --classes or --templates."
@@ -85,6 +89,10 @@ def _warn_of_empty_templates(templates: Sequence[str], prompts: Float[Tensor, "c
             )
 
 
+def _fill_as_it_is(template: str, name: str) -> str:
+    return template.replace("{}", name)
+
+
 def _fill(template: str, name: str) -> str:
-    text = template.replace("{}", name)
+    text = _fill_as_it_is(template, name)
     return text.replace(" a " + name, " an " + name) if name[:1].lower() in "aeiou" else text

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from .bounded import MAX_BYTES, read_text
+from .bounded import MAX_BYTES, parse_json, read_text
 
 MAX_TABLE_BYTES = 2**30
 SEPARATORS = (",", ";", "\t", "|")
+JSON_LINES = ".jsonl"
 # Excel's own first line, where a file is not in the separator of its country.
 _NAMED_SEPARATOR = re.compile(r'\A"?sep=(?P<separator>[,;|\t])"?\r?\n')
 # What programs write where a value is missing; "none" and "null" are words too.
@@ -25,12 +28,15 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a table with a header, by the names of its columns; columns without a name are left out.
 
     Values are separated by whichever of `, ; | TAB` cuts the header into most columns, or the one that a first line
-    `sep=;` names. Rows without any value are passed over.
+    `sep=;` names. Rows without any value are passed over. A `.jsonl` holds one object a line: its keys are the columns,
+    `null` and what a row lacks are empty cells, and what is no text stays as JSON spells it.
 
     Raises:
         OSError: If it cannot be read.
         ValueError: If it is not text, or a row has too few or too many values, named by its number below the header.
     """
+    if path.suffix.lower() == JSON_LINES:
+        return _read_json_lines(path)
     text = read_text(path, most=MAX_TABLE_BYTES, newline="")
     named = _NAMED_SEPARATOR.match(text)
     text = text[named.end() :] if named else text
@@ -69,6 +75,34 @@ def unquote(text: str) -> str:
         inner = text[1:-1].replace(mark * 2, "\0")
         return text if mark in inner else inner.replace("\0", mark).strip()
     return text
+
+
+def name_row(path: Path, number: int) -> str:
+    """Where a row of a table is, counted from 1: a table of JSON lines has no header."""
+    return f"line {number}" if path.suffix.lower() == JSON_LINES else f"row {number} below the header"
+
+
+def _read_json_lines(path: Path) -> list[dict[str, str]]:
+    lines = [line for line in read_text(path, most=MAX_TABLE_BYTES).split("\n") if line.strip()]
+    rows = [_parse_row(line, number) for number, line in enumerate(lines, start=1)]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return [{name: _spell(row.get(name)) for name in columns} for row in rows]
+
+
+def _parse_row(line: str, number: int) -> Mapping[str, Any]:
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        raise ValueError(f"line {number} is no JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is no JSON object")
+    return row
+
+
+def _spell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _find_separator(text: str) -> str:

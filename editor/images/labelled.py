@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import ImageError
-from ..files.tables import is_missing, read_lines, unquote
+from ..files.tables import is_missing, name_row, read_lines, unquote
 from .demo import test_source
 from .demo_name import is_demo
 from .labelled_options import ALL, NUMBERED, Purpose, choose_split, is_split
-from .listing import PATH_COLUMNS, list_folder, read_csv_source
+from .listing import METADATA_NAMES, PATH_COLUMNS, find_metadata, list_folder, read_csv_source, read_split_tables
+from .published.asked import Asked
 from .source import ImageSource, LabelledImages
 
 LABEL_COLUMNS = ("label", "class", "y", "shape")
@@ -38,40 +39,93 @@ def load_labelled_images(
     """Read a labelled set.
 
     Args:
-        path: A folder with `metadata.csv`, a CSV, or a folder that holds one folder per class; those may lie in folders
-            `train`, `val` and `test`.
+        path: A folder with `metadata.csv` or `metadata.jsonl`, such a table, or a folder that holds one folder per
+            class; those, and such tables, may lie in folders `train`, `val` and `test`.
         label, classes, group_by, split, retention: As in `LabelledOptions`.
         purpose: What the images are for: says which split is kept where none is named.
 
     Raises:
         ImageError: If a column is missing, a value has no class, images are not there, or nothing is left.
     """
-    path = Path(path)
-    table = path / "metadata.csv" if (path / "metadata.csv").is_file() else path
-    if table.is_dir() or not table.exists():
-        if label or group_by or retention:
-            raise ImageError(f"cannot use columns with {path}: it has no metadata.csv, its folders are the classes.")
-        return _from_class_folders(path, classes, split, purpose)
+    path, asked = Path(path), Asked(label, classes, tuple(group_by), split, retention, purpose)
+    found = (_read_table if path.is_file() else _read_folder_table)(path, asked)
+    if found is not None:
+        return found
+    if label or group_by or retention:
+        raise ImageError(
+            f"cannot use columns with {path}: it has no {' or '.join(METADATA_NAMES)}, its folders are the classes."
+        )
+    return _from_class_folders(path, classes, split, purpose)
+
+
+def _read_table(table: Path, asked: Asked) -> LabelledImages:
     source = read_csv_source(table)
     first = source.attributes[0]
-    column = label or next((name for name in LABEL_COLUMNS if name in first), None)
-    if column is None or column not in first:
-        raise ImageError(
-            f"cannot read labels from {table}: no column {column or ' or '.join(LABEL_COLUMNS)}, "
-            f"there are {', '.join(first)}. Name one with --label."
-        )
     # The columns of Waterbirds: its splits are numbered, also where a part of it lacks one of the three numbers.
     waterbirds = {"img_filename", "y", "place"} <= first.keys()
-    kept, split = _keep_rows(table, source.attributes, split, purpose, numbered=waterbirds)
-    columns = list(group_by) or (["place"] if "place" in first else [])
+    return label_source(table, source, asked, Usual("y", WATERBIRDS, numbered=True) if waterbirds else Usual())
+
+
+def _read_folder_table(folder: Path, asked: Asked) -> LabelledImages | None:
+    """By the tables in a folder or in those of its splits; None without any, or where the folders are the classes."""
+    table = find_metadata(folder)
+    if table is not None and table.name == METADATA_NAMES[0]:
+        return _read_table(table, asked)
+    if table is not None and _says_classes(read_csv_source(table), asked, depth=1):
+        return _read_table(table, asked)
+    splits = read_split_tables(folder) if table is None and folder.is_dir() else None
+    if splits is not None and _says_classes(splits, asked, depth=2):
+        return label_source(folder, splits, asked)
+    return None
+
+
+def _says_classes(source: ImageSource, asked: Asked, depth: int) -> bool:
+    """Whether JSON lines that lie among images say the classes; captions may lie beside folders that do."""
+    # `cat/0.jpg` lies in a class's folder, `0.jpg` does not.
+    beside = all(len(Path(name).parts) <= depth for name in source.names)
+    return beside or bool(asked.label) or not set(LABEL_COLUMNS).isdisjoint(source.attributes[0])
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What a layout says where the user does not.
+
+    Attributes:
+        label: The column of classes; by default the first there is of `LABEL_COLUMNS`.
+        classes: Words for the values of that column.
+        groups: Columns that make groups together with the class.
+        numbered: Whether its splits are called 0, 1 and 2.
+    """
+
+    label: str | None = None
+    classes: Mapping[str, str] | None = None
+    groups: tuple[str, ...] = ("place",)
+    numbered: bool = False
+
+
+def label_source(place: Path, source: ImageSource, asked: Asked, usual: Usual | None = None) -> LabelledImages:
+    """Images with classes and groups, from their attributes; `place` is what messages name.
+
+    Raises:
+        ImageError: If a column is missing, a value has no class, or nothing is left.
+    """
+    usual, first = usual or Usual(), source.attributes[0]
+    column = asked.label or usual.label or next((name for name in LABEL_COLUMNS if name in first), None)
+    if column is None or column not in first:
+        raise ImageError(
+            f"cannot read labels from {place}: no column {column or ' or '.join(LABEL_COLUMNS)}, "
+            f"there are {', '.join(first)}. Name one with --label."
+        )
+    kept, split = keep_rows(place, source.attributes, asked.split, asked.purpose, numbered=usual.numbered)
+    columns = list(asked.group_by) or [name for name in usual.groups if name in first]
     for name in columns:
         if name not in first:
-            raise ImageError(f"cannot group by {name}: {table} has {', '.join(first)}. Correct --group-by.")
-    found = _Table(table, source, kept, split)
-    named = classes or (WATERBIRDS if waterbirds and column == "y" else None)
+            raise ImageError(f"cannot group by {name}: {place} has {', '.join(first)}. Correct --group-by.")
+    found = _Table(place, source, kept, split)
+    named = asked.classes or (usual.classes if column == usual.label else None)
     # The class itself is part of every group.
     labelled = found.label(column, named, [name for name in columns if name != column])
-    return replace(labelled, retention=found.label(retention, None, []) if retention else None)
+    return replace(labelled, retention=found.label(asked.retention, None, []) if asked.retention else None)
 
 
 @dataclass(frozen=True)
@@ -118,15 +172,19 @@ class _Table:
         if empty is not None:
             said = f" but {rows[empty][column]!r}" if rows[empty][column] else ""
             raise ImageError(
-                f"cannot read labels from {self.path}: {self.source.names[empty]} (row {empty + 1} below the header) "
-                f"has no {column}{said}. Fill it in, or leave the row out."
+                f"cannot read labels from {self.path}: {self.source.names[empty]} "
+                f"({name_row(self.path, empty + 1)}) has no {column}{said}. Fill it in, or leave the row out."
             )
 
 
-def _keep_rows(
+def keep_rows(
     table: Path, rows: Sequence[Mapping[str, str]], split: str | None, purpose: Purpose, *, numbered: bool
 ) -> tuple[list[int], str | None]:
-    """Positions of the rows of a split, and that split's value; None for all rows."""
+    """Positions of the rows of a split, and that split's value; None for all rows.
+
+    Raises:
+        ImageError: If there are none.
+    """
     values = {row.get("split", "") for row in rows}
     if split is None and "split" in rows[0]:
         split = NUMBERED[purpose] if numbered else choose_split(values, purpose)
@@ -150,7 +208,7 @@ def load_attributes(path: str | Path) -> ImageSource:
     if is_demo(path):
         return test_source()
     path = Path(path)
-    table = path / "metadata.csv" if path.is_dir() else path
+    table = find_metadata(path) or path / METADATA_NAMES[0] if path.is_dir() else path
     if not table.is_file():
         raise ImageError(
             f"cannot read labels from {path}: there is no {table}. Give a CSV, or a folder with metadata.csv."
@@ -203,7 +261,7 @@ def _from_class_folders(
     # Every path is split/class/file.
     if all(len(names) > 2 and is_split(names[0]) for names in parts):
         rows = [{"split": names[0]} for names in parts]
-        kept, split = _keep_rows(path, rows, split, purpose, numbered=False)
+        kept, split = keep_rows(path, rows, split, purpose, numbered=False)
         source, parts = source.subset(kept), [parts[index][1:] for index in kept]
     elif split is not None and split != ALL:
         raise ImageError(f"cannot use --split with {path}: its folders are the classes. Leave it out.")

@@ -17,27 +17,49 @@ from ..files.walk import walk_folder
 from .decode import Decoding
 from .demo_name import is_demo
 from .labelled import load_labelled_images
-from .labelled_options import LabelledOptions, Purpose
-from .listing import MISSING
+from .labelled_options import DEFAULT_TEMPLATES, LabelledOptions, Purpose
+from .listing import METADATA_NAMES, MISSING
 from .published.animals import find_halves, load_counter_animal
 from .published.asked import Asked, read_rows
+from .published.captions import CaptionSet
 from .published.celeba import celeba_file, load_celeba
-from .published.faces import load_fairface
-from .published.typographic import TYPOGRAPHIC, load_typographic
+from .published.clip_benchmark import find_webdataset, load_webdataset
+from .published.faces import is_utkface, load_fairface, load_utkface
+from .published.imagenet9 import find_imagenet9, load_imagenet9
+from .published.nested import find_spawrious, find_spuco, find_urban_cars, load_spawrious, load_spuco, load_urban_cars
+from .published.subpop import find_subpop, load_subpop
+from .published.sugarcrepe import find_sugarcrepe, load_sugarcrepe
+from .published.typographic import TYPOGRAPHIC, find_scam, load_scam, load_typographic
 from .skew import RetrievalSet
 from .source import ImageSource, LabelledImages
 
 # What a user names, or what was read from it.
-Dataset = str | Path | LabelledImages | RetrievalSet
+Dataset = str | Path | LabelledImages | RetrievalSet | CaptionSet
 # Of the images that are measured; as `collect_embeddings` tolerates.
 MAX_BAD = 0.01
-# Each layout that is a folder of a published data set, and what reads it.
-_READERS: Mapping[Layout, Callable[[Path, Asked], LabelledImages | RetrievalSet]] = {
+# What a set is read into: images with classes, with neutral queries, or with captions.
+Read = LabelledImages | RetrievalSet | CaptionSet
+# Each layout of a published data set, and what reads it.
+_READERS: Mapping[Layout, Callable[[Path, Asked], Read]] = {
     "celeba": load_celeba,
     "fairface": load_fairface,
     "counteranimal": load_counter_animal,
     "typographic": load_typographic,
+    "webdataset": load_webdataset,
+    "subpopbench": load_subpop,
+    "scam": load_scam,
+    "utkface": load_utkface,
+    "spawrious": load_spawrious,
+    "urbancars": load_urban_cars,
+    "spuco": load_spuco,
+    "imagenet9": load_imagenet9,
+    "sugarcrepe": load_sugarcrepe,
 }
+# Those that may be one file, of which the last are told from others by what is in it; all others are folders.
+_TABLES = ("subpopbench", "scam", "sugarcrepe")
+_FILES = ("table", "waterbirds", "folders", *_TABLES)
+# Those whose readers refuse a second task themselves, or have columns for it.
+_RETENTION = ("table", "waterbirds", *_TABLES, "utkface", "spawrious", "urbancars", "spuco")
 
 
 def load_dataset(
@@ -50,14 +72,15 @@ def load_dataset(
     split: str | None = None,
     retention: str | None = None,
     purpose: Purpose = "report",
-) -> LabelledImages | RetrievalSet:
+) -> Read:
     """Read a labelled set in any known layout.
 
     Args:
         layout: By default what `detect_layout` sees.
         label, classes, group_by, split, retention: As for `load_labelled_images`. CelebA: an attribute, words for `1`
             and `-1`, other attributes, `0`, `1` or `2` (training, validation, test). FairFace: `classes` are the
-            queries' words, `group_by` the attributes, `split` is `val` by default. The other layouts have no columns.
+            queries' words, `group_by` the attributes, `split` is `val` by default. What other published sets have is
+            said by their readers in `editor/images/published/`.
         purpose: What the images are for: says which split is kept where none is named.
 
     Raises:
@@ -65,9 +88,9 @@ def load_dataset(
     """
     path = Path(path)
     found = layout or detect_layout(path)
-    if retention and found not in ("table", "waterbirds"):
+    if retention and found not in _RETENTION:
         raise ImageError(f"cannot use --retention with {path}: the layout {found} has no columns for it. Leave it out.")
-    if found not in ("table", "waterbirds", "folders") and not path.is_dir():
+    if found not in _FILES and not path.is_dir():
         raise ImageError(f"cannot read {path} as {found}: there is no such folder. Give the folder of the data set.")
     if found in _READERS:
         return _READERS[found](path, Asked(label, classes, tuple(group_by), split, retention, purpose))
@@ -83,8 +106,9 @@ def load_selection_set(path: str | Path, **options: Any) -> LabelledImages:
         ImageError: Also if the set measures retrieval, as FairFace does.
     """
     found = load_dataset(path, purpose="select", **options)
-    if isinstance(found, RetrievalSet):
-        raise ImageError(f"cannot choose heads on {path}: it has queries, no classes. Give images with classes.")
+    if not isinstance(found, LabelledImages):
+        what = "queries" if isinstance(found, RetrievalSet) else "captions"
+        raise ImageError(f"cannot choose heads on {path}: it has {what}, no classes. Give images with classes.")
     _require_present(found.source, path)
     return found
 
@@ -103,6 +127,9 @@ def open_dataset(dataset: Dataset, options: LabelledOptions | None = None, *, pu
         return dataset
     found = load_dataset(dataset, purpose=purpose, **options.columns()).read_as(Decoding(options.exif))
     _require_present(found.source, dataset)
+    if isinstance(found, LabelledImages) and found.templates and options.templates != DEFAULT_TEMPLATES:
+        # Prompts that were given stand in place of those of the set.
+        return replace(found, templates=options.templates)
     return replace(found, top=options.top) if isinstance(found, RetrievalSet) else found
 
 
@@ -120,20 +147,44 @@ def _require_present(source: ImageSource, path: str | Path) -> None:
 
 def detect_layout(path: Path) -> Layout:
     """The layout of a path, by what is there."""
-    if not path.is_dir() or (path / "metadata.csv").is_file():
-        return "table"
-    if celeba_file(path, "list_attr_celeba") is not None:
-        return "celeba"
-    if any(path.glob("fairface_label_*.csv")):
-        return "fairface"
+    is_folder = path.is_dir()
+    for name, is_there in _SIGNS.items():
+        if (is_folder or name in _TABLES) and is_there(path):
+            return name
+    return "folders" if is_folder else "table"
+
+
+def _is_table(path: Path) -> bool:
+    return (path / METADATA_NAMES[0]).is_file()
+
+
+def _is_counter_animal(path: Path) -> bool:
     folders = [folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
-    if folders and all(find_halves(folder) for folder in folders):
-        return "counteranimal"
-    # Last, since it may have to look at every file.
-    named = any(
-        TYPOGRAPHIC.fullmatch(os.path.splitext(os.path.basename(name))[0]) for name, _ in walk_folder(path).files
-    )
-    return "typographic" if named else "folders"
+    return bool(folders) and all(find_halves(folder) for folder in folders)
+
+
+def _is_typographic(path: Path) -> bool:
+    names = (os.path.splitext(os.path.basename(name))[0] for name, _ in walk_folder(path).files)
+    return any(map(TYPOGRAPHIC.fullmatch, names))
+
+
+# What is seen first is meant; the last ones may have to look at every file.
+_SIGNS: Mapping[Layout, Callable[[Path], object]] = {
+    "sugarcrepe": find_sugarcrepe,
+    "webdataset": find_webdataset,
+    "scam": find_scam,
+    "celeba": lambda path: celeba_file(path, "list_attr_celeba") and not _is_table(path),
+    "subpopbench": find_subpop,
+    "table": _is_table,
+    "fairface": lambda path: any(path.glob("fairface_label_*.csv")),
+    "imagenet9": find_imagenet9,
+    "spawrious": find_spawrious,
+    "urbancars": find_urban_cars,
+    "spuco": find_spuco,
+    "counteranimal": _is_counter_animal,
+    "utkface": is_utkface,
+    "typographic": _is_typographic,
+}
 
 
 def _require_table(path: Path, layout: Layout) -> None:

@@ -9,20 +9,24 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ImageError
 from ..files.inputs import require_images_path
-from ..files.tables import is_missing, read_table
+from ..files.tables import JSON_LINES, is_missing, name_row, read_table
 from .decode import SUFFIXES
 from .demo import demo_calibration_source
 from .demo_name import is_demo
 from .folders import read_folder
+from .labelled_options import is_split
 from .shards import list_shards, open_shards, read_remote_folder
 from .source import ImageSource, OpenPath, join_sources
 
 # In place of the size of a file that is not there.
 MISSING = "missing"
+TABLE_SUFFIXES = (".csv", ".tsv", JSON_LINES)
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
 # In any case. The last ones may also hold something else than a path, so they are looked for last.
 PATH_COLUMNS = (
     *("filename", "img_filename", "path", "file", "file_name", "image_path", "filepath", "file_path", "img_path"),
@@ -66,7 +70,7 @@ def list_folder(folder: str | Path, *, labelled: bool = False) -> ImageSource:
 
 
 def _list_local(path: Path) -> ImageSource:
-    if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
+    if path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
         return read_csv_source(path)
     if path.is_file() and path.suffix.lower() in SUFFIXES:
         return _from_paths([path], [path.name])
@@ -79,8 +83,35 @@ def _list_local(path: Path) -> ImageSource:
     raise ImageError(f"cannot read images from {path}: it is not a folder, an image or a CSV, nor a shard.")
 
 
+def find_metadata(folder: Path) -> Path | None:
+    """The table in a folder that says what its images are, as Hugging Face names it too."""
+    return next((folder / name for name in METADATA_NAMES if (folder / name).is_file()), None)
+
+
+def read_split_tables(folder: Path) -> ImageSource | None:
+    """The tables in the folders `train`, `val` and `test`, as Hugging Face keeps them: each row with its `split`.
+
+    Raises:
+        ImageError: As `read_csv_source`.
+    """
+    inner = sorted(item for item in folder.iterdir() if item.is_dir() and is_split(item.name))
+    tables = [(item.name, table) for item in inner if (table := find_metadata(item))]
+    if not tables:
+        return None
+    sources = [(split, _named_below(split, read_csv_source(table))) for split, table in tables]
+    rows = [{**row, "split": split} for split, source in sources for row in source.attributes]
+    # The tables may differ in columns: what a row lacks is empty.
+    columns = dict.fromkeys(name for row in rows for name in row)
+    filled = tuple({name: row.get(name, "") for name in columns} for row in rows)
+    return replace(join_sources([source for _, source in sources]), attributes=filled)
+
+
+def _named_below(folder: str, source: ImageSource) -> ImageSource:
+    return replace(source, names=tuple(f"{folder}/{name}" for name in source.names))
+
+
 def read_csv_source(path: Path) -> ImageSource:
-    """A table with a header; one column, called as in `PATH_COLUMNS`, holds paths relative to the table.
+    """A table with a header, or of JSON lines; a column called as in `PATH_COLUMNS` holds paths relative to it.
 
     Raises:
         ImageError: If no such column exists, the table cannot be read or has no rows, or a row is short or has no path.
@@ -90,7 +121,7 @@ def read_csv_source(path: Path) -> ImageSource:
     try:
         rows = read_table(path)
     except (OSError, ValueError) as error:
-        raise ImageError(f"cannot read {path}: {error}. Give a CSV in UTF-8.") from None
+        raise ImageError(f"cannot read {path}: {error}. Give a CSV or JSON lines in UTF-8.") from None
     columns = list(rows[0]) if rows else []
     column = find_path_column(columns)
     if column is None:
@@ -101,7 +132,7 @@ def read_csv_source(path: Path) -> ImageSource:
     names = [row[column] for row in rows]
     empty = next((number for number, name in enumerate(names, start=1) if is_missing(name)), None)
     if empty is not None:
-        raise ImageError(f"cannot read images from {path}: row {empty} below the header has no {column}. Fill it in.")
+        raise ImageError(f"cannot read images from {path}: {name_row(path, empty)} has no {column}. Fill it in.")
     # Names of files may begin with a blank, values in other columns never mean one.
     attributes = tuple({key: v if key == column else v.strip() for key, v in row.items()} for row in rows)
     found = _from_paths([path.parent / name for name in names], names)

@@ -151,6 +151,9 @@ class LabelledImages:
     Attributes:
         subsets: For sets that compare parts of themselves, the part of each image; empty for others.
         written: For typographic sets, the class that is written on each image; empty for others.
+        options: For sets that ask between a few classes at each image, those classes; empty where all are asked.
+        templates: Prompts that belong to the set, which are then taken word by word; empty for others.
+        gap: For sets that compare two of their parts, the name of the difference and both parts.
         split: The value of the `split` column that was kept; None where all rows were.
         retention: The same images with the classes of a second task, on which nothing should change.
     """
@@ -161,6 +164,9 @@ class LabelledImages:
     groups: tuple[str, ...]
     subsets: tuple[str, ...] = ()
     written: tuple[int, ...] = ()
+    options: tuple[tuple[int, ...], ...] = ()
+    templates: tuple[str, ...] = ()
+    gap: tuple[str, str, str] | None = None
     split: str | None = None
     retention: LabelledImages | None = None
 

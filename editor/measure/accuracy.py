@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import ImageError
+from ..images.source import LabelledImages
 
 GROUP = "group: "
 
@@ -23,6 +25,18 @@ class Accuracies:
     mean_of_groups: float
     groups: Mapping[str, float]
     sizes: Mapping[str, int]
+
+
+def predict(
+    similarity: Float[Tensor, "image class"], kept: Sequence[int], task: LabelledImages
+) -> Int[Tensor, " image"]:
+    """The class of highest similarity, among those that are asked at each image; `kept` are their positions."""
+    if not task.options:
+        return similarity.argmax(1)
+    options = torch.tensor([task.options[index] for index in kept])
+    # [image, option]: which of an image's own classes, then which class that is.
+    best = similarity.gather(1, options).argmax(1, keepdim=True)
+    return options.gather(1, best).squeeze(1)
 
 
 def compute_predictions(

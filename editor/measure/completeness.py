@@ -21,6 +21,7 @@ from ..concepts.textspan import compute_text_span
 from ..errors import ConceptError, StatisticsError
 from ..images.labelled_options import LabelledOptions
 from ..images.layouts import Dataset, open_dataset
+from ..images.published.captions import CaptionSet
 from ..images.skew import RetrievalSet
 from ..models.model import Model
 from ..scan.collect import iterate_pixels
@@ -135,7 +136,7 @@ def measure_completeness(
 
 def _build_yardstick(model: Model, dataset: Dataset, labels: LabelledOptions) -> Yardstick:
     task = open_dataset(dataset, labels)
-    if isinstance(task, RetrievalSet):
+    if isinstance(task, RetrievalSet | CaptionSet):
         raise StatisticsError("cannot measure completeness on a retrieval set: it has no classes. Give a labelled set.")
     return build_yardstick(model, task, templates=labels.templates)
 

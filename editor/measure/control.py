@@ -17,8 +17,8 @@ from ..edits.apply import apply_recipe
 from ..edits.bind import bind_recipe
 from ..edits.document import RecipeDocument, Step
 from ..edits.recipe import Recipe, load_recipe
-from ..images.skew import RetrievalSet
-from ..images.source import ImageSource, LabelledImages
+from ..images.layouts import Dataset
+from ..images.source import ImageSource
 from ..load import RECIPE_NAME, find_missing, load_edit
 from ..models.model import Model
 from ..scan.collect import LabelledEmbeddings, collect_embeddings
@@ -93,7 +93,7 @@ def measure_edit(
     recipe: Recipe,
     scan: Scan,
     model: Model,
-    dataset: str | Path | LabelledImages | RetrievalSet,
+    dataset: Dataset,
     *,
     templates: Sequence[str] = DEFAULT_TEMPLATES,
     labelled: LabelledEmbeddings | None = None,
@@ -196,7 +196,7 @@ def explain_no_control(folder: Path) -> str | None:
 
 def measure_folder_controls(
     folder: Path,
-    dataset: str | Path | LabelledImages | RetrievalSet,
+    dataset: Dataset,
     *,
     templates: Sequence[str] = DEFAULT_TEMPLATES,
     progress: Progress | None = None,
@@ -243,7 +243,7 @@ def measure_text_edit(
     recipe: Recipe,
     scan: Scan,
     model: Model,
-    dataset: str | Path | LabelledImages | RetrievalSet,
+    dataset: Dataset,
     *,
     templates: Sequence[str] = DEFAULT_TEMPLATES,
     labelled: LabelledEmbeddings | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,16 +17,28 @@ from ..images.demo import test_source
 from ..images.demo_name import is_demo
 from ..images.labelled_options import LabelledOptions
 from ..images.layouts import Dataset, open_dataset
+from ..images.published.captions import CaptionSet
 from ..images.skew import RetrievalSet, choose_top, compute_max_skew
 from ..images.source import ImageSource, LabelledImages
 from ..models.model import Model
 from ..scan.collect import collect_embeddings
 from ..scan.tally import Progress
-from .accuracy import GROUP, compute_accuracies
+from .accuracy import GROUP, compute_accuracies, predict
+from .benchmarks.captions import CaptionRanks, encode_captions
+from .benchmarks.clip_benchmark import Benchmark, measure_as_benchmark
 from .demo_measure import DEMO_MEASURE, build_demo_measure, build_demo_outcomes, describe_demo
 from .intervals import Cell, Outcomes
 from .linear_head import classify_by_head, require_unseen
-from .table import Details, FigureTable, Share, Spread, count_groups, spread_of_mean, spread_of_outcomes
+from .table import (
+    Details,
+    FigureTable,
+    Share,
+    Spread,
+    count_groups,
+    spread_of_difference,
+    spread_of_mean,
+    spread_of_outcomes,
+)
 
 Measure = Callable[[Tensor, Sequence[int]], dict[str, float]]
 Similarities = Sequence[Float[Tensor, "image class"]]
@@ -55,7 +67,8 @@ def evaluate(
     Returns:
         A row for each model, in order: `overall`, `worst_group`, `mean_of_groups`, and `retention` where asked for.
         Sets of parts (CounterAnimal) add the accuracy of each, typographic sets `reads_text`, the share answered with
-        the written class. Retrieval sets have `max_skew_ATTRIBUTE` instead, the demo its own columns
+        the written class, ImageNet-9 its `background_gap`. Retrieval sets have `max_skew_ATTRIBUTE` instead, sets with
+        captions `image_retrieval_recall@K` and `text_retrieval_recall@K`, the demo its own columns
         (`editor/measure/demo_measure.py`). `.rows` are flat, with numbers of images, intervals and groups:
         `pandas.DataFrame(table.rows)`.
 
@@ -66,6 +79,8 @@ def evaluate(
     labels = labels or LabelledOptions()
     prompts = tuple(templates or labels.templates)
     task = open_dataset(dataset, labels)
+    if templates and isinstance(task, LabelledImages) and task.templates:
+        task = replace(task, templates=prompts)
     # Whatever is wrong with labels or prompts is said before the first image is read.
     yardsticks = {name: build_yardstick(model, task, templates=prompts) for name, model in models.items()}
     table = FigureTable()
@@ -74,6 +89,8 @@ def evaluate(
         embedded = collect_embeddings(model, found.source, batch_size=batch_size, progress=progress)
         table.measure = found.measure
         table.add(name, found.figures(*embedded), found.details(*embedded), found.outcomes(*embedded))
+        if found.benchmark is not None:
+            table.benchmarks[name] = found.benchmark(*embedded)
         if retention is not None:
             # Classes of another task, on other images: it needs its own weights and embeddings.
             second = build_yardstick(model, retention, templates=prompts)
@@ -103,6 +120,7 @@ class Yardstick:
         details: Numbers of images, intervals and groups.
         outcomes: What was answered rightly, by figure, and the group of every image: what paired intervals come from.
         measure: In words, what is measured.
+        benchmark: The figures by which CLIP_benchmark calls the same; none where it has no such task.
     """
 
     source: ImageSource
@@ -110,6 +128,7 @@ class Yardstick:
     details: Callable[[Tensor, Sequence[int]], Details]
     outcomes: Callable[[Tensor, Sequence[int]], tuple[Outcomes, list[str]]]
     measure: str
+    benchmark: Callable[[Tensor, Sequence[int]], Benchmark] | None = None
 
 
 def build_yardstick(
@@ -129,6 +148,8 @@ def build_yardstick(
         return build_demo_yardstick(model, test_source(), by_group=by_group)
     if isinstance(task, RetrievalSet):
         return _build_retrieval(model, task, templates)
+    if isinstance(task, CaptionSet):
+        return _build_captions(model, task)
     if not isinstance(task, LabelledImages):
         raise TypeError(
             f"cannot evaluate: {describe_given('dataset', dataset)}. "
@@ -160,11 +181,17 @@ def _build_retrieval(model: Model, task: RetrievalSet, templates: Sequence[str])
     )
 
 
+def _build_captions(model: Model, task: CaptionSet) -> Yardstick:
+    found = CaptionRanks(task, encode_captions(model, task))
+    return Yardstick(task.source, found.figures, found.details, found.outcomes, found.measure, found.benchmark)
+
+
 def _build_task(model: Model, task: LabelledImages, templates: Sequence[str], *, by_group: bool) -> Yardstick:
     require_unseen(model, task.source)
+    templates = task.templates or templates
     # The second task is on the same images: one pass serves both.
     tasks = [task] if task.retention is None else [task, task.retention]
-    answers = [build_answer(model, one.classes, templates) for one in tasks]
+    answers = [build_answer(model, one.classes, templates, published=bool(one.templates)) for one in tasks]
 
     def answer(embeddings: Tensor) -> Similarities:
         return [find(embeddings) for find in answers]
@@ -175,6 +202,7 @@ def _build_task(model: Model, task: LabelledImages, templates: Sequence[str], *,
         lambda embeddings, kept: _describe_task(answer(embeddings), kept, task),
         lambda embeddings, kept: _find_outcomes(answer(embeddings), kept, task),
         describe_measure(model, task, templates),
+        lambda embeddings, kept: measure_as_benchmark(answer(embeddings)[0], kept, task),
     )
 
 
@@ -182,10 +210,8 @@ def describe_measure(model: Model, task: LabelledImages, templates: Sequence[str
     """What accuracy is measured, in words."""
     prompts = f"zero-shot, {len(templates)} prompts per class" if model.has_texts else "by the model's own classifier"
     kept = f", split {task.split}" if task.split is not None else ""
-    return (
-        f"{len(task.source)} images{kept}; one of {len(task.classes)} classes ({prompts}); worst of "
-        f"{len(set(task.groups))} groups"
-    )
+    among = f"{len(task.options[0])} texts of each image" if task.options else f"{len(task.classes)} classes"
+    return f"{len(task.source)} images{kept}; one of {among} ({prompts}); worst of {len(set(task.groups))} groups"
 
 
 def build_measure(
@@ -199,7 +225,7 @@ def build_measure(
 def _find_right(
     similarity: Float[Tensor, "image class"], kept: Sequence[int], task: LabelledImages
 ) -> Bool[np.ndarray, " image"]:
-    return (similarity.argmax(1) == torch.tensor([task.labels[index] for index in kept])).numpy()
+    return (predict(similarity, kept, task) == torch.tensor([task.labels[index] for index in kept])).numpy()
 
 
 def _find_outcomes(similarities: Similarities, kept: Sequence[int], task: LabelledImages) -> tuple[Outcomes, list[str]]:
@@ -222,8 +248,11 @@ def _describe_task(similarities: Similarities, kept: Sequence[int], task: Labell
     if task.subsets:
         parts = count_groups(right, [task.subsets[index] for index in kept])
         figures |= {name: share.spread for name, share in parts.items()}
+        if task.gap is not None:
+            name, one, other = task.gap
+            figures[name] = spread_of_difference(parts[one], parts[other])
     if task.written:
-        written = similarities[0].argmax(1) == torch.tensor([task.written[index] for index in kept])
+        written = predict(similarities[0], kept, task) == torch.tensor([task.written[index] for index in kept])
         figures["reads_text"] = Share(int(written.sum()), len(written)).spread
     return Details(figures, groups)
 
@@ -242,11 +271,15 @@ def measure_task(
 ) -> dict[str, float]:
     """Accuracies of a task, in [0, 1]; `kept` are the positions of the images that were embedded."""
     labels = torch.tensor([task.labels[index] for index in kept])
-    predictions = similarity.argmax(1)
+    predictions = predict(similarity, kept, task)
     found = compute_accuracies(predictions, labels, [task.groups[i] for i in kept])
     row = {"overall": found.overall, "worst_group": found.worst_group, "mean_of_groups": found.mean_of_groups}
     if task.subsets:
-        row |= compute_accuracies(predictions, labels, [task.subsets[i] for i in kept]).groups
+        parts = compute_accuracies(predictions, labels, [task.subsets[i] for i in kept]).groups
+        row |= parts
+        if task.gap is not None:
+            name, one, other = task.gap
+            row[name] = parts[one] - parts[other]
     if task.written:
         written = torch.tensor([task.written[index] for index in kept])
         row["reads_text"] = float((predictions == written).float().mean())
@@ -273,7 +306,7 @@ def measure_retrieval(
 
 
 def build_answer(
-    model: Model, classes: Sequence[str], templates: Sequence[str]
+    model: Model, classes: Sequence[str], templates: Sequence[str], *, published: bool = False
 ) -> Callable[[Float[Tensor, "image d_embed"]], Float[Tensor, "image class"]]:
     """From embeddings to a score per class: similarity to its prompts, or its logit where a model has no texts.
 
@@ -283,5 +316,5 @@ def build_answer(
     # Without a text tower there are no class vectors: the checkpoint's own classifier answers.
     if not model.has_texts:
         return classify_by_head(model, classes)
-    weights = compute_class_weights(model, classes, templates)
+    weights = compute_class_weights(model, classes, templates, published=published)
     return lambda embeddings: embeddings @ weights.T

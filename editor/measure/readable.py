@@ -26,6 +26,7 @@ from ..concepts.concepts import Concept, plain_words
 from ..edits.document import Step
 from ..edits.recipe import Recipe
 from ..errors import ConceptError
+from ..images.layouts import Dataset
 from ..images.skew import RetrievalSet
 from ..images.source import ImageSource, LabelledImages
 from ..models.model import Model
@@ -94,7 +95,7 @@ class Answers:
     kept: Sequence[int]
 
 
-def describe_images(dataset: str | Path | LabelledImages | RetrievalSet, source: ImageSource) -> list[dict[str, str]]:
+def describe_images(dataset: Dataset, source: ImageSource) -> list[dict[str, str]]:
     """What is known of each image of a data set, by column: its attributes, and its class."""
     rows = [dict(row) for row in source.attributes] or [{} for _ in source.names]
     if isinstance(dataset, str | Path):

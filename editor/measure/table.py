@@ -14,6 +14,7 @@ from jaxtyping import Bool
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ..files.whole import staged_file
+from .benchmarks.result import Benchmark
 from .intervals import Outcomes, wilson_interval
 
 FlatRow = dict[str, Any]
@@ -92,6 +93,7 @@ class FigureTable(dict[str, dict[str, float]]):
         details: By model, numbers of images, intervals and groups; none for rows that are means over several models.
         outcomes: By model, what was answered rightly, and the group of every image.
         measure: In words, what was measured.
+        benchmarks: By model, the same as CLIP_benchmark calls it; none for sets that it has no task for.
     """
 
     def __init__(self, measure: str = "") -> None:
@@ -99,6 +101,7 @@ class FigureTable(dict[str, dict[str, float]]):
         self.details: dict[str, Details] = {}
         self.outcomes: dict[str, tuple[Outcomes, list[str]]] = {}
         self.measure = measure
+        self.benchmarks: dict[str, Benchmark] = {}
 
     def add(
         self,
@@ -182,6 +185,14 @@ def count_groups(right: Bool[np.ndarray, " image"], groups: Sequence[str]) -> di
     """The share of every group, by name."""
     names = np.asarray(groups)
     return {str(name): Share(int(right[names == name].sum()), int((names == name).sum())) for name in np.unique(names)}
+
+
+def spread_of_difference(one: Share, other: Share) -> Spread:
+    """The interval of a difference of two independent shares (Newcombe 1998, method 10)."""
+    gap = one.value - other.value
+    down = ((one.value - (one.spread.low or 0)) ** 2 + ((other.spread.high or 0) - other.value) ** 2) ** 0.5
+    up = (((one.spread.high or 0) - one.value) ** 2 + (other.value - (other.spread.low or 0)) ** 2) ** 0.5
+    return Spread(one.n + other.n, gap - down, gap + up)
 
 
 def spread_of_mean(shares: Iterable[Share]) -> Spread:

@@ -17,7 +17,13 @@ GOALS = {
     "worst_group_listed": "worst group (listed)",
     "worst_group_held_out": "worst group (held out)",
 }
-KEPT = {"overall": "overall accuracy", "retention": "retention", "mean_of_groups": "mean of groups"}
+KEPT = {
+    "overall": "overall accuracy",
+    "retention": "retention",
+    "mean_of_groups": "mean of groups",
+    "image_retrieval_recall@1": "image retrieval, R@1",
+    "text_retrieval_recall@1": "text retrieval, R@1",
+}
 # What users would not call harm: half a point.
 TOLERATED = 0.005
 CONTROL_SPREADS = 2.0

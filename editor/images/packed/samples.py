@@ -25,6 +25,15 @@ def choose_images(names: Sequence[str]) -> list[int]:
     return sorted(chosen)
 
 
+def find_parts(names: Sequence[str], suffix: str) -> dict[int, int]:
+    """Of the members of a tar, for each its sample's member with a suffix such as `.cls`, by position."""
+    found = {}
+    for sample in _group(names):
+        if suffix in sample:
+            found |= dict.fromkeys(sample.values(), sample[suffix])
+    return found
+
+
 def _group(names: Sequence[str]) -> list[dict[str, int]]:
     """Positions by part, of each sample. A part that comes again begins another sample: tars may be concatenated."""
     samples: list[dict[str, int]] = []

@@ -18,10 +18,10 @@ from ...files.locations import Location, is_remote, open_location
 from ..decode import AVIF_SUFFIXES, HEIF_SUFFIXES, SUFFIXES, say_how_to_read
 from ..source import ImageSource
 from .blobs import OpenBlob, Spool
-from .samples import choose_images
+from .samples import choose_images, find_parts
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-MAX_SHARD_BYTES, MAX_LINKS = 2**37, 8
+MAX_SHARD_BYTES, MAX_LINKS, MAX_PART_BYTES = 2**37, 8, 2**20
 _BLOCK = 2**22
 # Offset and length of a member's bytes.
 Place = tuple[int, int]
@@ -33,22 +33,36 @@ def open_tar(location: Location) -> ImageSource:
     Raises:
         ImageError: If it cannot be read, is cut off, or holds no image.
     """
+    return _open(location)[0]
+
+
+def open_samples(location: Location, part: str) -> tuple[ImageSource, list[str]]:
+    """As `open_tar`, with what a part such as `.cls` or `.txt` says of each image.
+
+    Raises:
+        ImageError: Also if an image has no such part, or it is no text.
+    """
+    return _open(location, part)
+
+
+def _open(location: Location, part: str = "") -> tuple[ImageSource, list[str]]:
     try:
         if location.path.lower().endswith(".tar") and not is_remote(location.path):
             with Path(location.path).open("rb") as stream:
-                return _index(stream, Path(location.path), location, location.size)
+                return _index(stream, Path(location.path), location, part)
         spool = Spool()
         with open_location(location.path) as stream:
             _copy(_decompressed(stream, location.path), spool, location)
         spool.file.flush()
         spool.file.seek(0)
-        return _index(spool.file, spool, location, spool.end)
+        return _index(spool.file, spool, location, part)
     except (OSError, EOFError, tarfile.TarError, lzma.LZMAError) as error:
         raise ImageError(f"cannot read {location.path}: {error}. Fetch it again.") from None
 
 
-def _index(stream: Any, file: Path | Spool, location: Location, size: int) -> ImageSource:
+def _index(stream: Any, file: Path | Spool, location: Location, part: str) -> tuple[ImageSource, list[str]]:
     places, links, pictures = {}, {}, []
+    size = file.end if isinstance(file, Spool) else location.size
     for member in _members(stream, location):
         # `tar` run on `.` writes names with `./` before them.
         name = member.name.removeprefix("./")
@@ -63,7 +77,37 @@ def _index(stream: Any, file: Path | Spool, location: Location, size: int) -> Im
             links[name] = _target(name, member)
             pictures.append((name, None))
     found = [(name, place or _follow(name, links, places)) for name, place in pictures if _is_picture(name)]
-    return _source([(name, place) for name, place in found if place], file, location)
+    source = _source([(name, place) for name, place in found if place], file, location)
+    members = [(name, place) for name, place in pictures if place]
+    return source, _read_parts(stream, source, members, part, location) if part else []
+
+
+def _read_parts(
+    stream: Any, source: ImageSource, members: Sequence[tuple[str, Place]], part: str, location: Location
+) -> list[str]:
+    """What lies beside each image under a suffix."""
+    # By place and not by name: concatenated tars may hold a name twice.
+    positions = {place: position for position, (_, place) in enumerate(members)}
+    beside, opener = find_parts([name for name, _ in members], part), source.open
+    assert isinstance(opener, OpenBlob)
+    found = []
+    for name, place in zip(source.names, opener.places, strict=True):
+        position = beside.get(positions[place])
+        if position is None:
+            raise ImageError(f"cannot read {location.path}: {name} has no {part} beside it. Add it, or leave it out.")
+        inner, (offset, length) = members[position]
+        if length > MAX_PART_BYTES:
+            raise ImageError(f"cannot read {location.path}: {inner} has {length} bytes, at most {MAX_PART_BYTES}.")
+        stream.seek(offset)
+        found.append(_decode(stream.read(length), inner, location))
+    return found
+
+
+def _decode(content: bytes, name: str, location: Location) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ImageError(f"cannot read {location.path}: {name} is no text in UTF-8. Write it anew.") from None
 
 
 def _source(found: Sequence[tuple[str, Place]], file: Path | Spool, location: Location) -> ImageSource:

@@ -1,12 +1,21 @@
-"""Faces that neutral queries are asked of: who is found first (FairFace)."""
+"""Faces that neutral queries are asked of: who is found first (FairFace, UTKFace)."""
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ...errors import ImageError
-from ..listing import source_of_rows
+from ...files.tables import is_missing, name_row
+from ...files.walk import walk_folder
+from ..decode import SUFFIXES
+from ..labelled import Usual, label_source
+from ..listing import list_folder, source_of_rows
 from ..skew import RetrievalSet
+from ..source import LabelledImages
 from .asked import Asked, read_rows
 
 FAIRFACE_ATTRIBUTES = ("gender", "race", "age")
@@ -26,6 +35,15 @@ FAIRFACE_QUERIES = tuple(
     )
 )
 
+# The values of UTKFace's names, by number.
+_UTK_WORDS = {"gender": ("male", "female"), "race": ("White", "Black", "Asian", "Indian", "Others")}
+# The age groups of FairFace, by their first year.
+_AGES = ((70, "more than 70"), *((ten, f"{ten}-{ten + 9}") for ten in range(60, 9, -10)), (3, "3-9"), (0, "0-2"))
+_UTK_NAME = re.compile(r"(?P<age>\d{1,3})_(?P<gender>[01])_(?P<race>[0-4])_\d+.*", re.DOTALL)
+# Some published files lack a value in their names.
+_UTK_LIKE = re.compile(r"\d{1,3}_[\d_]*\d{10,}.*", re.DOTALL)
+_MOST_UNNAMED = 0.01
+
 
 def load_fairface(path: Path, asked: Asked) -> RetrievalSet:
     """`fairface_label_{split}.csv` with `file,age,gender,race`, paths relative to the folder.
@@ -44,6 +62,64 @@ def load_fairface(path: Path, asked: Asked) -> RetrievalSet:
     for column in ("file", *group_by):
         if column not in rows[0]:
             raise ImageError(f"cannot read {table}: no column {column}, there are {', '.join(rows[0])}.")
+        _require_filled(table, rows, column)
     source = source_of_rows([path / row["file"] for row in rows], rows)
     queries = tuple(asked.classes.values()) if asked.classes else FAIRFACE_QUERIES
     return RetrievalSet(source, queries, {name: tuple(row[name] for row in rows) for name in group_by})
+
+
+def _require_filled(table: Path, rows: Sequence[Mapping[str, str]], column: str) -> None:
+    empty = next((number for number, row in enumerate(rows, start=1) if is_missing(row[column])), None)
+    if empty is not None:
+        named = f" ({rows[empty - 1]['file']})" if column != "file" else ""
+        raise ImageError(
+            f"cannot read {table}: {name_row(table, empty)}{named} has no {column}. Fill it in, or leave the row out."
+        )
+
+
+def is_utkface(path: Path) -> bool:
+    """Whether all images of a folder are named as those of UTKFace, a few of which lack a value."""
+    names = [Path(name).name for name, _ in walk_folder(path).files if Path(name).suffix.lower() in SUFFIXES]
+    return any(map(_UTK_NAME.fullmatch, names)) and all(map(_UTK_LIKE.fullmatch, names))
+
+
+def load_utkface(path: Path, asked: Asked) -> RetrievalSet | LabelledImages:
+    """`age_gender_race_time.jpg`: queries as FairFace's, or with `--label` zero-shot gender, race or age.
+
+    Raises:
+        ImageError: If a file is not named so; up to 1 % that lack a value are passed over with a warning.
+    """
+    found = list_folder(path, labelled=True)
+    matches = [_UTK_NAME.fullmatch(Path(name).name) for name in found.names]
+    kept = [index for index, match in enumerate(matches) if match]
+    _say_unnamed(path, [name for name, match in zip(found.names, matches, strict=True) if not match], len(found))
+    rows = tuple(_name_face(match) for match in matches if match)
+    source = replace(found.subset(kept), attributes=rows)
+    if asked.label:
+        others = tuple(name for name in FAIRFACE_ATTRIBUTES if name != asked.label)
+        return label_source(path, source, asked, Usual(groups=others[:1]))
+    for name in asked.group_by:
+        if name not in rows[0]:
+            raise ImageError(f"cannot group by {name}: {path} has {', '.join(rows[0])}. Correct --group-by.")
+    if asked.split or asked.retention:
+        raise ImageError(f"cannot use columns with {path}: the layout utkface has no splits. Leave them out.")
+    queries = tuple(asked.classes.values()) if asked.classes else FAIRFACE_QUERIES
+    names = asked.group_by or FAIRFACE_ATTRIBUTES
+    return RetrievalSet(source, queries, {name: tuple(row[name] for row in rows) for name in names})
+
+
+def _name_face(match: re.Match[str]) -> dict[str, str]:
+    named = {column: words[int(match[column])] for column, words in _UTK_WORDS.items()}
+    return named | {"age": next(word for first, word in _AGES if int(match["age"]) >= first)}
+
+
+def _say_unnamed(path: Path, unnamed: Sequence[str], of: int) -> None:
+    if len(unnamed) > max(_MOST_UNNAMED * of, 3) or len(unnamed) == of:
+        raise ImageError(
+            f"cannot read {path} as UTKFace: {unnamed[0]!r} is not named age_gender_race_time. Rename or remove it."
+        )
+    if unnamed:
+        warnings.warn(
+            f"in {path} passed over {len(unnamed)} images without a gender or race in the name, such as {unnamed[0]}",
+            stacklevel=2,
+        )

@@ -1,4 +1,4 @@
-"""Objects with another class's name written on them."""
+"""Objects with another class's name written on them: by names of files, and SCAM's table."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ...errors import ImageError
-from ..listing import list_folder
-from ..source import LabelledImages
+from ...files.tables import is_missing, name_row
+from ..labelled_options import ALL
+from ..listing import TABLE_SUFFIXES, find_metadata, list_folder, read_csv_source
+from ..source import ImageSource, LabelledImages
 from .asked import Asked
 
+SCAM_COLUMNS = ("type", "object_label", "attack_word")
 TYPOGRAPHIC = re.compile(r"label=(?P<label>.+)_text=(?P<text>.+)", re.DOTALL)
 _NUMBERED_NAME = re.compile(r"(?P<name>.+)_(?P<number>\d{1,9})", re.DOTALL)
 
@@ -44,6 +47,75 @@ def load_typographic(path: Path, asked: Asked) -> LabelledImages:
     order = list(names)
     labels, written = (tuple(order.index(pair[i]) for pair in pairs) for i in (0, 1))
     return LabelledImages(source, tuple(names.values()), labels, tuple(names[x] for x, _ in pairs), written=written)
+
+
+def find_scam(path: Path) -> Path | None:
+    """The table with SCAM's columns: the given one, or that in the given folder or the one that it unpacks to."""
+    folders = (path, path / "images", path / "train")
+    tables = [path] if path.is_file() else [table for folder in folders if (table := find_metadata(folder))]
+    return next((table for table in tables if _has_scam_columns(table)), None)
+
+
+def _has_scam_columns(table: Path) -> bool:
+    try:
+        with table.open(encoding="utf-8-sig") as stream:
+            line = stream.readline(10_000)
+    except (OSError, ValueError):  # What cannot be read is told by the reader of tables.
+        return False
+    return table.suffix in TABLE_SUFFIXES and all(column in line for column in SCAM_COLUMNS)
+
+
+def load_scam(path: Path, asked: Asked) -> LabelledImages:
+    """`type,object_label,attack_word`: each image is asked for its object or the word beside it, as in the paper.
+
+    Groups are the types (`SCAM`, `NoSCAM`, `SynthSCAM`) unless `--group-by` says otherwise; `--split` names one type.
+
+    Raises:
+        ImageError: If there is no such table, a cell is empty, or a name is no class.
+    """
+    table = find_scam(path)
+    if table is None:
+        raise ImageError(f"cannot read {path} as SCAM: no table with {', '.join(SCAM_COLUMNS)}. Give its folder.")
+    if asked.label or asked.retention:
+        raise ImageError(f"cannot use --label or --retention with {path}: SCAM has its own columns. Leave them out.")
+    source = read_csv_source(table)
+    first, columns = source.attributes[0], asked.group_by or SCAM_COLUMNS[:1]
+    for column in (*SCAM_COLUMNS, *columns):
+        if column not in first:
+            raise ImageError(f"cannot read {table}: no column {column}, there are {', '.join(first)}.")
+    kept = [i for i, row in enumerate(source.attributes) if asked.split in (None, ALL, row["type"])]
+    if not kept:
+        types = sorted({row["type"] for row in source.attributes})
+        raise ImageError(f"cannot use {table}: no row has type {asked.split}, there are {', '.join(types)}.")
+    rows = [source.attributes[i] for i in kept]
+    names = _name_scam(table, source, kept, asked)
+    order = list(names)
+    labels, written = (tuple(order.index(row[column]) for row in rows) for column in SCAM_COLUMNS[1:])
+    return LabelledImages(
+        source.subset(kept),
+        tuple(names.values()),
+        labels,
+        tuple(" / ".join(row[column] for column in columns) for row in rows),
+        subsets=tuple(row["type"] for row in rows),
+        written=written,
+        options=tuple(zip(labels, written, strict=True)),
+        split=None if asked.split == ALL else asked.split,
+    )
+
+
+def _name_scam(table: Path, source: ImageSource, kept: Sequence[int], asked: Asked) -> dict[str, str]:
+    """The words of all objects and all written words."""
+    for column in SCAM_COLUMNS:
+        empty = next((i for i in kept if is_missing(source.attributes[i][column])), None)
+        if empty is not None:
+            where = f"{name_row(table, empty + 1)} ({source.names[empty]})"
+            raise ImageError(f"cannot read {table}: {where} has no {column}. Fill it in.")
+    there = sorted({source.attributes[i][column] for i in kept for column in SCAM_COLUMNS[1:]})
+    names = dict(asked.classes) if asked.classes else {name: name.replace("_", " ") for name in there}
+    unknown = sorted(set(there) - names.keys())
+    if unknown:
+        raise ImageError(f"cannot read {table}: {unknown[0]!r} is no class. Add it to --classes.")
+    return names
 
 
 def strip_copies(texts: Sequence[str], known: Collection[str]) -> list[str]:

@@ -1,0 +1,1 @@
+"""What benchmarks of others measure, and many data sets at once."""
