@@ -10,7 +10,7 @@ from typing import TypeVar
 from ..editor.choices import CACHE_VARIABLE
 from ..editor.errors import ModelError
 from ..editor.files.inputs import (
-    require_aligner_file,
+    require_aligner_or_clip,
     require_features_file,
     require_image_file,
     require_images_path,
@@ -36,7 +36,7 @@ def _checked(check: Callable[[Path], None]) -> Callable[[Given], Given]:
 
 require_scan = _checked(require_scan_file)
 require_features = _checked(require_features_file)
-require_aligner = _checked(require_aligner_file)
+require_aligner = _checked(require_aligner_or_clip)
 require_images = _checked(require_images_path)
 require_image = _checked(require_image_file)
 

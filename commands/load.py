@@ -37,15 +37,9 @@ def open_model(
 
 def open_named(name: str, pretrained: str | None = None, aligner: Path | None = None) -> Model:
     """A model given as one word, `name:pretrained`, where a tag is not an option of its own."""
+    from ..editor.load import split_name
+
     return open_model(*(split_name(name) if pretrained is None else (name, pretrained)), aligner)
-
-
-def split_name(name: str) -> tuple[str, str | None]:
-    """`ViT-B-32:openai` to its two parts; paths, `hf:FOLDER` and `hf-hub:ORG/NAME` are whole."""
-    model, _, pretrained = name.partition(":")
-    # A path may hold a colon of its own.
-    whole = Path(name).exists() or not pretrained or model in ("hf", "hf-hub")
-    return (name, None) if whole else (model, pretrained)
 
 
 def open_scan(path: Path) -> tuple[Scan, Model]:

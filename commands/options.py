@@ -20,7 +20,8 @@ AlignerOption = Annotated[
     Path | None,
     typer.Option(
         callback=require_aligner,
-        help="A file that `clipedit align` wrote: reads a model without texts as a CLIP.",
+        help="A file that `clipedit align` wrote: reads a model without texts as a CLIP. Of an image tower that lies "
+        "alone, the CLIP that it came from: `hf:FOLDER`, a folder, or `name:pretrained`.",
     ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")]

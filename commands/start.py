@@ -146,7 +146,10 @@ def remove_heads(
     aligner: AlignerOption = None,
     tower: TowerOption = "image",
     operation: Annotated[HeadOperation, typer.Option(help="What happens to the heads.")] = EditOptions.operation,
-    effect: Annotated[Effect, typer.Option(help="How the edit enters the model.")] = EditOptions.effect,
+    effect: Annotated[
+        Effect | None,
+        typer.Option(help="How the edit enters the model: distilled, or of a tower alone total, where none is named."),
+    ] = EditOptions.effect,
     select: Annotated[Selection, typer.Option(help="How the heads are chosen.")] = HeadChoice.select,
     heads: Annotated[
         int | None,
@@ -277,6 +280,8 @@ def _print_repair(done: Repair) -> None:
     say_result(str(done.verdict))
     operations = ", ".join(dict.fromkeys(step.operation for step in document.steps if step.target == "heads"))
     say(f"edited {len(heads)} heads ({operations or 'none'}, {document.effect}): {', '.join(heads)}")
+    for line in done.describe_reach():
+        say(line)
     if "choice" in measured:
         _print_choice(measured["choice"])
     if "frontier" in measured:
@@ -302,6 +307,8 @@ def _say_what_next(done: Repair) -> None:
         say("nothing is exported from it without --force. Try fewer --heads, --keep, or another concept")
     elif done.verdict.word == "NOT MEASURED":
         say_next("to know whether it helps", f"clipedit evaluate {base} {done.out} --dataset DIR --control")
+    elif done.model.is_alone:
+        say_next("for deployment", f"put {done.out} in the place of {done.model.folder}")
     else:
         say_next("for deployment", f"clipedit export {done.out} --target onnx -o {done.out}-onnx")
 

@@ -10,6 +10,7 @@ CACHE_VARIABLE = "CLIPEDIT_CACHE"
 Side = Literal["image", "text"]
 Effect = Literal["distilled", "total", "direct"]
 EFFECTS = get_args(Effect)
+DEFAULT_EFFECT: Effect = "distilled"
 HeadOperation = Literal["mean-ablate", "zero-ablate", "scale", "project-out", "keep-only", "reweight"]
 Along = Literal["texts", "text-span", "pca", "labels"]
 Selection = Literal["text-difference", "labelled-contrast", "attention-region", "frontier"]

@@ -12,6 +12,7 @@ from .edits.recipe import Recipe, load_recipe
 from .errors import AlignmentError, ModelError, describe_given, require_kinds
 from .images.demo_name import is_demo
 from .models.aligner import Aligner, check_aligner, load_aligner
+from .models.hf.lending import lend_texts
 from .models.hub.repository import fetch_repository, is_hub_name
 from .models.loaders import BASE_FOLDER, has_config, load_plain_model
 from .models.model import HF_PREFIX, Alignment, Model
@@ -106,6 +107,8 @@ def apply_aligner(model: Model, aligner: str | Path | Aligner, *, clip: Model | 
     the result gives an ordinary edited model.
 
     Args:
+        aligner: What `align` made. For the image tower of a CLIP that lies alone the name of that CLIP, as
+            `hf:FOLDER` or `NAME:PRETRAINED`, which lends its texts: nothing is learnt.
         clip: The CLIP that the aligner leads to; by default it is loaded by the name in the aligner.
 
     Raises:
@@ -115,6 +118,8 @@ def apply_aligner(model: Model, aligner: str | Path | Aligner, *, clip: Model | 
     require_kinds("align the model", model=(model, Model))
     if model.alignment is not None or model.readout_edit is not None:
         raise AlignmentError(f"cannot align {model.name}: it is aligned or directly edited already. Give its base.")
+    if not isinstance(aligner, Aligner) and model.is_alone and not Path(aligner).is_file():
+        return lend_texts(model, clip or load_model(*split_name(str(aligner))))
     path = "memory" if isinstance(aligner, Aligner) else str(aligner)
     aligner = aligner if isinstance(aligner, Aligner) else load_aligner(aligner)
     clip = clip or load_model(aligner.clip["name"], aligner.clip["pretrained"])
@@ -137,6 +142,14 @@ def _load_from_hub(name: str, pretrained: str | None, device: str) -> Model:
     own = has_config(found.folder) or (found.folder / BASE_FOLDER).is_dir()
     local = str(found.folder) if own else f"{HF_PREFIX}{found.folder}"
     return replace(load_model(local, device=device), name=found.name)
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """`ViT-B-32:openai` to its two parts; paths, `hf:FOLDER` and `hf-hub:NAME` are whole."""
+    model, _, pretrained = name.partition(":")
+    # A path may hold a colon of its own.
+    whole = Path(name).exists() or not pretrained or model in ("hf", "hf-hub")
+    return (name, None) if whole else (model, pretrained)
 
 
 def _load_direct(folder: Path, device: str) -> Model:

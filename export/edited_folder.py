@@ -6,12 +6,15 @@ from pathlib import Path
 
 from ..editor.edits.apply import apply_recipe, rewrite_checkpoint
 from ..editor.edits.recipe import Recipe
+from ..editor.errors import RecipeError
 from ..editor.files.checkpoint import read_layout
 from ..editor.files.whole import staged_folder
 from ..editor.images.source import ImageSource
 from ..editor.models.loaders import BASE_FOLDER
 from ..editor.models.model import Model
 from ..editor.scan.scan import Scan
+from .hf_folder import TARGET as HF_FOLDER
+from .hf_folder import write_hf_folder
 from .pages.model_card import write_model_card
 from .targets.open_clip import write_open_clip_folder
 from .targets.timm import write_timm_folder
@@ -36,15 +39,21 @@ def write_edited_model(
         ExportError: If the folder cannot be written.
         VerificationError: If what was written is not what was made; nothing is left then.
     """
+    require_writable(recipe.document.effect, model)
     # A model that is read through an aligner is edited itself.
-    model = model.editable.as_shipped
+    model = model.editable.bare
+    direct = recipe.document.effect == "direct"
+    plain = HF_FOLDER.name if model.hf_towers else "timm" if "timm_cfg" in model.config else "open-clip"
+    known = model.checkpoint is None or read_layout(model.checkpoint).is_known_to_all
+    # Who else reads such a folder knows nothing of the edit, or finds no tensor under its wrappers' names.
+    target = find_written(plain if not direct and known else "clipedit")
+    model = HF_FOLDER.shown(model) if model.hf_towers else target.shown(model)
     edited = apply_recipe(recipe, model, force=force)
     with staged_folder(out, overwrite=overwrite) as folder:
         # File to file where there is a file: the same bytes as `apply_to_folder` gives.
         if model.folder is not None and model.checkpoint is not None:
             rewrite_checkpoint(recipe, model.folder, folder, force=force)
         else:
-            direct = recipe.document.effect == "direct"
             # A loader that knows nothing of the edit must not take the base for the edited model.
             inner = folder / BASE_FOLDER if direct else folder
             inner.mkdir(exist_ok=True)
@@ -52,20 +61,31 @@ def write_edited_model(
             recipe.save(folder / "recipe.yaml")
         if scan is not None:
             scan.save(folder / "scan.safetensors")
-        plain = "timm" if "timm_cfg" in model.config else "open-clip"
-        known = model.checkpoint is None or read_layout(model.checkpoint).is_known_to_all
-        # Who else reads such a folder knows nothing of the edit, or finds no tensor under its wrappers' names.
-        target = plain if recipe.document.effect != "direct" and known else "clipedit"
-        reference = write_reference(edited, folder, target=target, images=images)
-        write_model_card(edited, folder, find_written(target), images=len(reference.images()))
+        reference = write_reference(edited, folder, target=target.name, images=images)
+        write_model_card(edited, folder, target, images=len(reference.images()))
         return verify_in_child(folder)
 
 
 def _write_plain(model: Model, folder: Path) -> None:
-    if "timm_cfg" in model.config:
+    if model.hf_towers:
+        write_hf_folder(model, folder)
+    elif "timm_cfg" in model.config:
         write_timm_folder(model.stored_state(), model.config["timm_cfg"], folder)
     else:
         write_open_clip_folder(model, folder)
+
+
+def require_writable(effect: str, model: Model) -> None:
+    """Refuse an edit that the files of a tower alone cannot hold, though it can be made in memory.
+
+    Raises:
+        RecipeError: Naming the effect that they can.
+    """
+    if effect == "direct" and model.lent is not None and model.lent.names:
+        raise RecipeError(
+            f"cannot write a direct edit of {model.name}: it acts after the projection of {model.lent.clip.name}, "
+            "which the folder does not hold. Use --effect total."
+        )
 
 
 def apply_to_folder(recipe: Recipe, base: Path, out: Path, *, force: bool = False, overwrite: bool = False) -> None:

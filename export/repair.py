@@ -10,7 +10,7 @@ from typing import Any
 
 from ..editor.concepts.concepts import Concept, load_concept
 from ..editor.edits.apply import apply_recipe
-from ..editor.edits.bind import bind_recipe, check_effect
+from ..editor.edits.bind import bind_recipe, check_effect, default_effect
 from ..editor.edits.held_out import require_enough_images
 from ..editor.edits.recipe import Recipe
 from ..editor.edits.singular import load_weights
@@ -34,7 +34,8 @@ from ..editor.select.options import EditOptions, HeadChoice
 from ..editor.select.plan import Evidence
 from ..editor.select.selectors import select_recipe
 from ..editor.select.whose_heads import HeldConcepts
-from .edited_folder import write_edited_model
+from .edited_folder import require_writable, write_edited_model
+from .hf_folder import describe_layout, describe_reach
 from .inputs import Follow, follow_nothing, load_erased, load_evidence, scan_or_load
 from .judge import Dataset, Made, choose_dataset, judge_made
 from .output import Output
@@ -106,6 +107,8 @@ class Repair:
         """What kind of folder was written."""
         if self.recipe.document.effect == "direct":
             return "base and direct edit"
+        if self.model.hf_towers:
+            return describe_layout(self.model)
         return "a timm folder" if "timm_cfg" in self.model.editable.config else "an open_clip folder"
 
     def report(self) -> dict[str, Any]:
@@ -116,6 +119,7 @@ class Repair:
             "certificate": self.certificate and self.certificate.report(),
             "readable": [vars(row) for row in self.readable],
             "heads": self.recipe.heads,
+            "notes": self.describe_reach(),
             "measured": dict(self.measured),
             "out": None if self.out is None else str(self.out),
             "checks": [vars(check) for check in self.checks],
@@ -124,6 +128,11 @@ class Repair:
     def describe_fidelity(self) -> list[str]:
         """How near the edit comes to the `direct` one, in a sentence, and a warning if that is not near enough."""
         return describe_fidelity(self.measured.get("fidelity"), self.recipe.document.effect)
+
+    def describe_reach(self) -> list[str]:
+        """Which programs see the edit, in a sentence; nothing for models that are read at their end."""
+        found = describe_reach(self.model, self.recipe.document.effect, self.recipe.heads)
+        return [] if found is None else [found]
 
     def _repr_html_(self) -> str:
         written = html_facts("written", self.paths.items()) if self.paths else ""
@@ -184,6 +193,8 @@ def repair(
     if is_demo(model.name):
         choice = replace(choice, labelled=choice.labelled or DEMO)
     named, options, evidence = _read_before_scanning(model, (concept, keep), options, choice)
+    if out is not None:
+        require_writable(str(options.effect), model)
     _require_not_yet_removed(model, named[0], choice)
     dataset = choose_dataset(model, named[0], dataset, choice.labelled)
     dataset = _open_dataset(model, dataset, labels, evidence, choice)
@@ -225,10 +236,11 @@ def _read_before_scanning(
 ) -> tuple[list[Concept | None], EditOptions, Evidence]:
     """Whatever can be wrong is read before the images are: a misspelt name must not cost a scan."""
     model.tokenizer(["a photo"])
-    check_effect(options.effect, model, output_strength=options.output_strength)
+    effect = options.effect or default_effect(model)
+    check_effect(effect, model, output_strength=options.output_strength)
     named = [load_concept(one, model.folder) if isinstance(one, str | Path) else one for one in concepts]
     weights = load_weights(options.weights) if isinstance(options.weights, Path) else options.weights
-    return named, replace(options, weights=weights), load_evidence(choice)
+    return named, replace(options, effect=effect, weights=weights), load_evidence(choice)
 
 
 def _open_dataset(

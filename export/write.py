@@ -13,6 +13,7 @@ from ..editor.images.source import ImageSource
 from ..editor.models.model import Model
 from .graphs.profile import Profile, require_graphs, require_texts
 from .graphs.prune import require_constant_heads
+from .hf_folder import TARGET as HF_FOLDER
 from .pages.model_card import write_model_card
 from .targets.registry import require_target
 from .verify.evidence import find_verdict
@@ -50,8 +51,10 @@ def export_model(
         VerificationError: If a check fails; nothing is left under `out`.
     """
     require_kinds("export a model", model=(model, Model))
-    found = require_target(target, precision)
-    profile, model = found.profile, model.as_shipped
+    # What came from a Hugging Face folder has a layout of its own, which its readers know.
+    own = target == "hf" and precision == "fp32" and model.hf_towers
+    found = HF_FOLDER if own else require_target(target, precision)
+    profile, model = found.profile, found.shown(model)
     require_texts(profile, model)
     # The verdict is the recipe's own: no image is needed to refuse.
     if not force:
@@ -66,7 +69,7 @@ def export_model(
         found.write(model, folder, profile)
         # Before reference and card: `reproduce` builds again what the writer wrote, and nothing else.
         write_record(model, folder, profile, options)
-        reference = write_reference(model, folder, target=target, images=images, options=options)
+        reference = write_reference(model, folder, target=found.name, images=images, options=options)
         shift, count = reference.threshold_shift(), len(reference.images())
         write_model_card(model, folder, found, images=count, shift=shift)
         return verify_in_child(folder)

@@ -9,12 +9,13 @@ from pathlib import Path
 from ..editor.choices import WeightPrecision
 from ..editor.errors import ExportError, VerificationError, nearest_names
 from ..editor.load import load_model
-from ..editor.models.loaders import BASE_FOLDER
+from ..editor.models.loaders import BASE_FOLDER, has_config
 from ..editor.models.model import Model
 from .consumers.consumer import Consumer, build_own_consumer
 from .consumers.shipped import Statement
 from .consumers.target import Target
 from .graphs.profile import Profile
+from .hf_folder import TARGET as HF_FOLDER
 from .targets.open_clip import tell_open_clip
 from .targets.registry import load_target, target_names
 from .targets.timm import tell_timm
@@ -48,6 +49,8 @@ def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
 
 
 def _tell(folder: Path, reference: Reference, profile: Profile) -> list[Statement]:
+    if not has_config(folder) and not has_config(folder / BASE_FOLDER):
+        return []  # A Hugging Face folder, which is copied.
     tell = tell_timm if "timm_cfg" in reference.config else tell_open_clip
     # Only a direct edit leaves its base apart.
     return [tell(folder, reference, BASE_FOLDER if (folder / BASE_FOLDER).is_dir() else "")]
@@ -62,9 +65,11 @@ def find_written(name: str, precision: WeightPrecision = "fp32") -> Target:
     Raises:
         VerificationError: If this version of clipedit has no such target.
     """
-    # Not among the targets: only `apply` writes it, and only clipedit reads it.
-    if name == OWN_FOLDER.name:
-        return OWN_FOLDER.at(precision)
+    # Not among the targets: `apply` writes the first, which only clipedit reads, and the second where a Hugging Face
+    # folder was edited.
+    for folder in (OWN_FOLDER, HF_FOLDER):
+        if name == folder.name:
+            return folder.at(precision)
     if name not in target_names():
         raise VerificationError(
             f"cannot verify it: its target {name!r} is unknown. {nearest_names(name, target_names())}"

@@ -202,11 +202,12 @@ def test_another_image_size_is_said(tmp_path: Path) -> None:
         clipedit.load_model(f"hf:{tmp_path}")
 
 
-def test_a_folder_of_clip_is_scanned_edited_and_written_as_an_open_clip_folder(tmp_path: Path) -> None:
+def test_a_folder_of_clip_is_scanned_edited_and_written_in_its_own_layout(tmp_path: Path) -> None:
     import open_clip
 
     from clipedit.editor.images.demo import demo_calibration_source
     from clipedit.export.edited_folder import write_edited_model
+    from clipedit.export.targets.open_clip import write_open_clip_folder
 
     random_folder(tmp_path / "hf", "clip", act="gelu")
     model = clipedit.load_model(f"hf:{tmp_path / 'hf'}")
@@ -214,7 +215,19 @@ def test_a_folder_of_clip_is_scanned_edited_and_written_as_an_open_clip_folder(t
     concept = clipedit.Concept(name="water", texts=("water", "a photo of water", "the water", "on the water"))
     recipe = clipedit.make_recipe(scanned, model, concept=concept, heads=1, effect="total")
     assert all(check.holds for check in write_edited_model(recipe, model, tmp_path / "out", scan=scanned))
-    assert open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")(TEXTS).tolist() == model.tokenizer(TEXTS).tolist()
+    for path in (tmp_path / "hf").glob("*.json"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
+    theirs, edited = transformers.CLIPModel.from_pretrained(tmp_path / "out"), clipedit.load_model(tmp_path / "out")
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        found = pooled(theirs.eval().get_image_features(pixel_values=pixels))
+    assert relative_error(edited.encode_image(pixels), found) < 1e-5
+    assert relative_error(model.encode_image(pixels), found) > 1e-4
+    # For open_clip it is exported.
+    (tmp_path / "open-clip").mkdir()
+    write_open_clip_folder(edited.as_shipped, tmp_path / "open-clip")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'open-clip'}")
+    assert tokenizer(TEXTS).tolist() == model.tokenizer(TEXTS).tolist()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -122,7 +122,7 @@ def rewrite_checkpoint(recipe: Recipe, base: Path, folder: Path, *, force: bool 
         tensors = {} if direct else compute_edited_tensors(recipe, model_reader(source))
     copy_model(source, inner / weights_name, tensors)
     if base.is_dir():
-        _copy_companions(base, inner)
+        copy_companions(base, inner, left_out=() if is_timm_folder(base) else (HF_CONFIG_NAME,))
     _rebase(recipe, found).save(folder / "recipe.yaml")
 
 
@@ -151,13 +151,15 @@ def _rebase(recipe: Recipe, weights_hash: str) -> Recipe:
     return replace(recipe, document=recipe.document.model_copy(update={"base": section}))
 
 
-def _copy_companions(base: Path, inner: Path) -> None:
-    """Configuration, tokenizer, texts and concepts; never other weights, which would be the unedited ones."""
+def copy_companions(base: Path, inner: Path, *, left_out: Collection[str] = ()) -> None:
+    """Configuration, tokenizer, texts and concepts; never other weights, which would be the unedited ones.
+
+    Args:
+        left_out: Names of files that would speak of other weights, where a folder is read by two libraries.
+    """
     for path in sorted(base.iterdir()):
         plain = path.is_file() and path.suffix in _COMPANIONS and not path.name.startswith(".")
-        if path.name == HF_CONFIG_NAME and not is_timm_folder(base):
-            continue  # Of transformers: it would speak of other weights.
-        if plain and path.name not in _NOT_OF_THE_BASE and not path.name.endswith(".index.json"):
+        if plain and path.name not in (*_NOT_OF_THE_BASE, *left_out) and not path.name.endswith(".index.json"):
             shutil.copyfile(path, inner / path.name)
     for path in sorted((base / "concepts").glob("*.yaml")):
         (inner / "concepts").mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..choices import EFFECTS
+from ..choices import DEFAULT_EFFECT, EFFECTS, Effect
 from ..components import HeadId
 from ..errors import RecipeError, require_kinds
 from ..models.identity import describe_function
@@ -95,15 +95,20 @@ def check_document(document: RecipeDocument, model: Model) -> None:
     check_effect(document.effect, model)
 
 
+def default_effect(model: Model) -> Effect:
+    """`DEFAULT_EFFECT`; of a tower alone `total`: programs that read one see its layers, not its last projection."""
+    return "total" if model.is_alone else DEFAULT_EFFECT
+
+
 def check_effect(effect: str, model: Model, *, output_strength: float | None = None) -> None:
     """Refuse an effect that the architecture cannot hold, or a projection of the output that the effect cannot.
 
     Raises:
         RecipeError: Naming the effects that it can.
     """
-    reason = model.tower.why_not(effect)
+    reason = model.why_not(effect)
     if reason is not None:
-        others = " or ".join(f"--effect {other}" for other in EFFECTS if model.tower.why_not(other) is None)
+        others = " or ".join(f"--effect {other}" for other in EFFECTS if model.why_not(other) is None)
         raise RecipeError(f"cannot make a {effect} edit of {model.name}: {reason}. Use {others}.")
     if output_strength and not holds_output(effect, model):
         raise _output_error("output", model)
@@ -212,7 +217,9 @@ def _output_error(target: str, model: Model) -> RecipeError:
 
 def _has_projection(target: str, model: Model) -> bool:
     names = model.tower.tensor_names()
-    return target in names or f"{target}.weight" in names
+    found = names.get(target) or names.get(f"{target}.weight")
+    # What a CLIP lends is in no file of the model.
+    return found is not None and not (model.lent is not None and found in model.lent.names)
 
 
 def holds_output(effect: str, model: Model) -> bool:

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ... import recipes
-from ..choices import Along, Effect, HeadOperation, Side
+from ..choices import DEFAULT_EFFECT, Along, Effect, HeadOperation, Side
 from ..concepts.concepts import describe_validation
 from ..errors import RecipeError, nearest_names, require_path
 from ..files.bounded import load_yaml
@@ -140,7 +140,7 @@ class RecipeDocument(_Section):
     source: str = ""
     base: Base
     tower: Side = "image"
-    effect: Effect = "distilled"
+    effect: Effect = DEFAULT_EFFECT
     steps: tuple[Step, ...]
     calibration: Calibration | None = None
     fold: Fold | None = None

@@ -44,6 +44,12 @@ def require_aligner_file(path: Path) -> None:
         )
 
 
+def require_aligner_or_clip(path: Path) -> None:
+    """As `require_aligner_file`; in its place the CLIP may be named whose image tower the model is."""
+    if not path.is_dir() and ":" not in str(path):
+        require_aligner_file(path)
+
+
 def require_images_path(path: Path) -> None:
     """Refuse a folder, a table or a shard of images that is not there.
 

@@ -21,7 +21,7 @@ from ..images.demo_name import DEMO, demo_folder, is_demo
 from ..towers.build import build_tower
 from .config_bounds import require_modest_config, require_modest_sizes
 from .fitting import name_architecture, quiet, shapes_of
-from .hf.folder import load_hf_folder
+from .hf.folder import is_hf_folder, load_hf_folder
 from .hub.reach import reaching_hub
 from .hub.repository import is_hub_name
 from .identity import find_size_difference
@@ -122,6 +122,8 @@ def pretrained_tags(name: str) -> list[str]:
 
 
 def _load_folder(folder: Path, name: str, device: str) -> Model:
+    if not (folder / CONFIG_NAME).is_file() and is_hf_folder(folder):
+        return _load_hf(folder, device)
     with reading_weights(str(folder)):
         if not (folder / CONFIG_NAME).is_file() and is_timm_folder(folder):
             checkpoint = find_checkpoint(folder)
@@ -143,10 +145,12 @@ def _load_folder(folder: Path, name: str, device: str) -> Model:
 
 def _load_hf(folder: Path, device: str) -> Model:
     name = f"{HF_PREFIX}{folder.resolve()}"
-    module, config, dtypes = load_hf_folder(folder, device=device)
-    with reading_weights(name):
-        require_preprocess(config)
-    return replace(_finish(module, name, None, config, None), folder=folder, storage_dtypes=dtypes)
+    module, config, dtypes, towers = load_hf_folder(folder, device=device)
+    if "image" in towers:
+        with reading_weights(name):
+            require_preprocess(config)
+    model = _finish(module, name, None, config, None)
+    return replace(model, folder=folder, storage_dtypes=dtypes, hf_towers=towers)
 
 
 def _load_timm(name: str, pretrained: str | None, device: str) -> Model:

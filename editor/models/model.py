@@ -23,7 +23,7 @@ from ..files.checkpoint import hash_model
 from ..files.tensors import hash_state, round_to_storage
 from ..images.decode import Decoding
 from ..images.source import ImageSource
-from ..towers.build import build_tower
+from ..towers.build import build_text_tower, build_tower, has_images
 from ..towers.tower import Tower
 from ..towers.vit.open_clip_text import OpenClipText
 from ..towers.vit.text_context import embed_tokens
@@ -51,6 +51,23 @@ class Alignment:
 
 
 @dataclass(frozen=True)
+class Lent:
+    """What a CLIP lends its own image tower that lies alone: texts, and the projection into their space.
+
+    Attributes:
+        own: The tower alone. clip: The CLIP that it came from.
+        path: How that CLIP was named. digest: SHA-256 of the tensors that are lent.
+        names: Those tensors, which no file of the tower holds.
+    """
+
+    own: Model
+    clip: Model
+    path: str
+    digest: str
+    names: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Model:
     """A CLIP, or a vision transformer of timm. Embeddings are unnormalised, in the joint image-text space, float32.
 
@@ -69,6 +86,8 @@ class Model:
         base: The model that this one was edited from.
         applied: The bound recipe that it was edited with, if that was done in memory; see `recipe`.
         read_recipe: For a model that came edited: reads the recipe that whoever wrote its folder left there.
+        hf_towers: The towers of the Hugging Face folder that it was read from; empty for all others.
+        lent: What the CLIP lends whose image tower this is, if it was named; `module` then holds it.
         alignment: Where the texts come from, if this model is read through an aligner; `tower` then reads it so too.
     """
 
@@ -85,6 +104,8 @@ class Model:
     applied: Any = None
     read_recipe: Callable[[], Any] | None = None
     alignment: Alignment | None = None
+    hf_towers: tuple[Side, ...] = ()
+    lent: Lent | None = None
 
     def __repr__(self) -> str:
         towers = [f"{len(list(run))} layers of {heads} heads" for heads, run in groupby(self.tower.heads_per_layer)]
@@ -92,6 +113,8 @@ class Model:
         facts = [" + ".join(towers), f"{self.tower.d_embed} dimensions", str(self.device)]
         if self.alignment is not None:
             facts.append(f"read through an aligner to {self.alignment.clip.name}")
+        if self.lent is not None:
+            facts.append(f"with the texts of {self.lent.clip.name}")
         if self.applied is not None:
             facts.append(f"edited by {self.applied.document.name}")
         name = self.name if self.pretrained is None else f"{self.name} {self.pretrained}"
@@ -101,6 +124,21 @@ class Model:
     def editable(self) -> Model:
         """What edits are made to: this model, or the one that was aligned."""
         return self.alignment.own if self.alignment else self
+
+    @property
+    def texts_from(self) -> Alignment | Lent | None:
+        """The other model that gives the texts, by an aligner or because this is its image tower."""
+        return self.alignment or self.lent
+
+    @property
+    def bare(self) -> Model:
+        """The model as its own files hold it, without what a CLIP lends it."""
+        return self.lent.own if self.lent else self
+
+    def why_not(self, effect: str) -> str | None:
+        """Why an edit cannot enter by `distilled`, `total` or `direct`, or None: what the module or its files lack."""
+        lacking = self.lent is not None and bool(self.lent.names) and effect == "distilled"
+        return "its last projection is the CLIP's, not its own" if lacking else self.tower.why_not(effect)
 
     @property
     def as_shipped(self) -> Model:
@@ -135,12 +173,15 @@ class Model:
             ModelError: If the model has no text tower, or its tokenizer cannot be read.
         """
         if not self.has_texts:
-            raise ModelError(
-                f"cannot encode texts with {self.name}: it has no text tower. Align it to a CLIP: `clipedit align`."
-            )
-        if self.alignment is not None:
-            return self.alignment.clip.tokenizer
+            raise ModelError(f"cannot encode texts with {self.name}: it has no text tower. {self._advise_on_texts()}")
+        if self.texts_from is not None:
+            return self.texts_from.clip.tokenizer
         return load_tokenizer(self.name, self.folder, self.config["model_cfg"]["text_cfg"])
+
+    def _advise_on_texts(self) -> str:
+        if self.is_alone:
+            return "Name the CLIP whose image tower it is: `--aligner hf:FOLDER` or `--aligner NAME:PRETRAINED`."
+        return "Align it to a CLIP: `clipedit align`."
 
     @cached_property
     def recipe(self) -> Any:
@@ -149,8 +190,18 @@ class Model:
 
     @property
     def has_texts(self) -> bool:
-        """Whether there is a text tower, its own or that of the CLIP it is aligned to."""
-        return self.alignment is not None or hasattr(self.module, "encode_text")
+        """Whether there is a text tower, its own or that of a CLIP."""
+        return self.texts_from is not None or hasattr(self.module, "encode_text")
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there is an image tower."""
+        return has_images(self.module)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is one tower of a CLIP in a folder of its own: programs that read it see its layers."""
+        return len(self.hf_towers) == 1
 
     @property
     def side(self) -> Side:
@@ -161,16 +212,15 @@ class Model:
         """The same model, seen from its image or its text tower: scans, scores and edits are of that one.
 
         Raises:
-            ModelError: If the text tower cannot be decomposed, with the reason.
+            ModelError: If there is no such tower, or the text tower cannot be decomposed, with the reason.
         """
         if side == self.side:
             return self
-        reason = OpenClipText.refusal(self.module) if side == "text" else None
-        if reason is not None:
-            raise ModelError(
-                f"cannot decompose the texts of {self.name}: {reason}. Supported: {OpenClipText.supports}."
-            )
-        return replace(self, tower=OpenClipText(self.module) if side == "text" else build_tower(self.module))
+        if side == "text":
+            return replace(self, tower=build_text_tower(self.module, self.name))
+        if not self.has_images:
+            raise ModelError(f"cannot see images with {self.name}: it is a text tower alone. Add --tower text.")
+        return replace(self, tower=build_tower(self.module))
 
     def prepare(self, source: ImageSource) -> Callable[[Any], Tensor]:
         """What makes one input of an item of a source: `preprocess`, or the tokenizer for a source of texts."""
@@ -202,8 +252,8 @@ class Model:
         Raises:
             ModelError: If the model has no text tower.
         """
-        if self.alignment is not None:
-            return self.alignment.clip.encode_text(texts)
+        if self.texts_from is not None:
+            return self.texts_from.clip.encode_text(texts)
         # Selection, directions and report ask for the same lists; in other batches the last bits would differ.
         key = tuple(texts)
         if key not in self._texts:
@@ -251,8 +301,9 @@ class Model:
         return self.module(pixels.to(self.device)).float()
 
     def stored_state(self) -> dict[str, Tensor]:
-        """The weights in their dtype on disk."""
-        state = self.module.state_dict()
+        """The weights in their dtype on disk; what is lent is in no file."""
+        lent = self.lent.names if self.lent else frozenset()
+        state = {name: tensor for name, tensor in self.module.state_dict().items() if name not in lent}
         return {name: tensor.to(self.storage_dtypes.get(name, tensor.dtype)) for name, tensor in state.items()}
 
     def with_tensors(self, tensors: Mapping[str, Tensor], **changes: Any) -> Model:

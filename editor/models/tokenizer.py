@@ -38,8 +38,10 @@ def load_tokenizer(name: str, folder: Path | None, text_config: Mapping[str, Any
 
 def _load_hf_tokenizer(name: str, folder: Path | None, text_config: Mapping[str, Any]) -> Callable[[list[str]], Tensor]:
     if folder is not None and not (folder / CONFIG_NAME).is_file():
-        # `get_tokenizer` reads open_clip's configuration, which such a folder does not have.
-        return _build(str(folder), text_config)
+        # `get_tokenizer` reads open_clip's configuration, which such a folder does not have. In a pipeline of diffusers
+        # the tokenizer lies beside it.
+        named = _named_tokenizer(text_config)
+        return _build(named if Path(named).is_dir() else str(folder), text_config)
     # A repository may name the tokenizer of another one and hold none.
     elsewhere = (
         is_hub_name(name) and folder is not None and not any((folder / one).is_file() for one in TOKENIZER_NAMES)

@@ -151,7 +151,7 @@ def describe_scanner(scanner: Scanner, workers: int | None, of: int) -> dict[str
             # A worker may run in another working directory.
             "name": lasting_name(model.name),
             "pretrained": model.pretrained and lasting_name(model.pretrained),
-            "aligner": model.alignment and lasting_name(model.alignment.path),
+            "aligner": model.texts_from and lasting_name(model.texts_from.path),
             "tower": model.side,
             "device": model.device.type,
         },

@@ -181,11 +181,11 @@ class Scan:
             raise StatisticsError(
                 f"cannot use this scan with {model.name}: the weights are the same, but {difference}. Scan this model."
             )
-        if self.aligner_digest != (model.alignment and model.alignment.digest):
+        if self.aligner_digest != (model.texts_from and model.texts_from.digest):
             raise StatisticsError(
                 f"cannot use this scan with {model.name}: it was made through {self.aligner or 'no aligner'}, the "
-                f"model is read through {model.alignment.path if model.alignment else 'none'}. Give that --aligner, or "
-                "scan again."
+                f"model is read through {model.texts_from.path if model.texts_from else 'none'}. Give that --aligner, "
+                "or scan again."
             )
         if self.tower != model.side:
             raise StatisticsError(
@@ -278,8 +278,8 @@ def describe_scan(
         scanner.mlps,
         tuple(bad),
         scanner.self_attention,
-        model.alignment and lasting_name(model.alignment.path),
-        model.alignment and model.alignment.digest,
+        model.texts_from and lasting_name(model.texts_from.path),
+        model.texts_from and model.texts_from.digest,
         model.side,
         function=describe_function(model.config),
         sample=sample,

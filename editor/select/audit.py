@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..concepts.class_weights import compute_class_weights
 from ..concepts.concepts import Concept, list_concepts, load_concept, plain_words
+from ..edits.bind import default_effect
 from ..errors import ConceptError, nearest_names
 from ..images.labelled_options import DEFAULT_TEMPLATES
 from ..models.model import Model
@@ -28,7 +29,6 @@ from ..scan.scan import Scan
 from .amounts import choose_for
 from .choice import Choice
 from .head_subsets import HeadSubsets, removed_share
-from .options import EditOptions
 from .selectivity import Probe, encode_unit
 from .whose_heads import HeldConcepts, Judgement, Measured, judge, measure
 
@@ -224,7 +224,7 @@ class _Auditor:
 
     def _choose(self, concept: Concept) -> Choice:
         # As `remove-heads` would.
-        return choose_for(self.known, concept, EditOptions.effect, library=self.library)
+        return choose_for(self.known, concept, default_effect(self.known.model), library=self.library)
 
     def _find_lean(self, concept: Concept, chosen: Choice) -> Lean | None:
         if self.margins is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..choices import Effect, HeadOperation
 from ..concepts.concepts import Concept
-from ..edits.bind import bind_recipe, check_effect
+from ..edits.bind import bind_recipe, check_effect, default_effect
 from ..edits.held_out import estimate_fidelity, require_enough_images
 from ..edits.recipe import Recipe
 from ..errors import require_kinds
@@ -22,7 +22,7 @@ def make_recipe(
     concept: str | Concept,
     keep: str | Concept | None = None,
     operation: HeadOperation = EditOptions.operation,
-    effect: Effect = EditOptions.effect,
+    effect: Effect | None = EditOptions.effect,
     heads: int | None = None,
     strength: float = EditOptions.strength,
     output_strength: float | None = None,
@@ -46,6 +46,7 @@ def make_recipe(
     """
     require_kinds("make a recipe", scan=(scan, Scan), model=(model, Model))
     require_variety(scan)
+    effect = effect or default_effect(model)
     check_effect(effect, model, output_strength=output_strength)
     document = select_recipe(
         scan,

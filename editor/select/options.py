@@ -15,7 +15,8 @@ class EditOptions:
 
     Attributes:
         operation: What happens to the heads.
-        effect: How the edit enters the model.
+        effect: How the edit enters the model; `distilled` by default, and `total` for a tower alone, whose readers see
+            its layers and not its last projection.
         heads: How many heads, for selectors that search at most so many; chosen for the concept by default.
         strength: Of the operation on heads, in [0, 1].
         output_strength: Of the projection of the concept's texts out of the output, in [0, 1]; 0 leaves that step out.
@@ -28,7 +29,7 @@ class EditOptions:
     """
 
     operation: HeadOperation = "mean-ablate"
-    effect: Effect = "distilled"
+    effect: Effect | None = None
     heads: int | None = None
     strength: float = 1.0
     output_strength: float | None = None

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from ..choices import Along, Effect, HeadOperation
+from ..choices import DEFAULT_EFFECT, Along, Effect, HeadOperation
 from ..components import HeadId
 from ..concepts.concepts import Concept, load_concept
 from ..concepts.directions import compute_concept_directions
@@ -60,10 +60,10 @@ class EditPlan:
     concept: Concept | None
     heads: int
     output_strength: float
+    effect: Effect = DEFAULT_EFFECT
     keep: Concept | str | None = None
     choice: Mapping[str, Any] | None = None
     operation: HeadOperation = EditOptions.operation
-    effect: Effect = EditOptions.effect
     strength: float = EditOptions.strength
     directions: int | None = EditOptions.directions
     along: Along = EditOptions.along

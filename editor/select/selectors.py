@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..choices import Along, Effect, HeadOperation
 from ..concepts.concepts import Concept, load_concept
-from ..edits.bind import check_effect
+from ..edits.bind import check_effect, default_effect
 from ..edits.document import RecipeDocument
 from ..errors import RecipeError, nearest_names, require_kinds
 from ..models.model import Model
@@ -40,7 +40,7 @@ def select_recipe(
     concept: str | Concept | None = None,
     keep: str | Concept | None = None,
     operation: HeadOperation = EditOptions.operation,
-    effect: Effect = EditOptions.effect,
+    effect: Effect | None = EditOptions.effect,
     heads: int | None = None,
     strength: float = EditOptions.strength,
     output_strength: float | None = None,
@@ -69,6 +69,7 @@ def select_recipe(
     require_kinds("choose heads", scan=(scan, Scan), model=(model, Model))
     if select not in SELECTORS:
         raise RecipeError(f"unknown selector {select!r}. {nearest_names(select, SELECTORS)}")
+    effect = effect or default_effect(model)
     check_effect(effect, model)
     removed = load_concept(concept, model.folder) if isinstance(concept, str) else concept
     amounts = settle_amounts(

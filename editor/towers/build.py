@@ -14,6 +14,7 @@ from .refusals import explain_refusals
 from .staged.maxvit import MaxViT
 from .staged.swin import Swin
 from .tower import Tower
+from .vit.open_clip_text import OpenClipText
 from .vit.open_clip_vit import OpenClipViT
 from .vit.timm_eva import TimmEva
 from .vit.timm_vit import TimmViT
@@ -21,12 +22,31 @@ from .vit.timm_vit import TimmViT
 TOWERS: tuple[type[Tower], ...] = (OpenClipViT, TimmViT, TimmEva, Swin, MaxViT)
 
 
+def has_images(module: nn.Module) -> bool:
+    """Whether there is an image tower; a bare trunk of timm is one."""
+    return hasattr(module, "visual") or not hasattr(module, "encode_text")
+
+
+def build_text_tower(module: nn.Module, name: str) -> Tower:
+    """The tower of a module's texts.
+
+    Raises:
+        ModelError: If they cannot be decomposed, with the reason.
+    """
+    reason = OpenClipText.refusal(module)
+    if reason is not None:
+        raise ModelError(f"cannot decompose the texts of {name}: {reason}. Supported: {OpenClipText.supports}.")
+    return OpenClipText(module)
+
+
 def build_tower(module: nn.Module) -> Tower:
-    """The first tower that knows this module.
+    """The first tower that knows this module: of its images, or of its texts where there is nothing else.
 
     Raises:
         ModelError: If none does, with each tower's reason.
     """
+    if not has_images(module):
+        return build_text_tower(module, type(module).__name__)
     # Every tower is asked before one is built: an error names all of their reasons.
     reasons: Mapping[str, str | None] = {tower.title: tower.refusal(module) for tower in TOWERS}
     for tower in TOWERS:

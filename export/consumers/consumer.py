@@ -26,14 +26,14 @@ class Consumer:
         runtime: What ran, with its version, and what it stood in for.
         encode_images: Embeddings of preprocessed pixels.
         embed_images, embed_texts: Embeddings by the consumer's own preprocessing and tokenizer.
-            A classifier gives logits, and reads no texts.
+            A classifier gives logits, and reads no texts; a text tower alone is shown no images.
         normalised: Whether `encode_images` and `embed_texts` give unit vectors.
         scales: `logit_scale` and `logit_bias`, where the export holds them; graphs do not.
     """
 
     runtime: str
-    encode_images: Callable[[Tensor], Tensor]
-    embed_images: Callable[[list[Image.Image]], Tensor]
+    encode_images: Callable[[Tensor], Tensor] | None
+    embed_images: Callable[[list[Image.Image]], Tensor] | None
     embed_texts: Callable[[list[str]], Tensor] | None
     normalised: bool = False
     scales: Mapping[str, float] = field(default_factory=dict)
@@ -43,12 +43,11 @@ def build_own_consumer(model: Model) -> Consumer:
     """A model as clipedit itself runs it."""
     # A classifier's consumer reads logits, so that is what is compared.
     encode = functools.partial(answer_images, model)
-    embed_texts = model.encode_text if model.has_texts else None
     return Consumer(
         f"clipedit {__version__}",
-        encode,
-        after_preprocessing(encode, model.preprocess),
-        embed_texts,
+        encode if model.has_images else None,
+        after_preprocessing(encode, model.preprocess) if model.has_images else None,
+        model.encode_text if model.has_texts else None,
         scales=read_scales(model.module),
     )
 

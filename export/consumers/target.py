@@ -60,6 +60,7 @@ class Target:
         stand_in: What reads the same files where the consumer is not installed.
         runs_code: Whether loading runs code that may be in the folder.
         require_no_code: Raises `VerificationError` if this folder holds code that loading would run.
+        keeps_rules: Whether its consumer resizes by the rules of the folder that the model came from.
         photos: What its consumer does with a photo's EXIF orientation, as the card says it.
     """
 
@@ -72,12 +73,17 @@ class Target:
     stand_in: Loader | None = None
     runs_code: bool = False
     require_no_code: Callable[[Path], None] | None = None
+    keeps_rules: bool = False
     photos: str = AS_STORED
 
     @property
     def name(self) -> str:
         """As `--target` is given it."""
         return self.profile.target
+
+    def shown(self, model: Model) -> Model:
+        """The model as its consumer shows it images: by open_clip's rules of resizing, or by the model's own."""
+        return model if self.keeps_rules else model.as_shipped
 
     def at(self, precision: WeightPrecision) -> Target:
         """The same target in another precision."""

@@ -105,15 +105,17 @@ def require_graphs(profile: Profile, option: str) -> None:
 
 
 def require_texts(profile: Profile, model: Model) -> None:
-    """Refuse a model without a text tower where the consumer asks for one.
+    """Refuse a model without one of the two towers where the consumer asks for both.
 
     Raises:
         ExportError: Naming the target for such a model.
     """
-    if profile.needs_texts and not model.has_texts:
+    missing = "text" if not model.has_texts else "image" if not model.has_images else None
+    missing = "text" if model.lent is not None else missing
+    if profile.needs_texts and missing:
         raise ExportError(
-            f"cannot export {model.name} to {profile.target}: it has no text tower, which {profile.target} asks for. "
-            "Use --target timm."
+            f"cannot export {model.name} to {profile.target}: it has no {missing} tower, which {profile.target} asks "
+            f"for. Use --target {'hf' if model.is_alone else 'timm'}."
         )
 
 

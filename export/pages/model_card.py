@@ -59,10 +59,10 @@ def write_model_card(
 ) -> None:
     """Write `README.md`, and `example.png` of which it prints the embedding.
 
-    Models without a text tower get none. `images` is how many `verification.safetensors` holds, `shift` is how
+    Models without one of the two towers get none. `images` is how many `verification.safetensors` holds, `shift` is how
     thresholds on cosines move. Whatever comes from the recipe or from file names is escaped: it stays text.
     """
-    if not model.has_texts:
+    if not (model.has_texts and model.has_images):
         return
     recipe, name = model.recipe, spell_model_name(model)
     height, width = model.image_shape

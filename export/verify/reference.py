@@ -105,9 +105,30 @@ def write_reference(
         options: What was asked for beyond the target: `precision`, and what the report should say of it.
     """
     asked = {"precision": "fp32", **(options or {})}
-    # Lower precision may answer a share of the images otherwise, which eight are too few to tell.
-    count = IMAGES if asked["precision"] == "fp32" else IMAGES_LOWER
     earlier = _find_earlier(model) if model.base is None else None
+    # A text tower alone is shown no images.
+    tensors = _ask_images(model, images, earlier, precision=asked["precision"]) if model.has_images else {}
+    if model.has_texts:
+        # Some targets ship no tokenizer: they are asked with these.
+        tensors["tokens"] = model.tokenizer(list(TEXTS)).long()
+    for prefix, which in (("", model), ("base_", model.base)):
+        if which is not None and model.has_texts:
+            tensors[f"{prefix}text_embedding"] = which.encode_text(list(TEXTS)).cpu()
+    tensors |= {name: torch.tensor([value]) for name, value in read_scales(model.module).items()}
+    # What the base answered cannot be computed again without it.
+    if earlier is not None:
+        tensors |= {name: tensor for name, tensor in earlier.tensors.items() if name.startswith(("base_", "shift_"))}
+    described = {"target": target, "config": model.config, "texts": TEXTS, "options": asked}
+    save_tensors(folder / REFERENCE_NAME, tensors, KIND, described)
+    return Reference(target, dict(model.config), TEXTS, tensors, asked)
+
+
+def _ask_images(
+    model: Model, images: ImageSource | str | Path | None, earlier: Reference | None, *, precision: str
+) -> dict[str, Tensor]:
+    """Images, and what the model and its base answer to them."""
+    # Lower precision may answer a share of the images otherwise, which eight are too few to tell.
+    count = IMAGES if precision == "fp32" else IMAGES_LOWER
     source = list_images(images) if images is not None else _rendered(IMAGES_SHIFT)
     opened = earlier.images() if earlier else []
     # The base answered the earlier images only: they come first, and those asked for now after them.
@@ -117,24 +138,13 @@ def write_reference(
         opened += compose_odd_images(opened, model.image_shape)
     pixels = torch.stack([model.preprocess(image) for image in opened])
     tensors = {f"image_{i}": torch.from_numpy(np.array(image)) for i, image in enumerate(opened)}
-    if model.has_texts:
-        # Some targets ship no tokenizer: they are asked with these.
-        tensors["tokens"] = model.tokenizer(list(TEXTS)).long()
     for prefix, which in (("", model), ("base_", model.base)):
         if which is not None:
             tensors[f"{prefix}image_embedding"] = answer_images(which, pixels).cpu()
-        if which is not None and model.has_texts:
-            tensors[f"{prefix}text_embedding"] = which.encode_text(list(TEXTS)).cpu()
     if model.base is not None and model.has_texts:
         more = torch.stack([model.preprocess(image) for image in _open_some(source, IMAGES_SHIFT, model.image_size)])
         tensors |= {"shift_before": model.base.encode_image(more).cpu(), "shift_after": model.encode_image(more).cpu()}
-    tensors |= {name: torch.tensor([value]) for name, value in read_scales(model.module).items()}
-    # What the base answered cannot be computed again without it.
-    if earlier is not None:
-        tensors |= {name: tensor for name, tensor in earlier.tensors.items() if name.startswith(("base_", "shift_"))}
-    described = {"target": target, "config": model.config, "texts": TEXTS, "options": asked}
-    save_tensors(folder / REFERENCE_NAME, tensors, KIND, described)
-    return Reference(target, dict(model.config), TEXTS, tensors, asked)
+    return tensors
 
 
 def answer_images(model: Model, pixels: Tensor) -> Tensor:
@@ -178,7 +188,7 @@ def _require_whole(reference: Reference) -> None:
     if reference.options["precision"] not in LIMITS or not all(isinstance(text, str) for text in reference.texts):
         raise ValueError("its options or texts are damaged.")
     images = {name: tensor for name, tensor in reference.tensors.items() if _IMAGE.fullmatch(name)}
-    if not images or any(
+    if not (images or "text_embedding" in reference.tensors) or any(
         t.dtype != torch.uint8 or t.ndim != 3 or t.shape[2] != 3 or not t.numel() for t in images.values()
     ):
         raise ValueError("its images are damaged.")
@@ -202,7 +212,8 @@ def _find_earlier(model: Model) -> Reference | None:
         return None
     # Answers to other texts cannot stand beside answers to these.
     found = load_reference(model.folder)
-    return found if found.texts == TEXTS and "base_image_embedding" in found.tensors else None
+    known = {"base_image_embedding", "base_text_embedding"} & found.tensors.keys()
+    return found if found.texts == TEXTS and known else None
 
 
 def _rendered(count: int) -> ImageSource:

@@ -15,7 +15,7 @@ from ...editor.images.source import ImageSource
 from ...editor.load import load_model
 from ...editor.models.model import Model
 from ..targets.patch import RECIPE_NAME
-from ..targets.registry import require_target
+from ..written_for import find_written
 from .record import FOLDER, PACKAGES_THAT_WRITE, describe_environment, hash_files, load_record
 
 
@@ -65,11 +65,11 @@ def reproduce(
 def _compare_build(folder: Path, record: dict[str, Any], base: Model, source: ImageSource | None) -> list[Difference]:
     options = record["options"]
     edited = apply_recipe(load_recipe(_recipe_folder(folder)), base) if record["edited"] else base
-    target = require_target(record["target"], options["precision"])
+    target = find_written(record["target"], options["precision"])
     profile = replace(target.profile, prune="pruned" in options, calibration=source)
     # Without record and verification, which the recorded hashes do not cover.
     with tempfile.TemporaryDirectory() as name:
-        target.write(edited.as_shipped, Path(name), profile)
+        target.write(target.shown(edited), Path(name), profile)
         found = compare_files(record["outputs"], hash_files(Path(name)), where="built again")
     was = record["edited_weights_hash"]
     if edited.weights_hash != was:

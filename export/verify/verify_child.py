@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from ...editor.errors import ClipeditError
@@ -38,20 +39,25 @@ def compute_checks(consumer: Consumer, reference: Reference, *, resizing: float)
     Args:
         resizing: The least mean cosine for images that the consumer resized and cropped itself.
     """
-    pixels, texts = reference.pixels(), list(reference.texts)
-    asked: dict[str, tuple[Callable[[Any], Tensor], Any]] = {"image": (consumer.encode_images, pixels)}
-    asked |= {"text": (consumer.embed_texts, texts)} if consumer.embed_texts else {}
+    asked: dict[str, tuple[Callable[[Any], Tensor], Any]] = {}
+    if consumer.encode_images is not None:
+        asked["image"] = (consumer.encode_images, reference.pixels())
+    if consumer.embed_texts is not None:
+        asked["text"] = (consumer.embed_texts, list(reference.texts))
     expected = {kind: _expected(reference, kind, consumer) for kind in asked}
     found, checks = {}, []
     for kind, (encode, inputs) in asked.items():
         found[kind], compared = _compare(kind, encode, inputs, expected[kind], reference)
         checks += compared
-    checks += _compare_preprocessing(consumer, reference, expected["image"], resizing)
+    if consumer.encode_images is not None and consumer.embed_images is not None:
+        ways = consumer.encode_images, consumer.embed_images
+        checks += _compare_preprocessing(*ways, reference, expected["image"], resizing)
     checks += _compare_scales(consumer, reference)
-    agreement = (_classify(found) == _classify(expected)).float().mean()
-    name = "zero-shot agreement" if "text" in found else "agreement of the classes"
-    checks.append(Check(name, float(agreement), ">=", reference.limits.agreement))
-    if "base_image_embedding" in reference.tensors:
+    if "image" in found:
+        agreement = (_classify(found) == _classify(expected)).float().mean()
+        name = "zero-shot agreement" if "text" in found else "agreement of the classes"
+        checks.append(Check(name, float(agreement), ">=", reference.limits.agreement))
+    if all(f"base_{kind}_embedding" in reference.tensors for kind in found):
         checks.append(_distance_to_base(found, expected, reference))
     return checks
 
@@ -87,19 +93,23 @@ def _compare(
 
 
 def _compare_preprocessing(
-    consumer: Consumer, reference: Reference, expected: Float[Tensor, "image d_embed"], resizing: float
+    encode: Callable[[Tensor], Tensor],
+    embed: Callable[[list[Image.Image]], Tensor],
+    reference: Reference,
+    expected: Float[Tensor, "image d_embed"],
+    resizing: float,
 ) -> list[Check]:
     """Images of the model's size need no resizing: all consumers agree. Rules for larger ones differ."""
     images, limit = reference.images(), reference.limits.cosine
     height, width = reference.pixels().shape[2:]
     # Resized beforehand: what differs then is how a consumer normalises pixels, not how it resizes.
     sized = [image.resize((width, height)) for image in images]
-    ours = consumer.encode_images(torch.stack([reference.preprocess(image) for image in sized])).float()
-    theirs = consumer.embed_images(sized).float()
+    ours = encode(torch.stack([reference.preprocess(image) for image in sized])).float()
+    theirs = embed(sized).float()
     worst = float(F.cosine_similarity(theirs, ours).min())
     # Images that need no resizing would only raise the mean.
     rows = [row for row, image in enumerate(images) if image.size != (width, height)] or list(range(len(images)))
-    resized = consumer.embed_images([images[row] for row in rows]).float()
+    resized = embed([images[row] for row in rows]).float()
     mean = float(F.cosine_similarity(resized, expected[rows]).mean())
     checks = [
         Check("image, normalised by the consumer, worst cosine", worst, ">=", limit),

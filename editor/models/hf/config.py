@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import ModelError
+from .kinds import read_kind
 
 Config = Mapping[str, Any]
 
@@ -44,6 +45,7 @@ _SIGLIP = {
 }
 _SIGLIP_VISION = {**_SIGLIP, "image_size": 224, "patch_size": 16, "vision_use_head": True}
 _SIGLIP_TEXT = {**_SIGLIP, "vocab_size": 32000, "max_position_embeddings": 64}
+_DEFAULTS = {"clip": (_CLIP_VISION, _CLIP_TEXT), "siglip": (_SIGLIP_VISION, _SIGLIP_TEXT)}
 # open_clip's `quick_gelu` is a flag of the whole model; the tanh form is an argument of each tower.
 _ACTIVATIONS: dict[str, dict[str, Any]] = {
     "quick_gelu": {},
@@ -59,21 +61,15 @@ def read_sections(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
         ModelError: If it is of another kind of model.
     """
-    kind = config.get("model_type")
-    defaults = {"clip": (_CLIP_VISION, _CLIP_TEXT), "siglip": (_SIGLIP_VISION, _SIGLIP_TEXT)}
-    if kind not in defaults:
-        raise ModelError(
-            f"cannot convert a model of type {kind!r}: `clip` and `siglip` are known. Give a `CLIPModel` or a "
-            "`SiglipModel`."
-        )
-    vision, text = defaults[kind]
+    defaults = _DEFAULTS[read_kind(config).family]
+    vision, text = defaults
     # Old files hold the sections twice; transformers lets what is under `_dict` win.
     given = [
         {**(config.get(f"{name}_config") or {}), **(config.get(f"{name}_config_dict") or {})}
         for name in ("vision", "text")
     ]
     sections = {**vision, **given[0]}, {**text, **given[1]}
-    for section, known in zip(sections, defaults[kind], strict=True):
+    for section, known in zip(sections, defaults, strict=True):
         wrong = next((key for key, value in known.items() if not _is_like(section[key], value)), None)
         if wrong is not None and wrong != "eos_token_id":
             raise ModelError(f"cannot convert the model: its {wrong} is {section[wrong]!r}. Fetch config.json again.")
@@ -105,8 +101,9 @@ def convert_clip_config(config: Config) -> dict[str, Any]:
         "vocab_size": text["vocab_size"],
         **_text_sizes(text),
     }
-    # The token of highest number ends a text in CLIP's own vocabulary; `2` is an old mistake that transformers keeps.
-    if text["eos_token_id"] not in (2, text["vocab_size"] - 1):
+    # The token of highest number ends a text in CLIP's own vocabulary; `2` is an old mistake that transformers keeps
+    # for CLIP, and a token of MetaCLIP 2.
+    if text["eos_token_id"] not in ((2,) if config["model_type"] == "clip" else ()) + (text["vocab_size"] - 1,):
         text_config |= {"pool_type": "eos", "eos_id": text["eos_token_id"]}
     return {
         "embed_dim": config.get("projection_dim", 512),

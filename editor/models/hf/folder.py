@@ -1,18 +1,20 @@
-"""Hugging Face `CLIPModel` and `SiglipModel` folders as open_clip modules, tensor by tensor, without network."""
+"""Hugging Face folders of CLIP, SigLIP and their towers as open_clip modules, tensor by tensor, without network."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 import torch
 from open_clip import CLIP, CustomTextCLIP
+from open_clip.model import CLIPVisionCfg, _build_text_tower, _build_vision_tower
 from open_clip.timm_model import TimmModel
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from ...choices import Side
 from ...errors import ModelError
 from ...files.bounded import load_json
 from ...files.checkpoint import pick_model, read_state, read_tensors
@@ -26,9 +28,20 @@ from .config import (
     read_sections,
     siglip_trunk_arguments,
 )
-from .names import clip_names, convert_from_hf, siglip_names
+from .kinds import (
+    PROJECTIONS,
+    FolderKind,
+    ImageTowerAlone,
+    TextTowerAlone,
+    folder_names,
+    is_known_kind,
+    read_kind,
+    whole_config,
+)
+from .names import SameTensors, convert_from_hf
 from .preprocessing import convert_preprocessing
 
+CONFIG_NAME, PIPELINE_NAME = "config.json", "model_index.json"
 CLIP_VOCABULARY = 49408
 # In the order of transformers: an index that was left behind does not count beside a whole file.
 WEIGHT_NAMES = (
@@ -41,11 +54,31 @@ _SMALLEST_TIMM = "test_vit"
 
 
 class HfModel(NamedTuple):
-    """An open_clip module in eval mode, its open_clip configuration, and the dtypes that its tensors have on disk."""
+    """An open_clip module in eval mode, its open_clip configuration, the dtypes that its tensors have on disk, and the
+    towers that the folder holds.
+    """
 
     module: nn.Module
     config: dict[str, Any]
     storage_dtypes: dict[str, torch.dtype]
+    towers: tuple[Side, ...]
+
+
+def is_hf_folder(folder: Path) -> bool:
+    """Whether a folder's `config.json` is one of transformers for a CLIP, a SigLIP or one of their towers.
+
+    Raises:
+        ModelError: If it is a whole pipeline of diffusers, naming the folder inside.
+    """
+    if (folder / PIPELINE_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
+        inside = next((path for path in sorted(folder.glob("text_encoder*")) if (path / CONFIG_NAME).is_file()), None)
+        hint = f"Give its text encoder: `--model {inside} --tower text`" if inside else "It has no text encoder of CLIP"
+        raise ModelError(f"cannot load {folder}: it is a pipeline of diffusers. {hint}.")
+    try:
+        config = load_json(folder / CONFIG_NAME)
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and is_known_kind(config)
 
 
 def load_hf_folder(folder: Path, *, device: str = "cpu") -> HfModel:
@@ -58,41 +91,87 @@ def load_hf_folder(folder: Path, *, device: str = "cpu") -> HfModel:
         return _load(folder, device)
 
 
+def read_names(folder: Path, stored: Iterable[str]) -> list[SameTensors]:
+    """The names of a folder's tensors, beside open_clip's; `stored` are those that its files have."""
+    config = _read_json(folder / CONFIG_NAME)
+    vision, text = read_sections(whole_config(config))
+    return folder_names(read_kind(config), (vision["num_hidden_layers"], text["num_hidden_layers"]), stored)
+
+
 def _load(folder: Path, device: str) -> HfModel:
     if not folder.is_dir():
         raise ModelError(
             f"cannot load hf:{folder}: no such folder. Give one that `save_pretrained` wrote, or a clone of it."
         )
-    config = _read_json(folder / "config.json")
-    vision, text = read_sections(config)
-    layers = vision["num_hidden_layers"], text["num_hidden_layers"]
-    clip = config["model_type"] == "clip"
+    config = _read_json(folder / CONFIG_NAME)
+    kind, whole = read_kind(config), whole_config(config)
+    vision, text = read_sections(whole)
     # Before the weights are read: a field that cannot be used is said at once.
-    preprocessing = read_preprocessing(folder, config, vision["image_size"])
-    model_config = convert_clip_config(config) if clip else _name_trunk(convert_siglip_config(config), config)
+    preprocessing = {}
+    if "image" in kind.towers:
+        preprocessing = read_preprocessing(folder, {**config, "model_type": whole["model_type"]}, vision["image_size"])
+    model_config = _describe(kind, whole)
     require_modest_config(model_config, _weight_bytes(folder), f"hf:{folder}")
     # CLIP's own vocabulary comes with open_clip; any other tokenizer is read from the folder.
-    if not clip or text["vocab_size"] != CLIP_VOCABULARY:
-        model_config["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
-    state = convert_from_hf(_read_state(folder), clip_names(*layers) if clip else siglip_names(*layers))
-    module = CLIP(**model_config) if clip else _build_siglip(model_config, config)
+    if "text" in kind.towers and (kind.family != "clip" or text["vocab_size"] != CLIP_VOCABULARY):
+        model_config["text_cfg"]["hf_tokenizer_name"] = str(_find_tokenizer(folder))
+    stored = _read_state(folder)
+    projected = not kind.is_alone or kind.family != "clip" or bool(set(stored) & set(PROJECTIONS))
+    if not projected:
+        # The pooled output is then the embedding.
+        model_config["embed_dim"] = (vision if kind.towers == ("image",) else text)["hidden_size"]
+    names = folder_names(kind, (vision["num_hidden_layers"], text["num_hidden_layers"]), stored)
+    state = convert_from_hf(stored, names)
+    module = _build(kind, model_config, whole, projected=projected)
     _fill(module, state, folder)
-    config = {"model_cfg": model_config, "preprocess_cfg": preprocessing}
-    return HfModel(module.eval().to(device), config, {name: tensor.dtype for name, tensor in state.items()})
+    found = {"model_cfg": model_config, "preprocess_cfg": preprocessing}
+    dtypes = {name: tensor.dtype for name, tensor in state.items()}
+    return HfModel(module.eval().to(device), found, dtypes, kind.towers)
 
 
-def _build_siglip(model_config: Mapping[str, Any], config: Mapping[str, Any]) -> nn.Module:
+def _describe(kind: FolderKind, whole: Mapping[str, Any]) -> dict[str, Any]:
+    """open_clip's `model_cfg`; of a tower alone without a section for the other one."""
+    clip = kind.family == "clip"
+    found = convert_clip_config(whole) if clip else convert_siglip_config(whole)
+    if "image" not in kind.towers:
+        return {key: value for key, value in found.items() if key != "vision_cfg"}
+    found = found if clip else _name_trunk(found, whole)
+    return found if "text" in kind.towers else {key: value for key, value in found.items() if key != "text_cfg"}
+
+
+def _build(kind: FolderKind, model_config: dict[str, Any], whole: Mapping[str, Any], *, projected: bool) -> nn.Module:
+    quick, d_embed = model_config.get("quick_gelu", False), model_config["embed_dim"]
+    if kind.towers == ("text",):
+        if not projected:
+            model_config["text_cfg"]["proj_type"] = "none"
+        return TextTowerAlone(_build_text_tower(d_embed, model_config["text_cfg"], quick))
+    if kind.family == "siglip":
+        return ImageTowerAlone(_build_trunk(d_embed, whole)) if kind.is_alone else _build_siglip(model_config, whole)
+    if not kind.is_alone:
+        return CLIP(**model_config)
+    visual: Any = _build_vision_tower(d_embed, CLIPVisionCfg(**model_config["vision_cfg"]), quick)
+    if not projected:
+        # open_clip always makes one.
+        visual.proj = None
+    return ImageTowerAlone(visual)
+
+
+def _build_siglip(model_config: Mapping[str, Any], whole: Mapping[str, Any]) -> nn.Module:
     """A small tower first: open_clip can only name timm models, and the real one is not always among them."""
     small = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 32}
     # `custom_text` is for open_clip's factory: it chooses this class, which does not take it.
     arguments = {key: value for key, value in model_config.items() if key != "custom_text"}
     module = CustomTextCLIP(**{**arguments, "vision_cfg": small})
-    trunk = siglip_trunk_arguments(config)
-    # Only the wrapper is kept of this one: its trunk is replaced at once.
-    visual = TimmModel(_SMALLEST_TIMM, model_config["embed_dim"], trunk["img_size"], pool="avg", proj="none")
-    visual.trunk = VisionTransformer(**trunk, num_classes=0, class_token=False, global_pool="map")
-    module.visual = visual
+    module.visual = _build_trunk(model_config["embed_dim"], whole)
     return module
+
+
+def _build_trunk(d_embed: int, whole: Mapping[str, Any]) -> TimmModel:
+    trunk = siglip_trunk_arguments(whole)
+    # Only the wrapper is kept of this one: its trunk is replaced at once.
+    visual = TimmModel(_SMALLEST_TIMM, d_embed, trunk["img_size"], pool="avg", proj="none")
+    visual.trunk = VisionTransformer(**trunk, num_classes=0, class_token=False, global_pool="map")
+    return visual
 
 
 def _name_trunk(model_config: dict[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,8 +208,12 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
     module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
 
 
-def _read_state(folder: Path) -> dict[str, Tensor]:
-    """The weights, from the first of the files that transformers looks for; without wrappers' prefixes."""
+def find_weights(folder: Path) -> list[Path]:
+    """The files that hold the weights: the first of those that transformers looks for, or its shards.
+
+    Raises:
+        ModelError: If there are none.
+    """
     found = next((folder / name for name in WEIGHT_NAMES if (folder / name).is_file()), None)
     if found is None:
         variants = sorted(path.name for path in folder.glob("model.*.safetensors"))
@@ -139,11 +222,25 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
             f"cannot load hf:{folder}: it has neither {WEIGHT_NAMES[0]} nor {WEIGHT_NAMES[2]}{hint}. Add the weights."
         )
     if found.suffix != ".json":
-        return read_state(found)
+        return [found]
     # An index comes from others: what it names must lie beside it.
-    names = sorted(set(_read_json(found)["weight_map"].values()))
-    shards = [read_tensors(find_beside(found, name)) for name in names]
+    return [find_beside(found, name) for name in sorted(set(_read_json(found)["weight_map"].values()))]
+
+
+def _read_state(folder: Path) -> dict[str, Tensor]:
+    """The weights, without wrappers' prefixes."""
+    files = find_weights(folder)
+    if len(files) == 1:
+        return read_state(files[0])
+    shards = [read_tensors(path) for path in files]
     return pick_model({name: tensor for shard in shards for name, tensor in shard.items()}, str(folder))
+
+
+def _find_tokenizer(folder: Path) -> Path:
+    """Where the tokenizer lies: in the folder, or beside a text encoder in a pipeline of diffusers."""
+    beside = folder.parent / folder.name.replace("text_encoder", "tokenizer")
+    in_pipeline = (folder.parent / PIPELINE_NAME).is_file() and beside != folder and beside.is_dir()
+    return (beside if in_pipeline else folder).resolve()
 
 
 def _weight_bytes(folder: Path) -> int:
@@ -162,6 +259,10 @@ def read_preprocessing(folder: Path, config: Mapping[str, Any], image_size: int)
     found = _read_json(path).get("image_processor") if path.is_file() else None
     if found is None:
         path = folder / "preprocessor_config.json"
+        # A pipeline of diffusers keeps it beside its image encoder.
+        beside = folder.parent / "feature_extractor" / path.name
+        if not path.is_file() and (folder.parent / PIPELINE_NAME).is_file() and beside.is_file():
+            path = beside
         if not path.is_file():
             raise ModelError(f"cannot load hf:{folder}: it has no {path.name}. Add the one of the model.")
         found = _read_json(path)

@@ -45,7 +45,7 @@ CLASSES: dict[str, dict[str, Any]] = {
     "DeiTImageProcessor": {**_COMMON, **_CROPPED, "size": {"height": 256, "width": 256}},
     "BlipImageProcessor": {**_COMMON, **_OPENAI, "size": {"height": 384, "width": 384}},
 }
-_CLASS_OF_MODEL = {"clip": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
+_CLASS_OF_MODEL = {"clip": "CLIPImageProcessor", "metaclip_2": "CLIPImageProcessor", "siglip": "SiglipImageProcessor"}
 # Pillow's numbers of its filters.
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 _HELD_FILTERS = {2: "bilinear", 3: "bicubic"}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...components import ComponentGroup, ComponentId, Features
 from ...errors import ModelError
+from ..ends.norms import FrozenNorm
 from .open_clip_vit import OpenClipViT
 
 
@@ -100,8 +101,7 @@ def value_output_weights(
 
 def residual_readout(tower: OpenClipViT) -> Float[Tensor, "d_embed d_model"]:
     """`P^T diag(gamma) C`: from a residual write, divided by sigma, to the embedding; float64."""
-    push = tower.visual.proj.detach().double().cpu().T * tower.visual.ln_post.weight.detach().double().cpu()
-    return push - push.mean(1, keepdim=True)
+    return FrozenNorm(tower.visual.ln_post).push(tower.readout().T)
 
 
 def _walk(tower: OpenClipViT, pixels: Tensor) -> Iterator[tuple[int, Any, Tensor]]:

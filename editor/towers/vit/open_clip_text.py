@@ -20,7 +20,7 @@ from ..ends.norms import FrozenNorm
 from ..ends.pools import MeanPool
 from ..ends.readout import Readout
 from ..refusals import blocks_refusal
-from .open_clip_vit import CUSTOM_BLOCKS
+from .open_clip_vit import CUSTOM_BLOCKS, find_shift
 from .pre_norm_vit import BlockWeights, PreNormViT
 from .text_context import count_needed, find_readout, pool_type, text_owner
 
@@ -28,7 +28,9 @@ _POOLS = ("argmax", "eos", "first", "last")
 
 
 class OpenClipText(PreNormViT):
-    """Adapter for the text side of `open_clip.CLIP`, and of `CustomTextCLIP` whose `text` is a `TextTransformer`."""
+    """Adapter for the text side of `open_clip.CLIP`, of `CustomTextCLIP` whose `text` is a `TextTransformer`, and for
+    such a `text` alone.
+    """
 
     title: ClassVar[str] = "open_clip text transformer"
     supports: ClassVar[str] = "the text transformers of open_clip's CLIP and CustomTextCLIP"
@@ -36,15 +38,17 @@ class OpenClipText(PreNormViT):
     def __init__(self, module: nn.Module):
         self.owner, self.prefix = text_owner(module)
         blocks = list(self.owner.transformer.resblocks)
-        plain = isinstance(self.owner.text_projection, nn.Parameter)
-        name = f"{self.prefix}text_projection"
+        projection = self.owner.text_projection
+        # Stable Diffusion's text encoder ends with the norm: what is pooled is the embedding.
+        name = f"{self.prefix}text_projection" if projection is not None else None
+        plain = isinstance(projection, nn.Parameter)
         width = blocks[0].attn.embed_dim
         final = FinalMap(
             module,
             width,
             matrix=name if plain else None,
             linear=None if plain else name,
-            shift=f"{self.prefix}ln_final.bias",
+            shift=find_shift(self.owner, self.prefix, "ln_final"),
         )
         norm, none = FrozenNorm(self.owner.ln_final), FrozenNorm(nn.Identity())
         out = Readout(slice(0, 1), norm, MeanPool(), none, final, width)
@@ -63,8 +67,6 @@ class OpenClipText(PreNormViT):
             return "it reads a class token of its own, or masks padding (CoCa)"
         if pool_type(owner) not in _POOLS:
             return f"it pools texts by {pool_type(owner)!r}"
-        if owner.text_projection is None:
-            return "its texts have no final projection"
         width = owner.token_embedding.embedding_dim
         return blocks_refusal(owner.transformer.resblocks, ResidualAttentionBlock, width, CUSTOM_BLOCKS)
 

@@ -44,8 +44,8 @@ class OpenClipViT(SpatialViT):
             return "it pools by attention twice"
         if visual.pool_type not in (("tok",) if visual.attn_pool is not None else ("tok", "avg")):
             return f"it pools by {visual.pool_type!r}"
-        if visual.proj is None:
-            return "it has no final projection"
+        if visual.proj is None and visual.attn_pool is not None:
+            return "it pools by attention, and has no final projection"
         width = visual.conv1.out_channels
         return blocks_refusal(visual.transformer.resblocks, ResidualAttentionBlock, width, CUSTOM_BLOCKS)
 
@@ -73,10 +73,23 @@ class OpenClipViT(SpatialViT):
         return f"visual.transformer.resblocks.{layer}.attn.out_proj"
 
 
+def find_shift(tower: Any, prefix: str, norm: str) -> str | None:
+    """A bias that adds to what the last norm gives: its own, or the last MLP's where there is no norm."""
+    if getattr(getattr(tower, norm), "bias", None) is not None:
+        return f"{prefix}{norm}.bias"
+    last = len(tower.transformer.resblocks) - 1
+    block = tower.transformer.resblocks[last]
+    # A LayerScale would shrink it, a norm without a bias would rescale it.
+    plain = isinstance(getattr(tower, norm), nn.Identity) and not hasattr(block.ls_2, "gamma")
+    return f"{prefix}transformer.resblocks.{last}.mlp.c_proj.bias" if plain else None
+
+
 def _build_readout(module: nn.Module, visual: Any) -> Readout:
     norm, none = FrozenNorm(visual.ln_post), FrozenNorm(nn.Identity())
-    width = len(visual.proj)
-    final = FinalMap(module, width, matrix="visual.proj", shift="visual.ln_post.bias")
+    # A `CLIPVisionModel` ends with the norm: what is pooled is the embedding.
+    width = visual.conv1.out_channels if visual.proj is None else len(visual.proj)
+    matrix = None if visual.proj is None else "visual.proj"
+    final = FinalMap(module, width, matrix=matrix, shift=find_shift(visual, "visual.", "ln_post"))
     if visual.attn_pool is not None:
         # The pooler norms its keys and values itself, so `ln_post` is the norm after the pool.
         before, pool = FrozenNorm(visual.attn_pool.ln_k), FirstQueryPool(visual.attn_pool)
