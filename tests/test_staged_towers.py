@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -147,6 +148,10 @@ def test_inference_mode_changes_no_number(family: str) -> None:
     with torch.inference_mode():
         assert torch.equal(decompose(model, pixels.clone()).contributions, expected)
         assert torch.equal(compute_token_shares(model, pixels.clone(), directions, heads=heads).shares, shares)
+        # The module itself may have been made there.
+        module = copy.deepcopy(model.module)
+        made = replace(model, module=module, tower=build_tower(module))
+        assert torch.equal(compute_token_shares(made, pixels.clone(), directions, heads=heads).shares, shares)
 
 
 @pytest.mark.parametrize("layer", [1, -1])

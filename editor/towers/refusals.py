@@ -80,6 +80,8 @@ def explain_refusals(module: nn.Module, reasons: Sequence[str]) -> str:
     name, parts = type(trunk).__name__, {type(part).__name__ for part in trunk.modules()}
     if parts & set(_POST_NORM):
         return f"a {name} normalises after attention: its residual stream is not a sum of what the heads write"
+    if name == "NaFlexVit":
+        return f"a {name} takes images of any number of patches with a mask of padding (NaFlex)"
     # A tower that knows the class has found something in it, which says more than "of another class".
     known = [reason for reason in reasons if "the image tower is a" not in reason]
     if known:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ...components import TokenReading
 from .staged import AttentionLayer, StagedTower, recording
@@ -143,6 +144,12 @@ def _values(projected: Tensor, attention: Any, layer: AttentionLayer) -> Float[T
     return tokens.unflatten(-1, (3, layer.n_heads, -1))[..., 2, :, :]
 
 
+def _normal_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of a module's tensors that were made under `torch.inference_mode()`: nothing is differentiated there."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {name: tensor.clone() for name, tensor in tensors if tensor.is_inference()}
+
+
 def _attend_again(attention: Any, call: Call) -> tuple[Tensor, Tensor]:
     """Queries, keys and values, cut off from what made them, and what attention makes of them before `proj`."""
     kept: dict[str, Tensor] = {}
@@ -157,7 +164,7 @@ def _attend_again(attention: Any, call: Call) -> tuple[Tensor, Tensor]:
         attention.proj.register_forward_pre_hook(lambda _, given: kept.__setitem__("held", given[0])),
     ]
     try:
-        attention(*call.given, **call.named)
+        functional_call(attention, _normal_tensors(attention), call.given, call.named)
     finally:
         for handle in handles:
             handle.remove()
