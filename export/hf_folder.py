@@ -30,7 +30,6 @@ from ..editor.models.open_clip_config import CONFIG_NAME as OPEN_CLIP_CONFIG_NAM
 from .consumers.consumer import Consumer, build_own_consumer, known_tokens
 from .consumers.target import Target
 from .graphs.profile import Profile, require_plain
-from .targets.hf import read_features
 from .verify.reference import Reference, read_scales
 
 TARGET_NAME = "hf-folder"
@@ -73,7 +72,7 @@ def write_hf_folder(model: Model, folder: Path) -> None:
     Raises:
         ExportError: If the model carries a direct edit, which weights cannot hold, or was read from something else.
     """
-    require_plain(model, "hf")
+    require_plain(model, TARGET_NAME)
     if not model.hf_towers or model.folder is None:
         raise ExportError(f"cannot write {model.name} as a Hugging Face folder: it is none. Use --target hf.")
     files = find_weights(model.folder)
@@ -142,6 +141,11 @@ def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
 
 def _after(read: Callable[[Any], Tensor], encode: Callable[[Tensor], Tensor]) -> Callable[[Any], Tensor]:
     return lambda given: encode(read(given))
+
+
+def read_features(answer: Any) -> Tensor:
+    """The embeddings in an answer: transformers 5 gives an object, 4 a tensor."""
+    return getattr(answer, "pooler_output", answer)
 
 
 def _image_encoder(model: Any) -> Callable[[Tensor], Tensor]:

@@ -13,7 +13,6 @@ from ..editor.images.source import ImageSource
 from ..editor.models.model import Model
 from .graphs.profile import Profile, require_graphs, require_texts
 from .graphs.prune import require_constant_heads
-from .hf_folder import TARGET as HF_FOLDER
 from .pages.model_card import write_model_card
 from .targets.registry import require_target
 from .verify.evidence import find_verdict
@@ -51,9 +50,7 @@ def export_model(
         VerificationError: If a check fails; nothing is left under `out`.
     """
     require_kinds("export a model", model=(model, Model))
-    # What came from a Hugging Face folder has a layout of its own, which its readers know.
-    own = target == "hf" and precision == "fp32" and model.hf_towers
-    found = HF_FOLDER if own else require_target(target, precision)
+    found = require_target(target, precision).chosen_for(model)
     profile, model = found.profile, found.shown(model)
     require_texts(profile, model)
     # The verdict is the recipe's own: no image is needed to refuse.

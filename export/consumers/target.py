@@ -60,6 +60,8 @@ class Target:
         stand_in: What reads the same files where the consumer is not installed.
         runs_code: Whether loading runs code that may be in the folder.
         require_no_code: Raises `VerificationError` if this folder holds code that loading would run.
+        own_layout: What is written, in full precision, of a model that was read from such a folder: its readers know
+            the layout that it has.
         keeps_rules: Whether its consumer resizes by the rules of the folder that the model came from.
         photos: What its consumer does with a photo's EXIF orientation, as the card says it.
     """
@@ -73,6 +75,7 @@ class Target:
     stand_in: Loader | None = None
     runs_code: bool = False
     require_no_code: Callable[[Path], None] | None = None
+    own_layout: Target | None = None
     keeps_rules: bool = False
     photos: str = AS_STORED
 
@@ -80,6 +83,11 @@ class Target:
     def name(self) -> str:
         """As `--target` is given it."""
         return self.profile.target
+
+    def chosen_for(self, model: Model) -> Target:
+        """This target, or the layout that the model came in."""
+        kept = self.own_layout if model.hf_towers and self.profile.precision == "fp32" else None
+        return kept or self
 
     def shown(self, model: Model) -> Model:
         """The model as its consumer shows it images: by open_clip's rules of resizing, or by the model's own."""

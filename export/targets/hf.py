@@ -27,6 +27,8 @@ from ..consumers.target import Target, TargetRow
 from ..consumers.tokenizer_files import SIDECARS as TOKENIZER_FILES
 from ..consumers.tokenizer_files import require_clip_text, write_tokenizer_files
 from ..graphs.profile import Profile, require_plain
+from ..hf_folder import TARGET as HF_FOLDER
+from ..hf_folder import read_features
 from ..verify.reference import Reference, read_scales
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
@@ -189,11 +191,6 @@ def _tokenize(processor: Any, texts: list[str]) -> Any:
     return processor(text=texts, return_tensors="pt", padding=True, truncation=True)
 
 
-def read_features(answer: Any) -> Tensor:
-    """The embeddings in an answer: transformers 5 gives an object, 4 a tensor."""
-    return getattr(answer, "pooler_output", answer)
-
-
 def load_by_open_clip(folder: Path, reference: Reference, profile: Profile) -> Consumer:
     """The weights under open_clip's names again; the tokenizer's files are not read."""
     import open_clip
@@ -229,4 +226,5 @@ TARGET = Target(
     ),
     tell=lambda folder, reference, profile: [tell_preprocessor(folder, reference)],
     stand_in=load_by_open_clip,
+    own_layout=HF_FOLDER,
 )

@@ -16,8 +16,9 @@ from ..consumers.consumer import Consumer
 from ..consumers.preprocessor_config import tell_preprocessor
 from ..consumers.target import Target, TargetRow
 from ..graphs.profile import Profile
+from ..hf_folder import read_features
 from ..verify.reference import Reference, read_scales
-from .hf import SIDECARS, load_by_open_clip, read_features, write_hf
+from .hf import SIDECARS, load_by_open_clip, write_hf
 
 MODULE, MODULE_TYPE = "0_CLIPModel", "sentence_transformers.models.CLIPModel"
 
