@@ -23,11 +23,11 @@ from huggingface_hub import constants
 
 import clipedit
 from clipedit import ModelError, RecipeError
-from clipedit.commands.load import split_name
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.document import Base, RecipeDocument, Step
 from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.images.demo_name import demo_folder
+from clipedit.editor.load import split_name
 from clipedit.editor.models.architecture import load_architecture
 from clipedit.editor.models.hub import reach
 from clipedit.export.edited_folder import write_edited_model
