@@ -12,7 +12,7 @@ from ..editor.files.inputs import require_query
 from ..editor.files.whole import require_apart, require_free_file
 from ..editor.images.demo_name import DEMO
 from .checks import require_heads, require_image, require_images, require_scan
-from .console import print_json, print_table, progress, say
+from .console import print_json, print_table, progress, say, say_result
 from .load import open_model
 from .options import (
     AlignerOption,
@@ -105,6 +105,12 @@ def segment(
     scan: Annotated[
         Path | None, typer.Option(callback=require_scan, help="For --concept: a scan of this model.")
     ] = None,
+    least: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Where fewer of a general pool's texts fit the image less, the mask is empty; 0: never."
+        ),
+    ] = None,
     model: ModelOption = DEMO,
     pretrained: PretrainedOption = None,
     aligner: AlignerOption = None,
@@ -121,12 +127,14 @@ def segment(
     from ..editor.look.segment import segment_folder
 
     loaded = open_model(model, pretrained, aligner, scan=scan)
-    options = given(reading=reading, exif=exif, weights=_weigh_heads(scan, loaded, concept, keep))
+    options = given(reading=reading, least=least, exif=exif, weights=_weigh_heads(scan, loaded, concept, keep))
     with progress() as follow:
         told = {"overwrite": overwrite, "progress": follow("segment")}
-        count = segment_folder(loaded, images, out, texts=text, against=against, **told, **options)
+        done = segment_folder(loaded, images, out, texts=text, against=against, **told, **options)
+    for name, count in done.found.items():
+        say_result(f"{name}: {f'found in {count}' if count else 'not found in any'} of {done.images} images")
     folders = ", one folder per text" if len(text) > 1 and reading != "evidence" else ""
-    say(f"wrote {out}: masks of {count} images{folders}")
+    say(f"wrote {out}: masks of {done.images} images{folders}, and scores.csv")
 
 
 def _weigh_heads(

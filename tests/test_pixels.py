@@ -128,8 +128,8 @@ def test_heatmaps_masks_and_commands_are_upright_unless_told(run, photos: tuple[
         out = ["--text", "a circle", "--overwrite", *exif]
         assert run("heatmap", tmp_path / "a.png", "-o", tmp_path / "h.png", *out).code == 0
         with Image.open(tmp_path / "h.png") as drawn:
-            # Enlarged, in the shape of the picture.
-            assert drawn.width * size[1] == drawn.height * size[0]
+            # The higher of the two sides is 512 pixels; below it are a caption and a colour bar.
+            assert drawn.height == round(512 * size[1] / 96) + 12 + 18 + 6 + 12 + 42
         assert run("segment", tmp_path / "a.png", "-o", tmp_path / "masks", *out).code == 0
         with Image.open(tmp_path / "masks" / "00000-a.png") as mask:
             assert mask.size == size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from sklearn.metrics import average_precision_score
 import clipedit
 from clipedit.editor.components import HeadId
 from clipedit.editor.images.demo import SHAPES, demo_masked_images
+from clipedit.editor.images.demo import test_source as held_out_source
 from clipedit.editor.look import retrieve
+from clipedit.editor.look.presence import LEAST_PRESENCE
 from clipedit.editor.look.readings import READINGS, combine_shares, weigh_heads
 from clipedit.editor.look.segment import (
     compute_average_precision,
@@ -64,7 +67,7 @@ def test_a_folder_is_segmented_and_measured(demo_model: clipedit.Model, tmp_path
     found = evaluate_segmentation(demo_model, load_masked_images(tmp_path), **options)  # type: ignore[arg-type]
     assert found == pytest.approx(evaluate_segmentation(demo_model, data, **options))  # type: ignore[arg-type]
     texts = ["a circle", "<script>/../x"]
-    assert segment_folder(demo_model, tmp_path / "images", tmp_path / "out", texts=texts) == 6
+    assert segment_folder(demo_model, tmp_path / "images", tmp_path / "out", texts=texts).images == 6
     written = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png"))
     assert written[0] == "0-a-circle/00000-0.png" and len(written) == 12 and written[-1].startswith("1-script")
     mask = np.asarray(Image.open(tmp_path / "out" / written[0]))
@@ -72,6 +75,25 @@ def test_a_folder_is_segmented_and_measured(demo_model: clipedit.Model, tmp_path
     (tmp_path / "masks" / "3.png").unlink()
     with pytest.raises(clipedit.ImageError, match=r"3.png has none. Add masks/3.png"):
         load_masked_images(tmp_path)
+
+
+def test_what_is_not_there_is_said_and_its_mask_is_empty(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The demo tells places without an error: a desert is found in deserts only, whatever heads point at elsewhere."""
+    source = held_out_source().subset(range(24))
+    (tmp_path / "photos").mkdir()
+    for index in range(24):
+        source.open(index).save(tmp_path / "photos" / f"{index:02d}.png")
+    there = [row["place"] == "desert" for row in source.attributes]
+    command = ["segment", tmp_path / "photos", "--text", "a photo of the desert", "-o", tmp_path / "masks"]
+    code, _, said = run(*command)
+    assert code == 0 and f"a photo of the desert: found in {sum(there)} of 24 images" in said
+    rows = list(csv.DictReader((tmp_path / "masks" / "scores.csv").open()))
+    assert [row["found"] == "yes" for row in rows] == there and 0 < sum(there) < 24
+    assert all((float(row["score"]) >= LEAST_PRESENCE) == (row["found"] == "yes") for row in rows)
+    masks = [np.asarray(Image.open(path)).any() for path in sorted((tmp_path / "masks").glob("*.png"))]
+    assert masks == there
+    assert run(*command, "--least", "0", "--overwrite").code == 0
+    assert all(np.asarray(Image.open(path)).any() for path in (tmp_path / "masks").glob("*.png"))
 
 
 def test_readings_by_definition() -> None:
@@ -112,7 +134,7 @@ def test_one_text_alone_gives_no_evidence(run, tmp_path: Path) -> None:  # type:
     code, _, said = run(*segment)
     assert code == 1 and "evidence for 'a circle' alone: it is where texts are told apart. Add another --text." in said
     assert run(*segment, "--text", "a star")[0] == 0
-    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["00000-a.png"]
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["00000-a.png", "scores.csv"]
     assert run(*segment, "--text", "a star", "--overwrite", "--concept", "shape")[0] == 2
 
 
@@ -135,6 +157,7 @@ def test_tiny_and_odd_images_with_hostile_names_are_heatmaps_masks_and_hits(run,
     assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == [
         "0-script-alert-1---script",
         "1-a--quote--and-a-line",
+        "scores.csv",
     ]
     out, index = tmp_path / "sheet.png", tmp_path / "index.safetensors"
     search = ["retrieve", photos[0].parent, "--index", index, "-o", out, "--overwrite", "--json"]
@@ -146,7 +169,11 @@ def test_tiny_and_odd_images_with_hostile_names_are_heatmaps_masks_and_hits(run,
         picture = tmp_path / "heatmap.png"
         code, printed, said = run("heatmap", path, "--text", HOSTILE[0], "-o", picture, "--overwrite", "--json")
         assert code == 0 and json.loads(printed)["heatmaps"][0]["text"] == HOSTILE[0], said
-        assert Image.open(picture).width / Image.open(picture).height == pytest.approx(size[0] / size[1], rel=0.05)
+        # The image stands left of the overlay, in its own proportions; the bar's red lies below.
+        expected = [512 * side / max(size) for side in size]
+        left = np.asarray(Image.open(picture).convert("RGB"))[: round(expected[1]) + 16, :524].astype(int)
+        rows, columns = np.where((left[..., 0] > 150) & (left[..., 1] < 90) & (left[..., 2] < 90))
+        assert (np.ptp(columns) + 1, np.ptp(rows) + 1) == pytest.approx(expected, abs=2)
 
 
 @pytest.mark.parametrize("command", ["segment", "retrieve", "heatmap"])

@@ -44,7 +44,7 @@ def encode_contrast(
     if against is None and len(texts) > 1 and among_themselves:
         return found - found.mean(0)
     if against is None:
-        return found - F.normalize(model.encode_text(_sample_pool(model)).cpu().double(), dim=-1).mean(0)
+        return found - F.normalize(model.encode_text(sample_pool(model)).cpu().double(), dim=-1).mean(0)
     return found - encode_queries(model, against).mean(0) if against else found
 
 
@@ -67,6 +67,7 @@ def require_text_fits(model: Model, text: str) -> None:
         )
 
 
-def _sample_pool(model: Model) -> list[str]:
+def sample_pool(model: Model) -> list[str]:
+    """About a hundred texts of the general pool, evenly taken."""
     texts = load_texts(model_folder=model.folder)
     return list(texts[:: max(1, len(texts) // POOL_SAMPLE)])

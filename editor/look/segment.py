@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,24 @@ from ..images.demo_name import is_demo
 from ..images.listing import list_folder, list_images
 from ..images.masks import match_masks
 from ..images.source import ImageSource, MaskedImages
+from ..measure.table import write_csv
 from ..models.model import Model
 from ..scan.tally import MAX_BAD, Progress, Tally
 from .pictures import encode_image_file
+from .presence import LEAST_PRESENCE, Presence
 from .readings import combine_shares, require_texts, weights_of
 from .spatial import compute_seen, compute_token_shares, last_heads
 from .view import find_view
 
 MAX_STEM_BYTES = 200
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """How many images were segmented, unreadable ones left out, and in how many of them each text was found."""
+
+    images: int
+    found: Mapping[str, int]
 
 
 def segment_folder(
@@ -49,19 +60,21 @@ def segment_folder(
     against: Sequence[str] | None = None,
     reading: Reading = "contrast",
     weights: Mapping[HeadId, float] | None = None,
+    least: float = LEAST_PRESENCE,
     exif: Exif = "upright",
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> int:
+) -> Segmented:
     """Write one mask per image, 0 or 255, in the original's size; with several texts in one folder per text.
+
+    `scores.csv` says beside them how well each text fits each image. Where it fits too little, the mask is empty:
+    heads point somewhere for any text, also for what is not there.
 
     Args:
         reading: Of `evidence` there is one mask an image, whatever the number of texts.
         weights: Of heads, as `weigh_heads` gives them; by default all heads of the last four layers weigh the same.
+        least: The share of a general pool's texts that must fit the image less; 0 cuts something out of every image.
         exif: Photos, and so their masks, are upright as their EXIF says, or as they are stored.
-
-    Returns:
-        How many images were segmented; unreadable ones are left out.
 
     Raises:
         ConceptError: If a text is empty or too long, or evidence is asked for of one.
@@ -69,24 +82,44 @@ def segment_folder(
     """
     require_texts(reading, texts)
     source = list_images(images).read_as(Decoding(exif))
-    directions = encode_contrast(model, texts, against)
-    reader = _Reader(model, directions, reading, weights)
-    several = len(texts) > 1 and reading != "evidence"
-    tally = Tally(len(source), MAX_BAD, progress)
+    reader = _Reader(model, encode_contrast(model, texts, against), reading, weights)
+    presence = Presence(model, texts)
+    tally, rows = Tally(len(source), MAX_BAD, progress), []
     with staged_folder(out, overwrite=overwrite) as folder:
         for index, name in enumerate(source.names):
             try:
-                found = reader.read(source.open(index))
+                seen = reader.read(source.open(index))
             except ImageError as error:
                 tally.count(1, [(name, str(error))])
                 continue
-            for number, text in enumerate(texts if several else texts[:1]):
-                inner = folder / folder_name(number, text) if several else folder
+            scores = presence.measure(seen.embedding).tolist()
+            # Evidence is of all texts at once: there is something if any of them is found.
+            wanted = [(max(scores), "")] if reading == "evidence" else list(zip(scores, texts, strict=True))
+            for number, (score, text) in enumerate(wanted):
+                inner = folder / folder_name(number, text) if len(wanted) > 1 else folder
                 path = inner / f"{index:05d}-{_short_stem(name)}.png"
                 path.parent.mkdir(exist_ok=True)
-                path.write_bytes(encode_image_file(cut(found(number)).astype(np.uint8) * 255, "PNG"))
+                mask = cut(seen.map(number)) & (score >= least)
+                path.write_bytes(encode_image_file(mask.astype(np.uint8) * 255, "PNG"))
+            rows += [_score_row(name, text, score, least) for score, text in zip(scores, texts, strict=True)]
             tally.count(1, [])
-    return len(source) - len(tally.bad)
+        write_csv(folder / "scores.csv", rows)
+    found = {text: sum(row["text"] == text and row["found"] == "yes" for row in rows) for text in texts}
+    return Segmented(len(source) - len(tally.bad), found)
+
+
+def _score_row(name: str, text: str, score: float, least: float) -> dict[str, str]:
+    # A name that is not UTF-8 is written as Python escapes it.
+    plain = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return {"image": plain, "text": text, "score": f"{score:.3f}", "found": "yes" if score >= least else "no"}
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One image: from a text's number to its map on the original's pixels, and the image's embedding."""
+
+    map: Callable[[int], Float[np.ndarray, "height width"]]
+    embedding: Float[Tensor, " d_embed"]
 
 
 class _Reader:
@@ -109,15 +142,15 @@ class _Reader:
         # Readouts do not depend on the image: pushed down once for the whole folder.
         self.seen = compute_seen(model, directions, self.heads)
 
-    def read(self, image: Image.Image) -> Callable[[int], Float[np.ndarray, "height width"]]:
-        """From a text's number to its map on the original's pixels."""
+    def read(self, image: Image.Image) -> _Seen:
+        """What the heads see in one image."""
         shares = compute_token_shares(
             self.model, self.model.preprocess(image)[None], self.directions, heads=self.heads, seen=self.seen
         )
         cells = combine_shares(shares.on_image()[0], self.reading, self.weights).double().numpy()
         view = find_view(self.model.preprocess, image.size)
         # Projected on demand: of many classes, usually one is wanted at the size of the original.
-        return lambda text: view.project(cells[..., text])
+        return _Seen(lambda text: view.project(cells[..., text]), shares.embedding[0])
 
 
 def _short_stem(name: str) -> str:
@@ -172,7 +205,7 @@ def evaluate_segmentation(
         for index in range(len(dataset.source)):
             image = dataset.source.open(index)
             embedding = model.encode_image(model.preprocess(image)[None]).cpu().double()
-            yield reader.read(image)(int((embedding @ texts.T).argmax())), dataset.mask(index)
+            yield reader.read(image).map(int((embedding @ texts.T).argmax())), dataset.mask(index)
             if progress is not None:
                 progress(index + 1, len(dataset.source))
 

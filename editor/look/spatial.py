@@ -26,13 +26,18 @@ class TokenShares:
 
     Attributes:
         grid: Rows and columns of the tokens that lie on the image: the last ones, row by row.
-        norm: `|z|` of each image: divided by it, shares are parts of a cosine similarity (for unit `t`).
+        embedding: `z` of each image: divided by its length, shares are parts of a cosine similarity (for unit `t`).
     """
 
     heads: tuple[HeadId, ...]
     shares: Float[Tensor, "image head token text"]
     grid: tuple[int, int]
-    norm: Float[Tensor, " image"]
+    embedding: Float[Tensor, "image d_embed"]
+
+    @property
+    def norm(self) -> Float[Tensor, " image"]:
+        """`|z|` of each image."""
+        return self.embedding.norm(dim=1)
 
     def on_image(self) -> Float[Tensor, "image head row column text"]:
         """The shares of tokens that have a place, divided by `|z|`."""
@@ -90,7 +95,7 @@ def compute_token_shares(
     reading = tower.collect_token_shares(pixels.to(model.device), found)
     # [image, head, token, text]
     chosen = torch.stack([reading.shares[head.layer][:, head.head] for head in wanted], 1)
-    return TokenShares(wanted, chosen.float().cpu(), reading.grid, reading.embedding.float().norm(dim=1).cpu())
+    return TokenShares(wanted, chosen.float().cpu(), reading.grid, reading.embedding.float().cpu())
 
 
 def compute_seen(
