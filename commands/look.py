@@ -182,10 +182,12 @@ def retrieve(
     with progress() as follow:
         found = run_retrieval(loaded, images, index, progress=follow("index"), **query)
     if as_json:
-        print_json({"heads": found.heads, "images": [vars(hit) for hit in found.hits]})
+        print_json({"heads": found.heads, "because": found.because, "images": [vars(hit) for hit in found.hits]})
         return
     print_table(["image", "similarity"], [[hit.name, f"{hit.similarity:.3f}"] for hit in found.hits])
     say(f"compared by {', '.join(found.heads) or 'the whole embedding'}; the index is {index}")
+    if found.because:
+        say_result(f"a poor guide: {found.because}.")
 
 
 def report(

@@ -253,3 +253,26 @@ def test_the_commands(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-d
     (tmp_path / "photos" / "0.png").unlink()
     assert "the images have changed since" in run(*search, "--text", "a red object")[2]
     assert run("evaluate", "demo", "--dataset", tmp_path, "--segmentation")[0] == 2
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_among_few_or_equal_images_an_image_finds_itself(run, tmp_path: Path, count: int) -> None:  # type: ignore[no-untyped-def]
+    """Their mean is what all of them are: without it, nothing but rounding would be left to compare."""
+    (tmp_path / "photos").mkdir()
+    for name in range(count):
+        demo_masked_images(1, seed=4).source.open(0).save(tmp_path / "photos" / f"{name}.png")
+    search = ["retrieve", tmp_path / "photos", "--index", tmp_path / "index.safetensors", "--json"]
+    code, printed, said = run(*search, "--image", tmp_path / "photos" / "0.png")
+    assert code == 0, said
+    assert [hit["similarity"] for hit in json.loads(printed)["images"]] == pytest.approx([1.0] * count, abs=1e-4)
+
+
+def test_a_concept_that_no_few_heads_hold_is_said_to_be_a_poor_guide(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    source = held_out_source().subset(range(96))
+    (tmp_path / "photos").mkdir()
+    for index in range(96):
+        source.open(index).save(tmp_path / "photos" / f"{index:02d}.png")
+    search = ["retrieve", tmp_path / "photos", "--index", tmp_path / "index.safetensors", "--json", "--text", "a star"]
+    found = {name: json.loads(run(*search, "--concept", name).out) for name in ("shape", "location")}
+    assert "without --concept" in found["shape"]["because"] and "selectivity" in found["shape"]["because"]
+    assert found["location"]["because"] == ""

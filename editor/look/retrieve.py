@@ -32,9 +32,12 @@ from ..scan.features import features_path, load_features
 from ..scan.scan import Scan, load_scan, scan
 from ..scan.tally import Progress
 from ..select.plan import select_top_heads
+from ..select.whose_heads import judge_concept
 from .pictures import draw_sheet
 
 DEFAULT_COMPARED, BLOCK = 12, 65_536
+# Fewer images than this, or a spread below this share of the mean's length, have no mean worth taking off.
+LEAST_TO_CENTRE, LEAST_SPREAD = 10, 1e-3
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ def retrieve(
 
     Args:
         text: Images are ranked by what the heads add to the cosine with it.
-        image: Images are ranked by the cosine to it of what the heads wrote, the index's mean taken off.
+        image: Images are ranked by the cosine to it of what the heads wrote, the index's mean taken off where there is
+            one: see `compute_centre`.
         heads: By default the whole embedding is compared.
 
     Raises:
@@ -126,24 +130,46 @@ def retrieve(
         similarity = torch.cat([written @ query for written in _written_blocks(index.features, model, heads)])
     else:
         assert image is not None
-        # Two passes over the index: the mean must be known before any cosine from which it is taken off.
-        sums = [block.sum(0) for block in _written_blocks(index.features, model, heads)]
-        mean = torch.stack(sums).sum(0) / len(index.kept)
-        query = _written_on(model, image, heads) - mean
+        centre = compute_centre(index, model, heads)
+        query = _written_on(model, image, heads) - centre
         blocks = _written_blocks(index.features, model, heads)
-        similarity = torch.cat([F.cosine_similarity(written - mean, query) for written in blocks])
+        similarity = torch.cat([F.cosine_similarity(written - centre, query) for written in blocks])
     best = similarity.topk(min(count, len(similarity)))
     positions = [index.kept[row] for row in best.indices.tolist()]
     names = index.source.names
     return [Hit(names[i], value, i) for i, value in zip(positions, best.values.tolist(), strict=True)]
 
 
+def compute_centre(index: Index, model: Model, heads: Sequence[HeadId] | None) -> Float[Tensor, " d_embed"]:
+    """The mean of what some heads wrote over an index: what all its images share says nothing of any of them.
+
+    Zero where the images are few or hardly differ: what is left without their mean is then rounding, and an image's
+    cosine with itself would be noise.
+    """
+    # A pass of its own: the mean must be known before any cosine from which it is taken off.
+    total, squares = torch.zeros(model.tower.d_embed, dtype=torch.float64), 0.0
+    for block in _written_blocks(index.features, model, heads):
+        total += block.double().sum(0)
+        squares += float(block.double().square().sum())
+    mean = total / len(index.kept)
+    spread = max(0.0, squares / len(index.kept) - float(mean @ mean)) ** 0.5
+    if len(index.kept) < LEAST_TO_CENTRE or spread < LEAST_SPREAD * float(mean.norm()):
+        return torch.zeros_like(mean).float()
+    return mean.float()
+
+
 @dataclass(frozen=True)
 class Found:
-    """The answer to one search: the heads that were compared (none: the whole embedding), and the images."""
+    """The answer to one search.
+
+    Attributes:
+        heads: Those that were compared; none: the whole embedding.
+        because: Why these heads are a poor guide, where the index says that few heads hold the concept; else empty.
+    """
 
     heads: list[str]
     hits: list[Hit]
+    because: str = ""
 
 
 def run_retrieval(
@@ -183,7 +209,16 @@ def run_retrieval(
             pictures, captions = [reference, *pictures], ["searched for", *captions]
         with staged_file(sheet) as temporary:
             draw_sheet(pictures, captions, columns=min(5, len(pictures)), side=192).save(temporary, "PNG")
-    return Found([str(head) for head in chosen or []], hits)
+    return Found([str(head) for head in chosen or []], hits, _doubt(index, model, known) if known else "")
+
+
+def _doubt(index: Index, model: Model, concept: Concept) -> str:
+    try:
+        found = judge_concept(index.scan, model, concept)
+    except StatisticsError:
+        # Too few images to tell, which is no reason not to search them.
+        return ""
+    return "" if found.verdict == "held" else f"{found.because}. The whole embedding, without --concept, may find more"
 
 
 def compute_written(features: Features, model: Model, heads: Sequence[HeadId] | None) -> Float[Tensor, "image d_embed"]:
