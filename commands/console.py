@@ -21,7 +21,7 @@ from .running.voice import VOICE, Follow, logged_stages, write_event
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, Task
 
-    from ..editor.measure.readable import Readable
+    from ..editor.measure.readable import Interaction, Readable
     from ..editor.measure.table import Details, FigureTable
     from ..editor.rivals.measure import RivalTable
     from ..editor.scan.scan import Scan
@@ -242,6 +242,15 @@ def exit_if_worse(verdicts: Sequence[str]) -> None:
     """Exit 3 (WORSE) where one of these verdicts is HARMS."""
     if "HARMS" in verdicts:
         sys.exit(Exit.WORSE)
+
+
+def print_interactions(found: Sequence[Interaction]) -> None:
+    """A row for each removal and each concept that was removed: the share of the variance along its instances."""
+    rows = [
+        (", ".join(row.removed), row.concept, f"{100 * row.before:.2f} %", f"{100 * row.after:.2f} %") for row in found
+    ]
+    if rows:
+        print_table(["removed", "variance along instances of", "before", "after"], rows)
 
 
 def print_measured(table: FigureTable) -> None:

@@ -20,6 +20,7 @@ from .console import (
     print_checks,
     print_groups,
     print_heads,
+    print_interactions,
     print_json,
     print_measures,
     print_readable,
@@ -131,9 +132,10 @@ def demo(
 
 def remove_heads(
     concept: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="What to remove: a concept's name or file. Only selectors that look at labels can do without.",
+            help="What to remove: a concept's name or file; may be repeated. Only selectors that look at labels can do "
+            "without.",
         ),
     ] = None,
     model: ModelOption = DEMO,
@@ -243,7 +245,7 @@ def remove_heads(
     choice = gather(HeadChoice, asked | {"group_by": split_columns(group_by), "classes": read_classes(classes)})
     _require_usage(asked)
     output.check(out, model, pretrained, images, scan, aligner, dataset, labelled, features)
-    require_concepts(model, concept, keep)
+    require_concepts(model, *(concept or []), keep)
     # Late: it brings torch, and wrong usage is refused without.
     from ..export.repair import repair
 
@@ -262,7 +264,7 @@ def remove_heads(
 def _require_usage(asked: Mapping[str, Any]) -> None:
     require_own_columns(asked)
     concept, tower, select, effect = (asked[name] for name in ("concept", "tower", "select", "effect"))
-    if concept is None and select == "text-difference":
+    if not concept and select == "text-difference":
         # The other selectors read labels, which say what is wrong without words.
         raise typer.BadParameter(f"{select} needs one", param_hint="--concept")
     if tower == "text" and (select != "text-difference" or effect == "direct"):
@@ -282,8 +284,9 @@ def _print_repair(done: Repair) -> None:
     say(f"edited {len(heads)} heads ({operations or 'none'}, {document.effect}): {', '.join(heads)}")
     for line in done.describe_reach():
         say(line)
-    if "choice" in measured:
-        _print_choice(measured["choice"])
+    for name, chosen in (measured.get("choices") or {"this model": measured.get("choice")}).items():
+        if chosen is not None:
+            _print_choice(name, chosen)
     if "frontier" in measured:
         _print_front(measured["frontier"])
     if done.rows:
@@ -291,6 +294,7 @@ def _print_repair(done: Repair) -> None:
         print_groups(read_details(measured))
         say(f"measured: {measured['evidence'].get('measure')}")
     print_readable(done.readable)
+    print_interactions(done.interactions)
     for line in (*describe_seen(measured), *describe_certificate(done.certificate), *done.describe_fidelity()):
         say(line)
     print_checks(done.checks)
@@ -313,12 +317,12 @@ def _say_what_next(done: Repair) -> None:
         say_next("for deployment", f"clipedit export {done.out} --target onnx -o {done.out}-onnx")
 
 
-def _print_choice(chosen: Mapping[str, Any]) -> None:
+def _print_choice(name: str, chosen: Mapping[str, Any]) -> None:
     """What the number of heads and the strength were weighed by, in one line."""
     projection = f"the output projected at {chosen['output_strength']:.2f}"
     of = "of texts in general" if chosen["of"] == "general" else f"of {chosen['of']}"
     say(
-        f"chosen for this model: {chosen['heads']} heads, {projection}: {chosen['removed']:.2f} of the variance along "
+        f"chosen for {name}: {chosen['heads']} heads, {projection}: {chosen['removed']:.2f} of the variance along "
         f"instances left out goes, and {chosen['elsewhere']:.2f} of that {of} (--heads, --output-strength)"
     )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..editor.concepts.concepts import Concept
 from ..editor.edits.apply import apply_recipe
+from ..editor.edits.bind import bind_recipe
+from ..editor.edits.document import RecipeDocument
 from ..editor.edits.held_out import Fidelity, HeldOut, hold_out
 from ..editor.edits.recipe import Recipe
 from ..editor.images.demo import JUDGED_CONCEPT
@@ -25,7 +27,7 @@ from ..editor.images.texts import list_texts
 from ..editor.measure.certificate import certify_recipe
 from ..editor.measure.control import MeasuredEdit, measure_edit
 from ..editor.measure.fidelity import measure_fidelity, spread_images
-from ..editor.measure.readable import Readable, Reader, read_concepts
+from ..editor.measure.readable import Readable, Reader, read_concepts, read_interactions
 from ..editor.measure.verdict import Verdict, not_measured
 from ..editor.models.model import Model
 from ..editor.scan.collect import LabelledEmbeddings, collect_embeddings
@@ -43,6 +45,8 @@ class Made:
         recipe: Bound to the scan.
         model: The unedited model.
         concept: What it removes; None where labels said it without words.
+        others: What it removes besides.
+        parts: Where it removes several concepts, the recipe of each alone, by name.
         erased: The labelled images that it erases labels by.
         by_texts: Whether its heads were chosen by the concept's texts.
         known: What the heads of the model hold; by default it is found when it is asked for.
@@ -55,6 +59,8 @@ class Made:
     erased: LabelledEmbeddings | None = None
     by_texts: bool = True
     known: HeldConcepts | None = None
+    others: Sequence[Concept] = ()
+    parts: Mapping[str, RecipeDocument] = field(default_factory=dict)
 
     @cached_property
     def held(self) -> HeldOut | None:
@@ -105,7 +111,19 @@ def collect_evidence(
         evidence = {"verdict": verdict.word, "because": verdict.because}
     certificate = certify_recipe(made.recipe, made.scan, made.model, labelled=made.erased, held=made.held)
     readable = [asdict(row) for row in _read(made, found, seen, follow)]
-    return evidence | {"certificate": certificate.report() if certificate else None, "readable": readable}
+    evidence |= {"certificate": certificate.report() if certificate else None, "readable": readable}
+    # Of one removal there is nothing to say to another.
+    return evidence | ({"interactions": _read_interactions(made)} if made.others else {})
+
+
+def _read_interactions(made: Made) -> list[dict[str, Any]]:
+    """What each removal alone, and all of them together, do to every concept that is removed."""
+    probe = (made.known or HeldConcepts(made.scan, made.model)).probe
+    alone = {(name,): bind_recipe(document, made.scan, made.model) for name, document in made.parts.items()}
+    removals: dict[tuple[str, ...], Recipe] = {**alone, tuple(made.parts): made.recipe}
+    readers = {removed: Reader(probe, recipe) for removed, recipe in removals.items()}
+    concepts = [one for one in (made.concept, *made.others) if one is not None]
+    return [one.report() for one in read_interactions(readers, concepts, made.scan)]
 
 
 def _count_calibration_images(made: Made, found: MeasuredEdit) -> dict[str, int] | None:
@@ -156,8 +174,9 @@ def _read(
     rows = found.attributes if found is not None else ()
     answers = found.answers if found is not None else None
     plain = _find_plain(made, found, seen, follow)
-    reader = Reader(known.probe, made.recipe, rows, answers, plain, made.by_texts)
-    return read_concepts(reader, made.concept, known.library)
+    reader = Reader(known.probe, made.recipe, rows, answers, plain, made.by_texts, not made.others)
+    removed = [one for one in (made.concept, *made.others) if one is not None]
+    return read_concepts(reader, removed, known.library)
 
 
 def _find_plain(

@@ -15,6 +15,7 @@ from ..editor.edits.held_out import require_enough_images
 from ..editor.edits.recipe import Recipe
 from ..editor.edits.singular import load_weights
 from ..editor.errors import ConceptError, ImageError, require_kinds
+from ..editor.images.demo import JUDGED_CONCEPT
 from ..editor.images.demo_name import DEMO, is_demo
 from ..editor.images.labelled_options import LabelledOptions
 from ..editor.images.layouts import open_dataset
@@ -24,7 +25,7 @@ from ..editor.images.source import ImageSource, LabelledImages, find_shared
 from ..editor.look.plot import plot_frontier, save_figure
 from ..editor.measure.certificate import Certificate, read_certificate
 from ..editor.measure.fidelity import describe_fidelity
-from ..editor.measure.readable import Readable, find_readable
+from ..editor.measure.readable import Interaction, Readable, find_interactions, find_readable
 from ..editor.measure.verdict import Verdict, read_verdict
 from ..editor.models.model import Model
 from ..editor.notebook import html_facts, html_table
@@ -32,7 +33,7 @@ from ..editor.scan.scan import Scan
 from ..editor.scan.variety import require_variety
 from ..editor.select.options import EditOptions, HeadChoice
 from ..editor.select.plan import Evidence
-from ..editor.select.selectors import select_recipe
+from ..editor.select.selectors import join_documents, select_each, select_recipe
 from ..editor.select.whose_heads import HeldConcepts
 from .edited_folder import require_writable, write_edited_model
 from .hf_folder import describe_layout, describe_reach
@@ -95,6 +96,11 @@ class Repair:
         return find_readable(self.measured)
 
     @property
+    def interactions(self) -> list[Interaction]:
+        """Where several concepts were removed, what each removal does to each of them."""
+        return find_interactions(self.measured)
+
+    @property
     def paths(self) -> dict[str, Path]:
         """What was written, by what it is."""
         if self.out is None:
@@ -118,6 +124,7 @@ class Repair:
             "because": self.verdict.because,
             "certificate": self.certificate and self.certificate.report(),
             "readable": [vars(row) for row in self.readable],
+            **({"interactions": [row.report() for row in self.interactions]} if self.interactions else {}),
             "heads": self.recipe.heads,
             "notes": self.describe_reach(),
             "measured": dict(self.measured),
@@ -149,7 +156,7 @@ def repair(
     *,
     images: str | Path | ImageSource | None = None,
     scan: Scan | str | Path | None = None,
-    concept: str | Concept | None = None,
+    concept: str | Concept | Sequence[str | Concept] | None = None,
     keep: str | Concept | None = None,
     options: EditOptions | None = None,
     choice: HeadChoice | None = None,
@@ -167,7 +174,8 @@ def repair(
         model: For edits of the text tower `model.with_tower("text")`; `images` is then a file with one text per line.
         images: Unlabelled calibration images; the demo model has its own.
         scan: A scan made earlier, or its file, in place of images.
-        concept: What is removed, a name or a file. Only selectors that look at labels can do without.
+        concept: What is removed, a name or a file, or several of them, which are refitted together. Only selectors that
+            look at labels can do without.
         keep: A concept whose heads are spared; by default the one that the concept's file names.
         options: What happens to the heads.
         choice: How heads are chosen.
@@ -192,31 +200,25 @@ def repair(
     output.check(out, model.folder, *read)
     if is_demo(model.name):
         choice = replace(choice, labelled=choice.labelled or DEMO)
-    named, options, evidence = _read_before_scanning(model, (concept, keep), options, choice)
+    concepts, kept, options, evidence = _read_before_scanning(model, concept, keep, options, choice)
     if out is not None:
         require_writable(str(options.effect), model)
-    _require_not_yet_removed(model, named[0], choice)
-    dataset = choose_dataset(model, named[0], dataset, choice.labelled)
-    dataset = _open_dataset(model, dataset, labels, evidence, choice)
+    _require_not_yet_removed(model, concepts, choice)
+    # Of several the one that the demo's images cannot judge decides whether they are measured on.
+    judged = next((one for one in concepts if one.name != JUDGED_CONCEPT), concepts[0] if concepts else None)
+    dataset = _open_dataset(model, choose_dataset(model, judged, dataset, choice.labelled), labels, evidence, choice)
     scanned = scan_or_load(model, images, scan, options=scan_options or {}, follow=follow)
     # Prepared once: the refusal, the choice of heads and the readable concepts all ask it.
     known = HeldConcepts(scanned, model)
-    if not choice.force:
-        require_variety(scanned)
-        _require_held(known, named[0], choice)
-    document = select_recipe(
-        scanned,
-        model,
-        select=choice.select,
-        evidence=evidence,
-        concept=named[0],
-        keep=named[1],
-        known=known,
-        **vars(options),
-    )
+    _require_held(known, concepts, choice)
+    chosen = {"select": choice.select, "evidence": evidence, "keep": kept, "known": known, **vars(options)}
+    # Labels may say what is wrong without a word.
+    parts = select_each(scanned, model, concepts=concepts, **chosen) if concepts else {}
+    document = join_documents(list(parts.values())) if parts else select_recipe(scanned, model, **chosen)
     erased = load_erased(document, model, choice, follow)
     recipe = bind_recipe(document, scanned, model, labelled=erased)
-    made = Made(recipe, scanned, model, named[0], erased, choice.select == "text-difference", known)
+    by_texts, others = choice.select == "text-difference", [one for one in concepts if one is not judged]
+    made = Made(recipe, scanned, model, judged, erased, by_texts, known, others, parts)
     if erased is None and not choice.force:
         require_enough_images(made.fitted, scanned.statistics.n)
     # Measured before it is written, so that the folder's recipe holds the figures.
@@ -232,15 +234,21 @@ def repair(
 
 
 def _read_before_scanning(
-    model: Model, concepts: Sequence[str | Concept | None], options: EditOptions, choice: HeadChoice
-) -> tuple[list[Concept | None], EditOptions, Evidence]:
+    model: Model,
+    concept: str | Concept | Sequence[str | Concept] | None,
+    keep: str | Concept | None,
+    options: EditOptions,
+    choice: HeadChoice,
+) -> tuple[list[Concept], Concept | None, EditOptions, Evidence]:
     """Whatever can be wrong is read before the images are: a misspelt name must not cost a scan."""
     model.tokenizer(["a photo"])
     effect = options.effect or default_effect(model)
     check_effect(effect, model, output_strength=options.output_strength)
-    named = [load_concept(one, model.folder) if isinstance(one, str | Path) else one for one in concepts]
+    asked = [concept] if concept is None or isinstance(concept, str | Path | Concept) else concept
+    *named, kept = (load_concept(one, model.folder) if isinstance(one, str | Path) else one for one in (*asked, keep))
     weights = load_weights(options.weights) if isinstance(options.weights, Path) else options.weights
-    return named, replace(options, effect=effect, weights=weights), load_evidence(choice)
+    concepts = [one for one in named if one is not None]
+    return concepts, kept, replace(options, effect=effect, weights=weights), load_evidence(choice)
 
 
 def _open_dataset(
@@ -267,36 +275,44 @@ def _open_dataset(
     return opened
 
 
-def _require_not_yet_removed(model: Model, concept: Concept | None, choice: HeadChoice) -> None:
+def _require_not_yet_removed(model: Model, concepts: Sequence[Concept], choice: HeadChoice) -> None:
     """Refuse to remove a concept twice: what is left of it is spread, and a second edit takes what must stay.
 
     Raises:
-        ConceptError: If the model's own recipe names the concept.
+        ConceptError: If the model's own recipe names a concept.
     """
-    if concept is None or model.recipe is None or choice.force:
+    if not concepts or model.recipe is None or choice.force:
         return
     document = model.recipe.document
     # Heads that are ablated carry no texts: their step is followed by one that does, or the recipe is named for it.
-    removed = {step.concept for step in document.steps} | {document.name.removeprefix("remove-")}
-    if concept.name in removed:
+    removed = {step.concept for step in document.steps} | set(document.name.removeprefix("remove-").split("-and-"))
+    removed.add(document.name.removeprefix("remove-"))
+    again = next((concept.name for concept in concepts if concept.name in removed), None)
+    if again is not None:
         raise ConceptError(
-            f"cannot remove {concept.name} from {model.name}: its recipe {document.name} has done so, and there is "
+            f"cannot remove {again} from {model.name}: its recipe {document.name} has done so, and there is "
             "nothing left to do. Edit the unedited model to choose otherwise, or add --force."
         )
 
 
-def _require_held(known: HeldConcepts, concept: Concept | None, choice: HeadChoice) -> None:
-    """Refuse a concept that no few heads hold, or whose heads are another concept's: an edit would harm what they hold.
+def _require_held(known: HeldConcepts, concepts: Sequence[Concept], choice: HeadChoice) -> None:
+    """Refuse images that hardly differ, and concepts that no few heads hold or whose heads are another concept's.
 
     Raises:
-        ConceptError: With the figures, and what to do instead.
+        StatisticsError, ConceptError: With the figures, and what to do instead.
     """
-    if concept is None or choice.select != "text-difference" or known.model.side == "text":
+    if choice.force:
         return
-    found = known.judge(concept)
-    if found.verdict != "held":
-        advice = f"Look at `clipedit score SCAN --concept {found.other}`" if found.other else "Nothing was changed"
-        raise ConceptError(f"cannot remove {concept.name}: {found.because}. {advice}, or add --force to edit anyway.")
+    require_variety(known.scan)
+    if choice.select != "text-difference" or known.model.side == "text":
+        return
+    for concept in concepts:
+        found = known.judge(concept)
+        if found.verdict != "held":
+            advice = f"Look at `clipedit score SCAN --concept {found.other}`" if found.other else "Nothing was changed"
+            raise ConceptError(
+                f"cannot remove {concept.name}: {found.because}. {advice}, or add --force to edit anyway."
+            )
 
 
 def _write(done: Repair, out: Path, images: str | Path | ImageSource | None, output: Output, follow: Follow) -> Repair:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from ..scan.scan import Scan
 from .document import Base, Calibration, Fold, RecipeDocument, Step
 from .erasure import fit_leace
 from .head_maps import HeadMaps, compose_head_maps, warn_of_plain_ablation
-from .operations import project_output
+from .operations import project_jointly
 from .parts import compute_ablated_parts
 from .recipe import Recipe
 from .refit import compute_distilled_readout
@@ -171,24 +172,36 @@ def _compose_projections(
 def _compose_output_map(
     steps: Sequence[Step], model: Model, labelled: LabelledEmbeddings | None
 ) -> tuple[Float[Tensor, "d_embed d_embed"], Float[Tensor, " d_embed"]]:
-    """Map and offset of the steps on the output, in order; LEACE is fitted on what the earlier ones leave."""
+    """Map and offset of the steps on the output, in order; LEACE is fitted on what the earlier ones leave.
+
+    Projections that follow one another are one, in no order.
+    """
     total = torch.eye(model.tower.d_embed).double()
     offset = torch.zeros(model.tower.d_embed).double()
-    for step in steps:
-        if step.operation == "leace":
-            given = require_labels(labelled, step)
-            maps, shift = fit_leace(given.embedding.double() @ total.T + offset, given.labels, step.strength)
-        else:
-            directions = step_directions(step, model, labelled)
-            if step.operation != "project-out" or directions is None:
-                raise RecipeError(
-                    f"cannot {step.operation} the {step.target}: only leace, and project-out with a concept, texts or "
-                    "labels, act there."
-                )
-            maps, shift = project_output(directions, step.strength), torch.zeros(len(offset)).double()
-        # A later step acts on the offset of the earlier ones too.
-        total, offset = maps @ total, maps @ offset + shift
+    for operation, run in itertools.groupby(steps, key=lambda step: step.operation):
+        # Neighbours are projected out together, so that their order does not matter; a label is erased after another.
+        for group in [list(run)] if operation == "project-out" else [[step] for step in run]:
+            maps, shift = _output_map(group, model, labelled, total, offset)
+            # A later step acts on the offset of the earlier ones too.
+            total, offset = maps @ total, maps @ offset + shift
     return total, offset
+
+
+def _output_map(
+    steps: Sequence[Step], model: Model, labelled: LabelledEmbeddings | None, total: Tensor, offset: Tensor
+) -> tuple[Float[Tensor, "d_embed d_embed"], Float[Tensor, " d_embed"]]:
+    """Map and offset of some projections, or of one other step; `total` and `offset` are those of the steps before."""
+    step = steps[0]
+    if step.operation == "leace":
+        given = require_labels(labelled, step)
+        return fit_leace(given.embedding.double() @ total.T + offset, given.labels, step.strength)
+    found = [directions for step in steps if (directions := step_directions(step, model, labelled)) is not None]
+    if step.operation != "project-out" or len(found) < len(steps):
+        raise RecipeError(
+            f"cannot {step.operation} the {step.target}: only leace, and project-out with a concept, texts or "
+            "labels, act there."
+        )
+    return project_jointly(found, [step.strength for step in steps]), torch.zeros(len(offset)).double()
 
 
 def _describe_fold(model: Model, folded: Mapping[str, Tensor], readout: Tensor, bias: Tensor, ridge: float) -> Fold:

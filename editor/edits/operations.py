@@ -6,7 +6,7 @@ An operation is one function that returns `(B, keep_mean)` for a batch of heads;
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -160,6 +160,31 @@ def with_strength(maps: Float[Tensor, "head k k"], strength: float) -> Float[Ten
 def project_output(basis: Float[Tensor, "d_embed concept"], strength: float) -> Float[Tensor, "d_embed d_embed"]:
     """`I - a U U^T` on the embedding itself; the coordinates along `U` shrink by `1 - a`, their mean included."""
     return torch.eye(len(basis)).to(basis) - strength * basis @ basis.T
+
+
+def project_jointly(
+    bases: Sequence[Float[Tensor, "d_embed _"]], strengths: Sequence[float]
+) -> Float[Tensor, "d_embed d_embed"]:
+    """Several projections at once, in no order: `P (I + sum_i c_i U_i U_i^T)^-1 P`, with `c = a / (1 - a)`.
+
+    `P` takes out whatever is projected out whole. Of one it is `project_output`, of orthogonal ones the product; where
+    they overlap a product would depend on the order.
+    """
+    if len(bases) == 1:
+        return project_output(bases[0], strengths[0])
+    pairs = list(zip(bases, strengths, strict=True))
+    eye = torch.eye(len(bases[0])).to(bases[0])
+    whole = torch.cat([eye[:, :0], *(basis for basis, strength in pairs if strength == 1)], 1)
+    left, singular, _ = torch.linalg.svd(whole, full_matrices=False)
+    # Directions that two of them share would come back as noise.
+    span = left[:, singular > 1e-6]
+    away = eye - span @ span.T
+    inner = eye
+    for basis, strength in pairs:
+        if strength < 1:
+            seen = away @ basis
+            inner = inner + strength / (1 - strength) * seen @ seen.T
+    return away @ torch.linalg.solve(inner, away)
 
 
 def _identity(readouts: Float[Tensor, "head d_embed k"]) -> Float[Tensor, "head k k"]:

@@ -11,10 +11,10 @@ import contextlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +24,14 @@ from torch import Tensor
 
 from ..concepts.concepts import Concept, plain_words
 from ..edits.document import Step
+from ..edits.held_out import hold_out
 from ..edits.recipe import Recipe
 from ..errors import ConceptError
 from ..images.layouts import Dataset
 from ..images.skew import RetrievalSet
 from ..images.source import ImageSource, LabelledImages
 from ..models.model import Model
+from ..scan.scan import Scan
 from ..select.choice import plan_removal
 from ..select.head_subsets import removed_by_both
 from ..select.selectivity import Fold, Probe, cut_folds, encode_unit
@@ -185,6 +187,7 @@ class Reader:
         answers: Of the labelled images, before and after.
         plain: Embeddings of other images before and after, of which nothing is known.
         by_texts: Whether the heads were chosen by the concept's texts.
+        alone: Whether one concept is removed: of several none can be left out of the edit by itself.
     """
 
     probe: Probe
@@ -193,6 +196,7 @@ class Reader:
     answers: tuple[Answers, Answers] | None = None
     plain: tuple[Float[Tensor, "image d_embed"], Float[Tensor, "image d_embed"]] | None = None
     by_texts: bool = True
+    alone: bool = True
 
     def read(self, concept: Concept, *, edited: bool) -> Readable | None:
         """One concept; None where there are no images to read it from."""
@@ -213,7 +217,7 @@ class Reader:
         directions = torch.stack([fold.direction for fold in folds])
         before, after = (read_variance(one, directions) for one in self.plain)
         left_out = not edited
-        if edited and self.recipe.document.effect != "total" and self._is_closed_form():
+        if edited and self.alone and self.recipe.document.effect != "total" and self._is_closed_form():
             kept = torch.tensor([1 - self._removed(fold) for fold in folds]).double()
             # The edit that ships saw every instance: along each the same edit, made without it, is judged in its place.
             after, left_out = before * kept, True
@@ -257,26 +261,70 @@ class Reader:
         return removed_by_both(subsets, fold.direction[:, None], taken, span, strength)
 
 
-def read_concepts(reader: Reader, concept: Concept | None, library: Mapping[str, Measured]) -> list[Readable]:
-    """The concept that an edit removes first, then every other one that a few heads of this model hold."""
+def read_concepts(reader: Reader, removed: Sequence[Concept], library: Mapping[str, Measured]) -> list[Readable]:
+    """The concepts that an edit removes first, then every other one that a few heads of this model hold."""
     found = []
-    if concept is not None:
+    for concept in removed:
         # Without one of its instances a concept may have nothing left that differs: that is no reason not to edit.
         with contextlib.suppress(ConceptError):
             found.append(reader.read(concept, edited=True))
-    name = concept.name if concept is not None else None
-    held = [other for key, other in library.items() if key != name and judge(other, library).verdict == "held"]
+    names = {concept.name for concept in removed}
+    held = [other for key, other in library.items() if key not in names and judge(other, library).verdict == "held"]
     return [one for one in [*found, *(reader.read(other.concept, edited=False) for other in held)] if one is not None]
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """What one removal does to how well one concept can be read; the removal of several is named by all of them."""
+
+    removed: tuple[str, ...]
+    concept: str
+    before: float
+    after: float
+
+    def report(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**vars(self), "removed": list(self.removed)}
+
+
+_INTERACTION = TypeAdapter(Interaction)
+Row = TypeVar("Row", Readable, Interaction)
+
+
+def read_interactions(
+    removals: Mapping[tuple[str, ...], Reader], concepts: Sequence[Concept], scan: Scan
+) -> list[Interaction]:
+    """Every removal against every concept, each concept read as it ships: none of its instances is left out here.
+
+    Args:
+        removals: By what is removed, a reader of the edit.
+    """
+    found = []
+    for removed, reader in removals.items():
+        held = hold_out(reader.recipe, scan, reader.probe.model)
+        reads = replace(reader, plain=(held.before, held.after)) if held is not None else reader
+        rows = [reads.read(concept, edited=False) for concept in concepts]
+        found += [Interaction(removed, row.concept, row.before, row.after) for row in rows if row is not None]
+    return found
+
+
+def find_interactions(measured: Mapping[str, Any] | None) -> list[Interaction]:
+    """What a recipe's figures say of several removals; what cannot be read is left out."""
+    return _find_rows(measured, "interactions", _INTERACTION)
 
 
 def find_readable(measured: Mapping[str, Any] | None) -> list[Readable]:
     """What a recipe's figures say of concepts; what cannot be read is left out."""
+    return _find_rows(measured, "readable", _ROW)
+
+
+def _find_rows(measured: Mapping[str, Any] | None, key: str, kind: TypeAdapter[Row]) -> list[Row]:
     evidence = (measured or {}).get("evidence")
-    rows = evidence.get("readable") if isinstance(evidence, Mapping) else None
+    rows = evidence.get(key) if isinstance(evidence, Mapping) else None
     found = []
     for row in rows if isinstance(rows, list | tuple) else ():
         with contextlib.suppress(ValidationError):
-            found.append(_ROW.validate_python(row))
+            found.append(kind.validate_python(row))
     return [one for one in found if math.isfinite(one.before) and math.isfinite(one.after)]
 
 

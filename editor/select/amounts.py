@@ -36,6 +36,7 @@ def settle_amounts(
     heads: int | None = None,
     output_strength: float | None = None,
     known: HeldConcepts | None = None,
+    library: Mapping[str, Measured] | None = None,
 ) -> Amounts:
     """What was asked for, and a choice in closed form for the rest (`editor/select/choice.py`).
 
@@ -44,6 +45,7 @@ def settle_amounts(
 
     Args:
         known: What the heads of this model hold, where it was looked at already.
+        library: What else may have to stay; by default all of it.
     """
     # Nothing is left to choose: no library is measured.
     if heads is not None and output_strength is not None:
@@ -55,7 +57,8 @@ def settle_amounts(
             constant if output_strength is None else output_strength,
         )
     known = known or HeldConcepts(scan, model)
-    chosen = choose_for(known, concept, effect, keep=keep, heads=heads, output_strength=output_strength)
+    options = {"keep": keep, "heads": heads, "output_strength": output_strength}
+    chosen = choose_for(known, concept, effect, library=library, **options)
     if heads is None and not chosen.chosen.heads and not chosen.output_strength:
         _warn_of_no_gain(concept, chosen, default_heads(scan, model))
         constant = default_output_strength(effect, model)

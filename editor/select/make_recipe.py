@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..choices import Effect, HeadOperation
 from ..concepts.concepts import Concept
 from ..edits.bind import bind_recipe, check_effect, default_effect
@@ -12,14 +14,14 @@ from ..models.model import Model
 from ..scan.scan import Scan
 from ..scan.variety import require_variety
 from .options import EditOptions
-from .selectors import select_recipe
+from .selectors import select_several
 
 
 def make_recipe(
     scan: Scan,
     model: Model,
     *,
-    concept: str | Concept,
+    concept: str | Concept | Sequence[str | Concept],
     keep: str | Concept | None = None,
     operation: HeadOperation = EditOptions.operation,
     effect: Effect | None = EditOptions.effect,
@@ -32,6 +34,7 @@ def make_recipe(
     output.
 
     Args:
+        concept: One, or several that are removed together (`select_several`): one refit, in whatever order.
         keep: A concept whose heads are spared, and which the projection of the output leaves as it is; by default the
             one that the concept's file names.
         operation: What happens to the chosen heads: `mean-ablate`, `zero-ablate` or `project-out`.
@@ -48,10 +51,10 @@ def make_recipe(
     require_variety(scan)
     effect = effect or default_effect(model)
     check_effect(effect, model, output_strength=output_strength)
-    document = select_recipe(
+    document = select_several(
         scan,
         model,
-        concept=concept,
+        concepts=[concept] if isinstance(concept, str | Concept) else concept,
         keep=keep,
         operation=operation,
         effect=effect,
