@@ -59,6 +59,7 @@ _HOMES = {
     "editor.look.spatial": ("Heatmap", "heatmap"),
     "editor.concepts.textspan": ("HeadLabel", "text_span"),
     "export.output": ("Output",),
+    "export.pages.desk.desk": ("Desk", "desk"),
     "export.repair": ("Repair", "repair"),
     "export.verify.reproduce": ("reproduce",),
     "export.write": ("export_model",),
@@ -131,6 +132,8 @@ if TYPE_CHECKING:
     from .editor.select.plan import Evidence as Evidence
     from .editor.select.selectors import select_recipe as select_recipe
     from .export.output import Output as Output
+    from .export.pages.desk.desk import Desk as Desk
+    from .export.pages.desk.desk import desk as desk
     from .export.repair import Repair as Repair
     from .export.repair import repair as repair
     from .export.verify.reproduce import reproduce as reproduce

@@ -29,7 +29,13 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "monitor": scan.monitor,
         "train-head": measure.train_head,
     },
-    "Look": {"heatmap": look.heatmap, "segment": look.segment, "retrieve": look.retrieve, "report": look.report},
+    "Look": {
+        "desk": look.desk,
+        "heatmap": look.heatmap,
+        "segment": look.segment,
+        "retrieve": look.retrieve,
+        "report": look.report,
+    },
     "Ship": {"export": ship.export, "verify": ship.verify, "reproduce": ship.reproduce},
     "Library": {"models": library.models},
 }

@@ -1,4 +1,4 @@
-"""What heads see: heatmaps, masks, images that share one property, and the page on an edit."""
+"""What heads see: heatmaps, masks, images that share one property, the page on an edit, and the desk."""
 
 from __future__ import annotations
 
@@ -12,18 +12,29 @@ from ..editor.files.inputs import require_query
 from ..editor.files.whole import require_apart, require_free_file
 from ..editor.images.demo_name import DEMO
 from .checks import require_heads, require_image, require_images, require_scan
-from .console import print_json, print_table, progress, say, say_result
+from .console import print_json, print_table, progress, say, say_next, say_result
+from .labelled import open_labelled, read_options, require_own_columns
 from .load import open_model
 from .options import (
     AlignerOption,
+    ClassesOption,
     ExifOption,
+    GroupByOption,
     JsonOption,
+    LabelOption,
+    LayoutOption,
+    MaybeDatasetOption,
     ModelOption,
     NoCacheOption,
     OverwriteFileOption,
     OverwriteOption,
     PretrainedOption,
     ReadingOption,
+    RetentionOption,
+    ScanOption,
+    SplitOption,
+    TemplatesOption,
+    gather,
     given,
 )
 
@@ -32,6 +43,7 @@ if TYPE_CHECKING:
     from ..editor.models.model import Model
 
 HEATMAP_OUT, MASKS_OUT, INDEX = Path("heatmap.png"), Path("masks"), Path("clipedit-index.safetensors")
+DESK_OUT = Path("desk.html")
 
 
 def heatmap(
@@ -219,3 +231,51 @@ def report(
     with progress() as follow:
         page = write_report(folder, images=images, out=out, progress=follow("report"))
     say(f"wrote {page}: open it in a browser")
+
+
+def desk(
+    folder: Annotated[
+        Path | None, typer.Argument(help="A folder that `remove-heads` or `demo` wrote; or give --scan.")
+    ] = None,
+    scan: ScanOption = None,
+    concept: Annotated[
+        str | None,
+        typer.Option(
+            help="What is to go, a name or a file; else the folder's, or what few heads hold most selectively."
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The unedited model; by default the one that was scanned.")] = None,
+    pretrained: PretrainedOption = None,
+    dataset: MaybeDatasetOption = None,
+    layout: LayoutOption = None,
+    label: LabelOption = None,
+    group_by: GroupByOption = "",
+    split: SplitOption = None,
+    retention: RetentionOption = None,
+    classes: ClassesOption = None,
+    templates: TemplatesOption = None,
+    count: Annotated[
+        int | None, typer.Option(min=20, help="At most so many labelled images, each group with its share.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Page to write, .html.")] = DESK_OUT,
+    overwrite: OverwriteFileOption = False,
+    no_cache: NoCacheOption = False,
+) -> None:
+    """See an edit before you make it.
+
+    Switch heads, strengths and projections on a page, see at once what each does, and take the recipe home.
+    """
+    asked = locals()
+    require_free_file(out, overwrite=overwrite)
+    require_own_columns(asked)
+    from ..export.pages.desk.open import Named, open_desk
+
+    named = gather(Named, asked)
+    labelled = open_labelled(asked) if dataset is not None else None
+    with progress() as follow:
+        options = {"labels": read_options(asked), "count": count, "progress": follow("images")}
+        found = open_desk(named, dataset=labelled, **options)
+    say(f"{found.describe()}: {found.size / 1e6:.1f} MB")
+    found.save(out)
+    say(f"wrote {out}: open it in a browser")
+    say_next("with the recipe that it downloads", f"clipedit apply recipe.yaml --scan {scan or 'SCAN'} -o repaired")

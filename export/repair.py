@@ -40,8 +40,9 @@ from .hf_folder import describe_layout, describe_reach
 from .inputs import Follow, follow_nothing, load_erased, load_evidence, scan_or_load
 from .judge import Dataset, Made, choose_dataset, judge_made
 from .output import Output
+from .pages.desk.desk import Desk, desk
 from .pages.model_card import NOT_ROWS
-from .pages.report import write_report
+from .pages.report import find_concept, write_report
 from .verify.verify import Check
 
 
@@ -140,6 +141,11 @@ class Repair:
         """Which programs see the edit, in a sentence; nothing for models that are read at their end."""
         found = describe_reach(self.model, self.recipe.document.effect, self.recipe.heads)
         return [] if found is None else [found]
+
+    def desk(self, **options: Any) -> Desk:
+        """The edit on a page where it is changed by hand; options as those of `clipedit.desk`."""
+        named = options.pop("concept", None) or find_concept(self.recipe, self.model)
+        return desk(self.scan, self.model, concept=named, recipe=self.recipe, **options)
 
     def _repr_html_(self) -> str:
         written = html_facts("written", self.paths.items()) if self.paths else ""

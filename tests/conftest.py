@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
+import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -126,3 +133,78 @@ def check_token_shares() -> Callable[[clipedit.Model, torch.Tensor], TokenShares
         return found
 
     return check
+
+
+# In a browser: Chromium, driven over the WebDriver protocol, which is plain JSON over HTTP.
+
+
+class Browser:
+    def __init__(self, port: int):
+        self.root = f"http://127.0.0.1:{port}"
+        options = {
+            "args": ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"],
+            "binary": shutil.which("chromium") or shutil.which("google-chrome"),
+        }
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+        }
+        self.session = self.call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = json.dumps(body or {}).encode() if method == "POST" else None
+        request = urllib.request.Request(self.root + path, data, {"Content-Type": "application/json"}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return json.load(answer)["value"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{method} {path}: {error.read().decode()[:600]}") from None
+
+    def __call__(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
+        return self.call(method, f"/session/{self.session}/{path}".rstrip("/"), body)
+
+    def run(self, script: str) -> Any:
+        return self("execute/sync", {"script": script, "args": []})
+
+    def resize(self, width: int, height: int) -> None:
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self("goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics})
+
+    def click(self, selector: str) -> None:
+        (element,) = self("elements", {"using": "css selector", "value": selector})
+        self(f"element/{next(iter(element.values()))}/click")
+
+    def requests(self) -> list[str]:
+        messages = [json.loads(entry["message"])["message"] for entry in self("se/log", {"type": "performance"})]
+        sent = [m for m in messages if m["method"] == "Network.requestWillBeSent"]
+        return [message["params"]["request"]["url"] for message in sent]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
+    if not driver or not chromium:
+        pytest.skip("NO PAGE WAS OPENED IN A BROWSER: install `chromium` and `chromium-driver` (Debian) to test it")
+    with subprocess.Popen(
+        [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            port = next(int(found[1]) for line in process.stdout if (found := re.search(r"on port (\d+)\.", line)))
+            opened = wait_for(lambda: Browser(port))
+            yield opened
+            opened("", method="DELETE")
+        finally:
+            process.terminate()
+
+
+def wait_for(action: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return action()
+        except (urllib.error.URLError, ConnectionError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)

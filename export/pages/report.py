@@ -66,8 +66,8 @@ def write_report(
     if path is None:
         raise ExportError(f"cannot report on {folder}: it has no recipe.yaml. Give a folder that `remove-heads` wrote.")
     recipe = load_recipe(path)
-    scan = _find_scan(folder, recipe)
-    base = base or _load_base(recipe, scan)
+    scan = find_scan(folder, recipe)
+    base = base or load_base(recipe, scan)
     given = images if images is not None else DEMO if is_demo(base.name) else None
     decoding = base.decoding(scan.exif if scan else "upright", scan.decode if scan else "scaled")
     source = list_images(given).read_as(decoding) if given is not None else None
@@ -78,20 +78,25 @@ def write_report(
     return render_report(edit, read_checks(folder), Path(out) if out else folder / NAME, progress=progress)
 
 
-def _find_scan(folder: Path, recipe: Recipe) -> Scan | None:
+def find_scan(folder: Path, recipe: Recipe | None) -> Scan | None:
     """The scan in a folder; else the one beside it, if the recipe was bound to that."""
     if (folder / SCAN_NAME).is_file():
         return load_scan(folder / SCAN_NAME)
-    beside, calibration = folder.absolute().parent / SCAN_NAME, recipe.document.calibration
+    beside, calibration = folder.absolute().parent / SCAN_NAME, recipe.document.calibration if recipe else None
     found = load_scan(beside) if beside.is_file() and calibration else None
     # A scan of other images would tell of heads what this edit was not made from.
     return found if found and calibration and found.fingerprint == calibration.fingerprint else None
 
 
-def _load_base(recipe: Recipe, scan: Scan | None) -> Model:
-    named = recipe.document.base
+def load_base(recipe: Recipe | None, scan: Scan | None) -> Model:
+    """The unedited model, which a scan names, or else a recipe.
+
+    Raises:
+        ModelError: If it cannot be loaded.
+    """
     if scan is None:
-        return load_model(named.model, named.pretrained)
+        assert recipe is not None
+        return load_model(recipe.document.base.model, recipe.document.base.pretrained)
     # The scan knows the aligner that the base was read through; the recipe does not.
     return load_aligned(scan.model_name, scan.pretrained, aligner=scan.aligner)
 

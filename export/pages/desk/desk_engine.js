@@ -1,0 +1,149 @@
+"use strict";
+/* From what is packed in the page, and strengths, to everything that it shows. No document: Node runs it in tests. */
+const DeskEngine = (() => {
+  const maths = typeof module !== "undefined" ? require("./desk_math.js") : DeskMath;
+
+  class Engine {
+    constructor(facts, buffer) {
+      this.facts = facts;
+      const take = (name, kind) => new kind(buffer, ...facts.places[name]);
+      const open = (name, half) =>
+        new maths.Readings(
+          {
+            base: take(`${name}.base`, Float32Array),
+            terms: take(`${name}.terms`, Int16Array),
+            scales: take(`${name}.scales`, Float32Array),
+          },
+          facts.heads.length,
+          half.readings,
+          half.images,
+        );
+      const { plain, labelled } = facts;
+      this.plain = open("plain", plain);
+      this.lengths = {
+        images: plain.images,
+        lengths: take("plain.lengths", Int16Array),
+        lengthScales: take("plain.lengthScales", Float32Array),
+      };
+      this.watchedRows = new Float32Array(Math.max(...plain.watched.map((one) => one.count)) * plain.images);
+      if (labelled) {
+        this.labelled = open("labelled", labelled);
+        this.scores = labelled.questions.map((question) => new Float32Array(question.classes.length * labelled.images));
+        this.answers = labelled.questions.map(() => new Int16Array(labelled.images));
+        this.main = labelled.figures.filter((figure) => !figure.key.startsWith("read: "));
+      }
+      this.before = this.measure(new Float64Array(facts.heads.length), new Float64Array(facts.projections.length));
+    }
+
+    /** Figures of one edit. `marks` say by figure, task and cell which images are answered rightly. */
+    measure(strengths, outputs) {
+      const map = maths.composeMap(this.facts.projections, outputs, this.facts.span);
+      this.plain.set(strengths);
+      const found = { ...this.watch(strengths, map), figures: {}, groups: [], answers: [] };
+      if (!this.labelled) return found;
+      this.labelled.set(strengths);
+      const { labelled } = this.facts;
+      labelled.questions.forEach((question, at) => {
+        maths.project(this.labelled, question.first, question.span, labelled.spanFirst, map, this.scores[at]);
+        maths.answer(this.scores[at], question.classes.length, labelled.images, this.answers[at]);
+      });
+      for (const figure of labelled.figures) {
+        const question = labelled.questions[figure.question];
+        const marks = figure.tasks.map((cells) =>
+          cells.map((cell) =>
+            maths.markCell(cell, question, this.scores[figure.question], this.answers[figure.question], labelled.images),
+          ),
+        );
+        found.figures[figure.key] = { value: maths.figureOf(marks), marks };
+      }
+      const right = labelled.questions[0].right;
+      found.answers = Int16Array.from(this.answers[0]);
+      found.groups = labelled.groups.map((group) => ({
+        name: group.name,
+        n: group.images.length,
+        right: group.images.reduce((sum, image) => sum + (found.answers[image] === right[image]), 0),
+      }));
+      return found;
+    }
+
+    /** What is left of the variance of each watched concept, and how far embeddings turn. */
+    watch(strengths, map) {
+      const { plain, span } = this.facts;
+      const found = maths.lengthsOf(this.lengths, strengths);
+      maths.projectLengths(found, this.plain, plain.spanFirst, span, map);
+      const variances = plain.watched.map((one) => {
+        maths.project(this.plain, one.first, one.span, plain.spanFirst, map, this.watchedRows);
+        return maths.varianceOf(this.watchedRows, one.count, plain.images, found.square);
+      });
+      const base = this.before ? this.before.variances : variances;
+      return {
+        variances,
+        left: variances.map((value, at) => value / Math.max(base[at], 1e-30)),
+        turns: { 0.95: maths.boundTurn(found, 0.95), 0.99: maths.boundTurn(found, 0.99) },
+      };
+    }
+
+    /** Paired differences of what a verdict looks at. */
+    compare(now) {
+      const { labelled } = this.facts;
+      this.drawn ||= maths.drawWeights(labelled.strata);
+      const found = {};
+      for (const figure of labelled.figures) {
+        if (!(figure.key in maths.GOALS) && !(figure.key in maths.KEPT)) continue;
+        const { marks } = this.before.figures[figure.key];
+        const difference = maths.compare(figure, marks, now.figures[figure.key].marks, this.drawn);
+        if (difference) found[figure.key] = difference;
+      }
+      return found;
+    }
+
+    /** Images whose answer differs, by position: what it was, is, and should be. */
+    changes(now) {
+      const question = this.facts.labelled.questions[0];
+      const found = [];
+      this.before.answers.forEach((was, image) => {
+        const is = now.answers[image];
+        const should = question.right[image];
+        if (was !== is) found.push({ image, was, is, should, kind: is === should ? "righted" : was === should ? "wronged" : "other" });
+      });
+      return found;
+    }
+
+    /** The images on which a head says most of a concept: the largest parts within the concept's directions. */
+    excite(head, name, count = 6) {
+      const { labelled, projections, span } = this.facts;
+      const projection = projections.find((one) => one.name === name);
+      if (!labelled || !projection) return [];
+      const { terms, scales } = this.labelled.packed;
+      const { readings, images } = this.labelled;
+      const said = new Float64Array(images);
+      for (const row of projection.rows) {
+        for (let image = 0; image < images; image++) {
+          let along = 0;
+          for (let column = 0; column < span; column++) {
+            const reading = head * readings + labelled.spanFirst + column;
+            along += row[column] * scales[reading] * terms[reading * images + image];
+          }
+          said[image] += along * along;
+        }
+      }
+      return Array.from(said.keys()).sort((one, other) => said[other] - said[one]).slice(0, count);
+    }
+
+    refresh() {
+      this.plain.refresh();
+      this.labelled?.refresh();
+    }
+  }
+
+  function decodeBytes(text) {
+    const letters = atob(text);
+    const bytes = new Uint8Array(letters.length);
+    for (let at = 0; at < letters.length; at++) bytes[at] = letters.charCodeAt(at);
+    return bytes.buffer;
+  }
+
+  return { Engine, decodeBytes };
+})();
+
+if (typeof module !== "undefined") module.exports = DeskEngine;
