@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from ..editor.concepts.class_heads import find_head
 from ..editor.errors import ModelError
 from ..editor.files.whole import staged_folder, write_text
 from ..editor.images.source import LabelledImages, mark_contents
-from ..editor.measure.linear_head import TRAINED_ON_NAME, choose_head, find_head
+from ..editor.measure.linear_head import TRAINED_ON_NAME, choose_head
 from ..editor.models.model import Model
 from ..editor.scan.collect import collect_embeddings
 from .targets.timm import write_timm_folder

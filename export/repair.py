@@ -247,7 +247,9 @@ def _read_before_scanning(
     choice: HeadChoice,
 ) -> tuple[list[Concept], Concept | None, EditOptions, Evidence]:
     """Whatever can be wrong is read before the images are: a misspelt name must not cost a scan."""
-    model.tokenizer(["a photo"])
+    # Selectors that look at labels need no words, unless a concept is named.
+    if choice.select == "text-difference" or any(one is not None for one in concepts):
+        model.tokenizer(["a photo"])
     effect = options.effect or default_effect(model)
     check_effect(effect, model, output_strength=options.output_strength)
     asked = [concept] if concept is None or isinstance(concept, str | Path | Concept) else concept

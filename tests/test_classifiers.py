@@ -15,9 +15,10 @@ import torch
 import clipedit
 from clipedit.demo import world
 from clipedit.demo.train_classifier import create_classifier, draw_biased_scenes, save_classifier, train_classifier
+from clipedit.editor.concepts.class_heads import class_names, classify_by_head
 from clipedit.editor.images.demo import render_source
 from clipedit.editor.images.labelled import load_labelled_images, write_metadata
-from clipedit.editor.measure.linear_head import class_names, classify_by_head, fit_head
+from clipedit.editor.measure.linear_head import fit_head
 
 pytestmark = pytest.mark.training
 

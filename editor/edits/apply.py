@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from torch import Tensor
 
 from ..components import HeadId
@@ -257,11 +258,18 @@ def _fold_head(
 def fold_projection(
     target: str, tensors: Mapping[str, Tensor], names: Mapping[str, str], current: ReadTensor
 ) -> dict[str, Tensor]:
-    """`P <- P A^T`, or `W <- A W`, `b <- A b` where the projection is a linear layer; nothing without a map."""
+    """`P <- P A^T`, or `W <- A W`, `b <- A b` where the projection is a linear layer; nothing without a map.
+
+    A classifier reads the output itself: it takes `W <- W A`, `b <- b + W c`.
+    """
     if f"{target}.map" not in tensors:
         return {}
     maps = tensors[f"{target}.map"].double()
     if target in names:
         return {names[target]: current(names[target]) @ maps.T}
+    if target == "output" and "classifier.weight" in names:
+        weight, bias = (current(names[f"classifier.{leaf}"]) for leaf in ("weight", "bias"))
+        offset = tensors.get("output.offset", torch.zeros(len(maps))).double()
+        return {names["classifier.weight"]: weight @ maps, names["classifier.bias"]: bias + weight @ offset}
     keys = [f"{target}.{leaf}" for leaf in ("weight", "bias") if f"{target}.{leaf}" in names]
     return {names[key]: maps @ current(names[key]) for key in keys}

@@ -64,7 +64,7 @@ def bind_recipe(
         tensors |= _compose_projections(document, model, labelled)
         output = tensors.get("output.map", torch.eye(own.tower.d_embed).double())
         # `A (P'^T f + c) = (P' A^T)^T f + A c`
-        readout, bias = readout @ output.T, output @ bias
+        readout, bias = readout @ output.T, output @ bias + tensors.pop("output.offset", torch.zeros(len(output)))
         folded = own.tower.fold_readout(readout, bias)
         tensors |= {f"folded.{name}": tensor for name, tensor in folded.items()}
         fold = _describe_fold(own, folded, readout, bias, refit.ridge)
@@ -164,7 +164,8 @@ def _compose_projections(
             if not (holds_output(document.effect, model) if target == "output" else _has_projection(target, model)):
                 raise _output_error(target, model)
             found[f"{target}.map"], offset = _compose_output_map(steps, model, labelled)
-            if document.effect == "direct" and offset.any():
+            # A classifier's bias holds the offset, and its logits need it; a CLIP is read by linear maps and cosines.
+            if (document.effect == "direct" or _has_classifier(model)) and offset.any():
                 found[f"{target}.offset"] = offset
     return found
 
@@ -217,6 +218,7 @@ def _describe_fold(model: Model, folded: Mapping[str, Tensor], readout: Tensor, 
 def _used_names(tensors: Mapping[str, Tensor], model: Model) -> dict[str, str]:
     layers = {f"L{HeadId.parse(key.split('.')[1]).layer}" for key in tensors if key.startswith("heads.")}
     outputs = {target for target in ("output", "texts") if f"{target}.map" in tensors}
+    outputs |= {"classifier"} if "output" in outputs else set()
     names = model.tower.tensor_names()
     return {key: name for key, name in names.items() if key.split(".")[0] in layers | outputs}
 
@@ -228,6 +230,10 @@ def _output_error(target: str, model: Model) -> RecipeError:
     )
 
 
+def _has_classifier(model: Model) -> bool:
+    return "classifier.weight" in model.tower.tensor_names()
+
+
 def _has_projection(target: str, model: Model) -> bool:
     names = model.tower.tensor_names()
     found = names.get(target) or names.get(f"{target}.weight")
@@ -236,8 +242,9 @@ def _has_projection(target: str, model: Model) -> bool:
 
 
 def holds_output(effect: str, model: Model) -> bool:
-    """Whether a projection of the output can enter: `total` needs a last linear map, `distilled` has checked for one.
+    """Whether a projection of the output can enter: `total` needs a last linear map or a classifier, `distilled` has
+    checked for one.
 
     The joint space that an aligned model is read in is no output of its own.
     """
-    return model.alignment is None and (effect != "total" or _has_projection("output", model))
+    return model.alignment is None and (effect != "total" or _has_projection("output", model) or _has_classifier(model))

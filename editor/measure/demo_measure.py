@@ -14,13 +14,13 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from ..concepts.class_heads import classify_by_head
 from ..concepts.class_weights import compute_class_weights
 from ..images.demo import COLOR_WORDS, COLORS, LISTED_PLACES, PLACES, SHAPES
 from ..images.source import ImageSource
 from ..models.model import Model
 from .accuracy import GROUP
 from .intervals import Cell, Outcomes
-from .linear_head import classify_by_head
 from .table import Details, count_groups, spread_of_outcomes
 
 DEMO_MEASURE = (

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..concepts.class_heads import classify_by_head
 from ..concepts.class_weights import compute_class_weights
 from ..errors import describe_given, require_kinds
 from ..images.demo import test_source
@@ -28,7 +29,7 @@ from .benchmarks.captions import CaptionRanks, encode_captions
 from .benchmarks.clip_benchmark import Benchmark, measure_as_benchmark
 from .demo_measure import DEMO_MEASURE, build_demo_measure, build_demo_outcomes, describe_demo
 from .intervals import Cell, Outcomes
-from .linear_head import classify_by_head, require_unseen
+from .linear_head import require_unseen
 from .table import (
     Details,
     FigureTable,

@@ -181,7 +181,7 @@ class Model:
     def _advise_on_texts(self) -> str:
         if self.is_alone:
             return "Name the CLIP whose image tower it is: `--aligner hf:FOLDER` or `--aligner NAME:PRETRAINED`."
-        return "Align it to a CLIP: `clipedit align`."
+        return "Align it to a CLIP (`clipedit align`), or choose heads by labels and no concept: `--select frontier`."
 
     @cached_property
     def recipe(self) -> Any:

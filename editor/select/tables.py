@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..components import Features, HeadId
+from ..concepts.class_heads import read_head
 from ..concepts.class_weights import DEFAULT_TEMPLATES, compute_class_weights
 from ..edits.bind import bind_recipe
 from ..edits.direct import compute_edited_readouts
@@ -54,10 +55,13 @@ def scanned_heads(scan: Scan, model: Model) -> tuple[HeadId, ...]:
 
 @dataclass(frozen=True)
 class TaskImages:
-    """What a table is made of: the features of a task's images, its class vectors, and each image's class and group."""
+    """What a table is made of: the features of a task's images, its class vectors (where a model has no texts its own
+    classifier's rows, and their bias), and each image's class and group.
+    """
 
     features: Features
     weights: Float[Tensor, "class d_embed"]
+    bias: Float[Tensor, " class"]
     labels: Int[Tensor, " image"]
     groups: Int[Tensor, " image"]
 
@@ -72,12 +76,23 @@ def load_task(scan: Scan, model: Model, task: LabelledImages, evidence: Evidence
         model, task.source, layers=scan.layers, cached=evidence.cached, progress=evidence.progress
     )
     groups = np.unique([task.groups[index] for index in kept], return_inverse=True)[1]
+    weights, bias = _read_classes(model, task.classes)
     return TaskImages(
         features,
-        compute_class_weights(model, task.classes, DEFAULT_TEMPLATES),
+        weights,
+        bias,
         torch.tensor([task.labels[index] for index in kept]),
         torch.from_numpy(groups),
     )
+
+
+def _read_classes(
+    model: Model, classes: Sequence[str]
+) -> tuple[Float[Tensor, "class d_embed"], Float[Tensor, " class"]]:
+    if not model.has_texts:
+        return read_head(model, classes)
+    weights = compute_class_weights(model, classes, DEFAULT_TEMPLATES)
+    return weights, weights.new_zeros(len(weights))
 
 
 def tabulate(scan: Scan, model: Model, plan: EditPlan, images: TaskImages) -> TaskTable:
@@ -103,7 +118,9 @@ def tabulate(scan: Scan, model: Model, plan: EditPlan, images: TaskImages) -> Ta
         edited = u @ tensors[f"heads.{head}.map"].T + tensors[f"heads.{head}.offset"]
         # [image, k] @ [k, class] -> [image, class]
         removed.append((u - edited) @ (seen @ readouts[head].float()).T)
-    return TaskTable(heads, features.embedding @ seen.T, torch.stack(removed), images.labels, images.groups)
+    return TaskTable(
+        heads, features.embedding @ seen.T + images.bias, torch.stack(removed), images.labels, images.groups
+    )
 
 
 def measure_subsets(
