@@ -248,7 +248,7 @@ def _read_before_scanning(
 ) -> tuple[list[Concept], Concept | None, EditOptions, Evidence]:
     """Whatever can be wrong is read before the images are: a misspelt name must not cost a scan."""
     # Selectors that look at labels need no words, unless a concept is named.
-    if choice.select == "text-difference" or any(one is not None for one in concepts):
+    if choice.select == "text-difference" or concept or keep is not None:
         model.tokenizer(["a photo"])
     effect = options.effect or default_effect(model)
     check_effect(effect, model, output_strength=options.output_strength)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -288,7 +288,6 @@ class Interaction:
 
 
 _INTERACTION = TypeAdapter(Interaction)
-Row = TypeVar("Row", Readable, Interaction)
 
 
 def read_interactions(
@@ -318,7 +317,8 @@ def find_readable(measured: Mapping[str, Any] | None) -> list[Readable]:
     return _find_rows(measured, "readable", _ROW)
 
 
-def _find_rows(measured: Mapping[str, Any] | None, key: str, kind: TypeAdapter[Row]) -> list[Row]:
+def _find_rows(measured: Mapping[str, Any] | None, key: str, kind: Any) -> list[Any]:
+    # pydantic's generic adapter is no type that beartype can check.
     evidence = (measured or {}).get("evidence")
     rows = evidence.get(key) if isinstance(evidence, Mapping) else None
     found = []

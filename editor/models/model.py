@@ -163,7 +163,9 @@ class Model:
 
     def decoding(self, exif: Exif, decode: Decode) -> Decoding:
         """How files are decoded for this model; `scaled` leaves at least twice the pixels that resizing makes."""
-        return Decoding(exif, LEFT * find_resized_side(self.config) if decode == "scaled" else None)
+        # A text tower alone has no size of images.
+        scaled = decode == "scaled" and self.has_images
+        return Decoding(exif, LEFT * find_resized_side(self.config) if scaled else None)
 
     @cached_property
     def tokenizer(self) -> Callable[[list[str]], Tensor]:
