@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ..editor.edits.apply import apply_recipe, rewrite_checkpoint
@@ -32,8 +33,13 @@ def write_edited_model(
     scan: Scan | None = None,
     overwrite: bool = False,
     force: bool = False,
+    finish: Callable[[Path], object] = lambda folder: None,
 ) -> list[Check]:
     """Write the edited model, its bound recipe and the scan; verify it in a fresh process.
+
+    Args:
+        finish: Called with the verified folder before it gets its name, for what else is to lie in it: a run that is
+            killed until then leaves nothing that is in the next one's way.
 
     Raises:
         ExportError: If the folder cannot be written.
@@ -63,7 +69,9 @@ def write_edited_model(
             scan.save(folder / "scan.safetensors")
         reference = write_reference(edited, folder, target=target.name, images=images)
         write_model_card(edited, folder, target, images=len(reference.images()))
-        return verify_in_child(folder)
+        checks = verify_in_child(folder)
+        finish(folder)
+    return checks
 
 
 def _write_plain(model: Model, folder: Path) -> None:

@@ -42,6 +42,7 @@ from .judge import Dataset, Made, choose_dataset, judge_made
 from .output import Output
 from .pages.desk.desk import Desk, desk
 from .pages.model_card import NOT_ROWS
+from .pages.report import NAME as REPORT_NAME
 from .pages.report import find_concept, write_report
 from .verify.verify import Check
 
@@ -326,8 +327,12 @@ def _require_held(known: HeldConcepts, concepts: Sequence[Concept], choice: Head
 def _write(done: Repair, out: Path, images: str | Path | ImageSource | None, output: Output, follow: Follow) -> Repair:
     # Texts are no images to verify with.
     shown = images if done.model.side == "image" else None
-    checks = write_edited_model(done.recipe, done.model, out, images=shown, scan=done.scan, overwrite=output.overwrite)
-    page = None
-    if output.report and done.model.side == "image":
-        page = write_report(out, base=done.model, images=images, progress=follow("report"))
-    return replace(done, checks=tuple(checks), out=out, page=page)
+    reports = output.report and done.model.side == "image"
+
+    def finish(folder: Path) -> None:
+        if reports:
+            write_report(folder, base=done.model, images=images, progress=follow("report"))
+
+    options = {"images": shown, "scan": done.scan, "overwrite": output.overwrite, "finish": finish}
+    checks = write_edited_model(done.recipe, done.model, out, **options)
+    return replace(done, checks=tuple(checks), out=out, page=out / REPORT_NAME if reports else None)
