@@ -50,7 +50,7 @@ from clipedit.editor.scan.features import load_features
 from clipedit.editor.scan.partials import merge_partials
 from clipedit.editor.scan.scan import load_scan
 from clipedit.export.targets.registry import load_target
-from clipedit.export.verify.record import load_record
+from clipedit.export.verify.record_file import load_record
 from clipedit.export.verify.reference import load_reference
 from clipedit.export.verify.verify import REFERENCE_NAME
 

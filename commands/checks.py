@@ -10,11 +10,13 @@ from typing import TypeVar
 from ..editor.choices import CACHE_VARIABLE
 from ..editor.errors import ModelError
 from ..editor.files.inputs import (
+    list_scan_files,
     require_aligner_or_clip,
     require_features_file,
     require_image_file,
     require_images_path,
     require_scan_file,
+    require_weights_path,
 )
 from ..editor.identities import HeadId
 from ..editor.images.demo_name import demo_folder, is_demo
@@ -39,6 +41,13 @@ require_features = _checked(require_features_file)
 require_aligner = _checked(require_aligner_or_clip)
 require_images = _checked(require_images_path)
 require_image = _checked(require_image_file)
+require_weights = _checked(require_weights_path)
+
+
+def require_partials(paths: list[Path]) -> list[Path]:
+    """Refuse files and folders that hold no scan."""
+    list_scan_files(paths)
+    return paths
 
 
 def require_heads(heads: list[str] | None) -> list[str] | None:
@@ -78,6 +87,13 @@ def require_concepts(model: str, *names: str | None) -> None:
     for name in names:
         if name is not None:
             load_concept(name, concepts_folder(model))
+
+
+def require_edited(folder: Path) -> None:
+    """Refuse a folder that holds no recipe which can be read."""
+    from ..editor.edits.document import require_recipe_file
+
+    require_recipe(require_recipe_file(folder))
 
 
 def require_recipe(recipe: Path) -> None:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..editor.choices import Effect
+from ..editor.files.inputs import require_vectors_file
 from ..editor.files.whole import require_apart
 from ..editor.images.demo_name import DEMO
 from ..editor.select.options import HeadChoice
-from .checks import require_images, require_recipe
+from .checks import require_images, require_recipe, require_weights
 from .console import (
     fail,
     out_console,
@@ -98,8 +99,11 @@ def _say_applied(out: Path, model: str, document: RecipeDocument) -> None:
 
 
 def diff(
-    base: Annotated[str, typer.Argument(help="A folder, a safetensors file, `demo`, or `name:pretrained`.")],
-    edited: Annotated[str, typer.Argument(help="The same, of the edited model.")],
+    base: Annotated[
+        str,
+        typer.Argument(callback=require_weights, help="A folder, a safetensors file, `demo`, or `name:pretrained`."),
+    ],
+    edited: Annotated[str, typer.Argument(callback=require_weights, help="The same, of the edited model.")],
     model: Annotated[str | None, typer.Option("--model", help="The architecture, where neither side says it.")] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="What the edited model was made with; by default the recipe beside it.")
@@ -110,6 +114,8 @@ def diff(
 
     What the recipe makes of the base is computed again. Exit 0 if nothing else changed, else 1.
     """
+    if recipe is not None:
+        require_recipe(recipe)
     from ..editor.edits.diff import diff_models
 
     found = diff_models(base, edited, architecture=model, recipe=recipe)
@@ -177,6 +183,8 @@ def reindex(
 
     No image is read again: those of the unedited model become those of the edited one.
     """
+    require_vectors_file(vectors)
+    require_recipe(recipe)
     from ..editor.files.vectors import open_vectors, require_free_vectors
     from ..export.reindex_file import load_inputs, reindex_file
 

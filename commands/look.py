@@ -11,7 +11,7 @@ import typer
 from ..editor.files.inputs import require_query
 from ..editor.files.whole import require_apart, require_free_file
 from ..editor.images.demo_name import DEMO
-from .checks import require_heads, require_image, require_images, require_scan
+from .checks import require_edited, require_heads, require_image, require_images, require_scan
 from .console import print_json, print_table, progress, say, say_next, say_result
 from .labelled import open_labelled, read_options, require_own_columns
 from .load import open_model
@@ -226,6 +226,7 @@ def report(
     """
     if out is not None:
         require_free_file(out, overwrite=overwrite)
+    require_edited(folder)
     from ..export.pages.report import write_report
 
     with progress() as follow:
@@ -254,6 +255,7 @@ def desk(
     retention: RetentionOption = None,
     classes: ClassesOption = None,
     templates: TemplatesOption = None,
+    exif: ExifOption = None,
     count: Annotated[
         int | None, typer.Option(min=20, help="At most so many labelled images, each group with its share.")
     ] = None,

@@ -12,7 +12,7 @@ from ..editor.choices import PassPrecision
 from ..editor.files.whole import require_free_file
 from ..editor.images.demo_name import DEMO
 from ..editor.scan.align_options import AlignOptions
-from .checks import require_images
+from .checks import require_images, require_partials
 from .console import Follow, print_json, print_table, progress, say, say_next, say_result, say_skipped
 from .labelled import open_labelled, read_options, require_own_columns
 from .load import open_model, open_named, open_scan
@@ -194,7 +194,10 @@ def _report_scan(scanned: Scan, out: Path, what: str) -> None:
 def merge(
     partials: Annotated[
         list[Path],
-        typer.Argument(help="Partial scans of `scan --shard` or folders of them, in any order; or scans of one model."),
+        typer.Argument(
+            callback=require_partials,
+            help="Partial scans of `scan --shard` or folders of them, in any order; or scans of one model.",
+        ),
     ],
     out: ScanOutOption = SCAN_OUT,
     max_bad: MaxBadOption = None,

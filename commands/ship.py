@@ -156,6 +156,9 @@ def reproduce(
 
     Also says how the base, the versions and the files differ from the export's record.
     """
+    from ..export.verify.record_file import load_record
+
+    load_record(folder)  # What is no export is refused before torch is loaded.
     from ..export.verify.reproduce import reproduce as run
 
     found = run(folder, model=open_model(model, pretrained) if model else None, calibration=calibration)

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..editor.choices import Along, Effect, HeadOperation, Selection
+from ..editor.files.whole import require_free_folder
 from ..editor.images.demo_name import DEMO
 from ..editor.select.options import EditOptions, HeadChoice
 from ..export.output import Output
@@ -68,6 +69,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..demo.pipeline import DemoResult
     from ..export.repair import Repair
 
 DEFAULT_OUT, DEMO_OUT = Path("clipedit-out"), Path("clipedit-demo")
@@ -111,13 +113,15 @@ def demo(
 
     Find the location heads, remove them, measure, export, verify.
     """
+    require_free_folder(out, overwrite=overwrite)
     from ..demo.pipeline import run_demo
 
     with progress() as follow:
         result = run_demo(out, overwrite=overwrite, progress=follow)
-    if as_json:
-        print_json(result.report())
-        return
+    print_json(result.report()) if as_json else _print_demo(result)
+
+
+def _print_demo(result: DemoResult) -> None:
     say_result(f"{result.evidence['verdict']}: {result.evidence['because']}")
     print_heads(result.labels, result.recipe.heads)
     print_measures(result.rows)

@@ -15,7 +15,7 @@ import clipedit
 from clipedit.editor.edits.recipe import KIND
 from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.export.edited_folder import apply_to_folder
-from clipedit.export.verify.record import FOLDER, RECORD_NAME
+from clipedit.export.verify.record_file import FOLDER, RECORD_NAME
 from clipedit.export.verify.reproduce import compare_environments
 
 Run = Callable[..., tuple[int, str, str]]

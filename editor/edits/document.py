@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ... import recipes
 from ..choices import DEFAULT_EFFECT, Along, Effect, HeadOperation, Side
 from ..concepts.concepts import describe_validation
-from ..errors import RecipeError, nearest_names, require_path
+from ..errors import ExportError, RecipeError, nearest_names, require_path
 from ..files.bounded import load_yaml
 from ..files.whole import is_plain_name
 from ..identities import HeadId
@@ -176,6 +176,18 @@ def list_recipes() -> dict[str, Path]:
 def find_recipe_file(folder: Path) -> Path | None:
     """The recipe of a folder that clipedit wrote; None where its model was not edited."""
     return next((folder / name for name in RECIPE_FILES if (folder / name).is_file()), None)
+
+
+def require_recipe_file(folder: Path) -> Path:
+    """As `find_recipe_file`, of a folder that must hold one.
+
+    Raises:
+        ExportError: If it does not.
+    """
+    path = find_recipe_file(folder)
+    if path is None:
+        raise ExportError(f"cannot report on {folder}: it has no recipe.yaml. Give a folder that `remove-heads` wrote.")
+    return path
 
 
 def load_document(path: str | Path) -> tuple[RecipeDocument, Path]:

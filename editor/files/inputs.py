@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import AlignmentError, ConceptError, ImageError, StatisticsError
+from ..errors import AlignmentError, ConceptError, ImageError, ModelError, StatisticsError, VectorError
 
 
 def require_scan_file(path: Path) -> None:
@@ -17,6 +18,34 @@ def require_scan_file(path: Path) -> None:
         raise StatisticsError(
             f"cannot read the scan {path}: no such file. Make it with `clipedit scan IMAGES -o {path}`."
         )
+
+
+def list_scan_files(paths: Sequence[str | Path]) -> list[Path]:
+    """The scans that are named, and those in the folders that are.
+
+    Raises:
+        StatisticsError: If one is not there, or a folder holds none.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            require_scan_file(path)
+        inside = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        if not inside:
+            raise StatisticsError(f"cannot merge {path}: it holds no partial scan. Make some with `clipedit scan`.")
+        found += inside
+    return found
+
+
+def require_weights_path(given: Path) -> None:
+    """Refuse weights that are neither there nor named with a tag.
+
+    Raises:
+        ModelError: With their name.
+    """
+    # `name:tag` and hub names are for the libraries that know them.
+    if not given.exists() and ":" not in str(given):
+        raise ModelError(f"cannot read {given}: no such file.")
 
 
 def require_features_file(path: Path) -> None:
@@ -61,6 +90,16 @@ def require_images_path(path: Path) -> None:
             f"cannot read images from {path}: there is no such folder. Give a folder, a CSV with a column of paths, "
             "tar or Parquet shards, or `demo`."
         )
+
+
+def require_vectors_file(path: Path) -> None:
+    """Refuse stored embeddings that are not there.
+
+    Raises:
+        VectorError: With what may be given.
+    """
+    if not path.is_file():
+        raise VectorError(f"cannot read vectors from {path}: no such file. Give a .npy or .parquet file.")
 
 
 def require_image_file(path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import ExportError, VectorError
 from .carried import name_metadata, read_metadata, read_sidecar, write_sidecar
+from .inputs import require_vectors_file
 from .whole import staged_file
 
 CHUNK_ROWS = 4_096
@@ -124,8 +125,7 @@ def open_vectors(path: str | Path, *, column: str | None = None) -> NpyVectors |
         VectorError: If the file is missing, empty, or holds no vectors of floats.
     """
     path = Path(path)
-    if not path.is_file():
-        raise VectorError(f"cannot read vectors from {path}: no such file. Give a .npy or .parquet file.")
+    require_vectors_file(path)
     if path.suffix == ".npy" and column is None:
         return _open_npy(path)
     if path.suffix == ".parquet":

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import StatisticsError
 from ..files.bounded import parse_json
+from ..files.inputs import list_scan_files
 from .description import check_description
 from .sample import Sample, merge_samples
 from .scan import KIND, OLD_KIND, SETTINGS, Scan, load_scan
@@ -117,7 +118,7 @@ def merge_partials(paths: Sequence[str | Path], *, max_bad: float | None = None,
         StatisticsError: If a file is damaged, a unit is missing or there twice, or they were not computed alike.
         ImageError: If more than `max_bad` of the images could not be read.
     """
-    described = _describe_all(_find_files(paths))
+    described = _describe_all(list_scan_files(paths))
     units = [entry.get("unit") for _, entry in described]
     if not all(units):
         if any(units):
@@ -141,16 +142,6 @@ def remove_partials(folder: Path) -> None:
             path.unlink(missing_ok=True)
     if not any(folder.iterdir()):
         folder.rmdir()
-
-
-def _find_files(paths: Sequence[str | Path]) -> list[Path]:
-    found: list[Path] = []
-    for path in map(Path, paths):
-        inside = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-        if not inside:
-            raise StatisticsError(f"cannot merge {path}: it holds no partial scan. Make some with `clipedit scan`.")
-        found += inside
-    return found
 
 
 def _describe_all(paths: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:

@@ -15,9 +15,8 @@ from ...editor.concepts.concepts import Concept, list_concepts, load_concept
 from ...editor.concepts.scores import HeadScore, score_heads
 from ...editor.concepts.textspan import text_span
 from ...editor.edits.apply import apply_recipe
-from ...editor.edits.document import find_recipe_file
+from ...editor.edits.document import require_recipe_file
 from ...editor.edits.recipe import Recipe, load_recipe
-from ...editor.errors import ExportError
 from ...editor.files.bounded import load_json
 from ...editor.files.whole import staged_file
 from ...editor.images.demo_name import DEMO, is_demo
@@ -62,9 +61,7 @@ def write_report(
         ExportError: If the folder holds no recipe, or the file cannot be written.
     """
     folder = Path(folder)
-    path = find_recipe_file(folder)
-    if path is None:
-        raise ExportError(f"cannot report on {folder}: it has no recipe.yaml. Give a folder that `remove-heads` wrote.")
+    path = require_recipe_file(folder)
     recipe = load_recipe(path)
     scan = find_scan(folder, recipe)
     base = base or load_base(recipe, scan)

@@ -10,34 +10,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from ...editor.edits.document import Base
-from ...editor.errors import ExportError
-from ...editor.files.bounded import load_json
 from ...editor.models.loaders import lasting_name
 from ...editor.models.model import Model
-from ..graphs.precision import LIMITS
 from ..graphs.profile import Profile
 from ..targets.patch import RECIPE_NAME
+from .record_file import FOLDER, RECORD_NAME
 
-FOLDER, RECORD_NAME = "reproduce", "reproduce.json"
 # What writes the bytes of an export; other versions of the rest have not been seen to matter.
 PACKAGES_THAT_WRITE = ("clipedit", "torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
 _OTHER_PACKAGES = ("safetensors", "timm", "transformers", "numpy", "pillow")
-
-
-class _Record(BaseModel):
-    """What is read of a record."""
-
-    target: str
-    options: dict[str, Any]
-    edited: bool
-    base: Base
-    inputs: dict[str, Any]
-    edited_weights_hash: str
-    environment: dict[str, str]
-    outputs: dict[str, str]
 
 
 def write_record(model: Model, folder: Path, profile: Profile, options: dict[str, Any]) -> None:
@@ -70,27 +52,6 @@ def write_record(model: Model, folder: Path, profile: Profile, options: dict[str
         "outputs": outputs,
     }
     (inner / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def load_record(folder: Path) -> dict[str, Any]:
-    """The record of an export.
-
-    Raises:
-        ExportError: If there is none, or it is damaged.
-    """
-    path = folder / FOLDER / RECORD_NAME
-    try:
-        record = load_json(path)
-        if record["schema_version"] != 1:
-            raise ValueError("it is of another version")
-        _Record.model_validate(record)
-        if record["options"]["precision"] not in LIMITS or "calibration" not in record["inputs"]:
-            raise ValueError("its options or inputs are damaged")
-    except FileNotFoundError:
-        raise ExportError(f"cannot reproduce {folder}: it holds no {FOLDER}/{RECORD_NAME}. Give an export.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"cannot reproduce {folder}: {path} cannot be read ({error}). Export again.") from None
-    return record
 
 
 def describe_environment() -> dict[str, str]:

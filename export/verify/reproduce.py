@@ -16,7 +16,8 @@ from ...editor.load import load_model
 from ...editor.models.model import Model
 from ..targets.patch import RECIPE_NAME
 from ..written_for import find_written
-from .record import FOLDER, PACKAGES_THAT_WRITE, describe_environment, hash_files, load_record
+from .record import PACKAGES_THAT_WRITE, describe_environment, hash_files
+from .record_file import FOLDER, load_record
 
 
 @dataclass(frozen=True)
