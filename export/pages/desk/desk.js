@@ -191,6 +191,7 @@
   const scores = facts.concepts[0].scores;
   heads.look(scores.indexOf(Math.max(...scores)));
   draw();
-  // After the first picture: intervals take longer than all the rest.
+  // After the first picture: intervals and the front take longer than all the rest.
   rest = setTimeout(settle, 0);
+  setTimeout(() => panels.buildFront(), 0);
 })();

@@ -80,7 +80,7 @@ const DeskPanels = (() => {
         by("kinds").append(make("label", {}, box, text));
         this.rows[`kind ${kind}`] = text;
       }
-      this.buildFront();
+      by("front-section").hidden = !this.facts.front.length;
     }
 
     accuracy(at) {
@@ -177,12 +177,10 @@ const DeskPanels = (() => {
       return { x: found.figures[kept].value, y: goals.length ? mean : found.figures.overall.value, kept, goals };
     }
 
+    /** Not before the first picture: every point is an edit that is measured. */
     buildFront() {
       const { front, presets } = this.facts;
-      if (!front.length || !this.facts.labelled) {
-        by("front-section").hidden = true;
-        return;
-      }
+      if (!front.length) return;
       const nothing = { kind: "none", title: "Nothing edited", heads: {}, projections: {} };
       this.points = [nothing, ...presets, ...front].map((preset) => ({ preset, ...this.axes(this.put.measure(preset)) }));
       const bounds = (values) => {
@@ -210,6 +208,7 @@ const DeskPanels = (() => {
       const up = make("span", { className: "axis" }, `${title}, %`);
       Object.assign(up.style, { left: "8px", top: "-2px" });
       box.append(across, up, ...this.points.map((one) => this.buildPoint(one)), (this.ring = make("span", { className: "here", "aria-hidden": "true" })));
+      this.moveRing(this.now);
     }
 
     buildPoint(point) {
