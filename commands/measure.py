@@ -29,6 +29,7 @@ from .options import (
     AlignerOption,
     BatchOption,
     ClassesOption,
+    ClipBenchmarkOption,
     CsvOption,
     DatasetOption,
     EraseOption,
@@ -39,6 +40,7 @@ from .options import (
     LabelledOption,
     LabelOption,
     LayoutOption,
+    MaybeDatasetOption,
     NoCacheOption,
     OutOption,
     OverwriteFileOption,
@@ -49,11 +51,13 @@ from .options import (
     ScanOption,
     SeedOption,
     SplitOption,
+    SuiteOption,
     TemplatesOption,
     TopOption,
     given,
     parse_numbers,
 )
+from .suite import measure_suite, require_suite_or_dataset
 
 if TYPE_CHECKING:
     from ..editor.measure.completeness import CompletenessTable
@@ -65,7 +69,7 @@ HELD_OUT = ("held_out_accuracy", "low", "high")
 
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Models: `demo`, folders, or `name:pretrained`.")],
-    dataset: DatasetOption,
+    dataset: MaybeDatasetOption = None,
     aligner: AlignerOption = None,
     layout: LayoutOption = None,
     classes: ClassesOption = None,
@@ -102,6 +106,8 @@ def evaluate(
             "needs.",
         ),
     ] = None,
+    suite: SuiteOption = None,
+    clip_benchmark: ClipBenchmarkOption = None,
     images: ImagesOption = None,
     scan: ScanOption = None,
     labelled: LabelledOption = None,
@@ -121,8 +127,8 @@ def evaluate(
     _require_usage(asked)
     # The file is refused now, before anything is measured.
     write = csv_to(csv, overwrite=overwrite)
-    if rivals is not None:
-        _compare_rivals(asked, write)
+    if rivals is not None or suite is not None:
+        (_compare_rivals if suite is None else measure_suite)(asked, write)
         return
     table = _evaluate_segmentation(asked) if segmentation else _evaluate(asked)
     write(table.rows)
@@ -135,8 +141,7 @@ def _print_evaluated(table: FigureTable, *, as_json: bool) -> None:
     if not as_json:
         print_measured(table)
         return
-    print_json(table)
-    # The rows hold no groups: what was read of the folder, a linked class among them, is said beside them.
+    print_json(table.report())
     say_measure(table, groups=True)
 
 
@@ -164,6 +169,7 @@ def _compare_rivals(asked: dict[str, Any], write: Any) -> None:
 
 
 def _require_usage(asked: dict[str, Any]) -> None:
+    require_suite_or_dataset(asked)
     if asked["rivals"] is None:
         alone = next((name for name in ("images", "scan", "labelled", "erase") if asked[name] is not None), None)
         if alone is not None:

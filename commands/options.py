@@ -92,6 +92,13 @@ LabelledOption = Annotated[
         "Never those that you report on.",
     ),
 ]
+SuiteOption = Annotated[
+    Path | None, typer.Option("--suite", help="A YAML list of data sets with their options, in place of --dataset.")
+]
+ClipBenchmarkOption = Annotated[
+    Path | None,
+    typer.Option(help="With --suite: also write CLIP_benchmark's JSON files to this folder, for its `build`."),
+]
 LabelOption = Annotated[str | None, typer.Option(help="Column of classes.")]
 GroupByOption = Annotated[str, typer.Option(help="Columns that make groups, separated by commas.")]
 SplitOption = Annotated[

@@ -140,7 +140,11 @@ def test_evaluate_reads_waterbirds(run, tmp_path: Path) -> None:  # type: ignore
     result = run("evaluate", "demo", "--dataset", tmp_path, "--json")
     assert result.code == 0, result.err
     row = json.loads(result.out)["demo"]
-    assert set(row) == {"overall", "worst_group", "mean_of_groups"}
+    assert set(row) == {"overall", "worst_group", "mean_of_groups", "groups"}
+    groups = {one["group"]: one for one in row["groups"]}
+    assert sum(one["n"] for one in groups.values()) == 16 and len(groups) == 4
+    assert min(one["accuracy"] for one in groups.values()) == row["worst_group"]
+    assert all(one["low"] <= one["accuracy"] <= one["high"] for one in groups.values())
     assert 0 <= row["worst_group"] <= row["mean_of_groups"] <= 1
     (tmp_path / "classes.txt").write_text("0: circle\n1: square\n")
     (tmp_path / "templates.txt").write_text("a photo of a {}\n")

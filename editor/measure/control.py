@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..edits.document import RecipeDocument, Step
 from ..edits.recipe import Recipe, load_recipe
 from ..images.layouts import Dataset
 from ..images.source import ImageSource
-from ..load import RECIPE_NAME, find_missing, load_edit
+from ..load import RECIPE_NAME, FolderEdit, find_missing, load_edit
 from ..models.model import Model
 from ..scan.collect import LabelledEmbeddings, collect_embeddings
 from ..scan.scan import Scan
@@ -176,10 +177,8 @@ def put_together(
 ) -> MeasuredEdit:
     """Before and after, the controls beside them, and what can be said of both."""
     drawn, after = controls.drawn, rows["after"]
-    # Of a sample of draws, hence ddof=1.
-    spread = {key: float(np.std([row[key] for row in drawn], ddof=1)) for key in drawn[0]} if len(drawn) > 1 else {}
     rank = {key: sum(row[key] >= after[key] for row in drawn) for key in (drawn[0] if drawn else ()) if key in after}
-    return MeasuredEdit(rows | controls.rows, differences, spread, rank, len(drawn))
+    return MeasuredEdit(rows | controls.rows, differences, controls.spread, rank, len(drawn))
 
 
 def explain_no_control(folder: Path) -> str | None:
@@ -208,15 +207,26 @@ def measure_folder_controls(
     """
     if find_missing(folder) is not None:
         return {}
-    edit = load_edit(folder)
+    rows = draw_edit_controls(load_edit(folder), dataset, templates=templates, progress=progress).rows
+    return {f"{folder}, {name.replace('_', ' ')}": row for name, row in rows.items()}
+
+
+def draw_edit_controls(
+    edit: FolderEdit,
+    dataset: Dataset,
+    *,
+    templates: Sequence[str] = DEFAULT_TEMPLATES,
+    progress: Progress | None = None,
+) -> ControlRows:
+    """As `draw_controls`, of a folder's own edit, on either tower."""
     recipe, scan, base = edit.recipe, edit.scan, edit.base
     if recipe.document.tower == "text":
-        rows = measure_text_edit(recipe, scan, base, dataset, templates=templates, progress=progress).rows
-        rows = {name: row for name, row in rows.items() if name not in ("before", "after")}
-    else:
-        source, measure = build_measure(base.editable, dataset, templates=templates)
-        rows = draw_controls(recipe, scan, base, source, measure, progress=progress).rows
-    return {f"{folder}, {name.replace('_', ' ')}": row for name, row in rows.items()}
+        source = build_yardstick(base, dataset, templates=templates).source
+        embedded = collect_embeddings(base, source, progress=progress)
+        figures = partial(_measure_texts, base, dataset, templates, embedded)
+        return measure_controls(recipe, scan, base, figures)
+    source, measure = build_measure(base.editable, dataset, templates=templates)
+    return draw_controls(recipe, scan, base, source, measure, progress=progress)
 
 
 def draw_controls(
@@ -254,14 +264,18 @@ def measure_text_edit(
     edited = apply_recipe(recipe, model)
     sides = [build_yardstick(one, dataset, templates=templates, by_group=True) for one in (model, edited)]
     embedded = collect_embeddings(model, sides[0].source, progress=progress)
-
-    def figures(bound: Recipe) -> dict[str, float]:
-        return build_measure(apply_recipe(bound, model), dataset, templates=templates)[1](*embedded)
-
+    figures = partial(_measure_texts, model, dataset, templates, embedded)
     controls = measure_controls(recipe, scan, model, figures, labelled=labelled, draws=draws)
     found = compare_sides(sides, [embedded, embedded], controls)
     answers = Answers(model, *embedded), Answers(edited, *embedded)
     return replace(found, answers=answers, attributes=describe_images(dataset, sides[0].source))
+
+
+def _measure_texts(
+    model: Model, dataset: Dataset, templates: Sequence[str], embedded: tuple[Tensor, Sequence[int]], bound: Recipe
+) -> dict[str, float]:
+    """The figures of an edit of the text tower, which the embeddings of images do not see."""
+    return build_measure(apply_recipe(bound, model), dataset, templates=templates)[1](*embedded)
 
 
 @dataclass(frozen=True)
@@ -270,6 +284,13 @@ class ControlRows:
 
     rows: dict[str, dict[str, float]]
     drawn: Sequence[Mapping[str, float]]
+
+    @property
+    def spread(self) -> dict[str, float]:
+        """The standard deviation of every figure over the draws; none of fewer than two."""
+        first = self.drawn[0] if len(self.drawn) > 1 else {}
+        # Of a sample of draws, hence ddof=1.
+        return {key: float(np.std([row[key] for row in self.drawn], ddof=1)) for key in first}
 
 
 def measure_controls(

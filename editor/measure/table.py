@@ -117,6 +117,11 @@ class FigureTable(dict[str, dict[str, float]]):
         if outcomes is not None:
             self.outcomes[name] = outcomes
 
+    def report(self) -> dict[str, dict[str, Any]]:
+        """Plain data: each model's figures, and where there are groups, `n`, accuracy and interval of each."""
+        groups = {name: found.report()["groups"] for name, found in self.details.items()}
+        return {name: {**row, **({"groups": groups[name]} if groups.get(name) else {})} for name, row in self.items()}
+
     @property
     def rows(self) -> list[FlatRow]:
         """Flat dictionaries with the same keys, as `pandas.DataFrame` and `csv` take them.

@@ -204,4 +204,6 @@ def test_evaluate_picks_the_layout_and_takes_another(
     assert set(run("--dataset", fairface, "--top", 4)) == {"max_skew_gender", "max_skew_race", "max_skew_age"}
     assert {"common", "counter"} <= set(run("--dataset", counter_animal))
     assert "reads_text" in run("--dataset", typographic)
-    assert set(run("--dataset", counter_animal, "--layout", "folders")) == {"overall", "worst_group", "mean_of_groups"}
+    assert set(run("--dataset", counter_animal, "--layout", "folders")) == {
+        *("overall", "worst_group", "mean_of_groups", "groups")
+    }
