@@ -114,7 +114,7 @@
     const { fidelity } = facts;
     const said = fidelity
       ? `the checkpoint reproduces ${percent(fidelity.explained)} of what the direct default edit changes, on ${fidelity.images} images left out.`
-      : "how near a checkpoint comes, `clipedit apply` says.";
+      : "how near a checkpoint comes, clipedit apply says.";
     by("effect-note").textContent = effect === "direct" ? "Figures here are exactly those of this recipe." : `Figures here are of the direct edit; ${said}`;
   }
 

@@ -54,7 +54,7 @@ const DeskHeads = (() => {
       const layers = [...new Set(this.facts.heads.map((head) => head.layer))].sort((one, other) => other - one);
       const columns = Math.max(...this.facts.heads.map((head) => head.head)) + 1;
       document.getElementById("bench").style.setProperty("--columns", columns);
-      const names = Array.from({ length: columns }, (_, at) => make("span", { role: "columnheader" }, columns > 16 ? String(at) : `H${at}`));
+      const names = Array.from({ length: columns }, (_, at) => make("span", { role: "columnheader" }, columns > 10 ? String(at) : `H${at}`));
       this.grid.append(make("div", { role: "row" }, make("span", { role: "columnheader" }, make("span", { className: "visually-hidden" }, "Layer")), ...names));
       // The last layer first, as a network is drawn.
       for (const layer of layers) {

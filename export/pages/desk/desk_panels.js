@@ -104,6 +104,7 @@ const DeskPanels = (() => {
         row.bold.textContent = `${digits(now.left[at])} %`;
         row.from.data = "";
         const key = this.facts.labelled?.readable[name];
+        row.also.hidden = !key;
         row.also.textContent = key ? `read rightly: ${digits(before.figures[key].value)} → ${digits(now.figures[key].value)} %` : "";
       });
       this.promise(now);
