@@ -279,10 +279,12 @@ def test_a_lent_projection_is_in_no_file_and_cannot_be_edited(clip_folder: Path)
 def test_the_path_runs_on_an_image_tower_alone(clip_folder: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
     done = run(
         *("remove-heads", "--model", clip_folder / "CLIPVisionModel", "--aligner", f"hf:{clip_folder / 'clip'}"),
-        *("--concept", "location", "--images", "demo", "--force", "--heads", 2, "-o", tmp_path / "out", "--no-report"),
+        *("--concept", "location", "--images", "demo", "--force", "--heads", 2, "-o", tmp_path / "out"),
     )
     assert done.code == 0 and "total: the edit is in the layers" in done.err, done.err
-    assert "a Hugging Face folder in its own layout: float32" in done.err
+    assert (
+        "a Hugging Face folder in its own layout: float32" in done.err and (tmp_path / "out" / "report.html").is_file()
+    )
     edited = clipedit.apply_aligner(clipedit.load_model(tmp_path / "out"), clip_folder / "clip")
     assert edited.encode_text(["water"]).shape == (1, 24)
 

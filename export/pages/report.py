@@ -23,7 +23,7 @@ from ...editor.images.demo_name import DEMO, is_demo
 from ...editor.images.listing import list_images
 from ...editor.images.source import ImageSource
 from ...editor.images.texts import load_texts
-from ...editor.load import SCAN_NAME, load_aligned, load_model
+from ...editor.load import SCAN_NAME, apply_aligner, load_aligned, load_model
 from ...editor.measure.certificate import describe_certificate, read_certificate
 from ...editor.measure.readable import describe_readable, find_readable
 from ...editor.measure.verdict import describe_seen, read_verdict
@@ -71,6 +71,9 @@ def write_report(
     # What other consumers read was verified to compute what the recipe gives: only our own folders are loaded.
     own = path.parent == folder and any((folder / name).exists() for name in MODEL_FILES)
     edited = load_model(str(folder)) if own else apply_recipe(recipe, base)
+    if own and base.lent is not None:
+        # An image tower alone is read with the words of its CLIP, edited too.
+        edited = apply_aligner(edited, base.lent.path, clip=base.lent.clip)
     edit = Edit(recipe, base, edited, scan, source)
     return render_report(edit, read_checks(folder), Path(out) if out else folder / NAME, progress=progress)
 
