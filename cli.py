@@ -13,8 +13,9 @@ import typer
 from . import __version__
 from .commands import audit, edit, heads, library, look, measure, scan, ship, start
 from .commands.console import fail, tell_error, warn
+from .commands.running.configuration import name_variables
 from .commands.running.exits import Exit
-from .commands.running.shared import LogJsonOption, QuietOption, take_shared
+from .commands.running.shared import ConfigOption, LogJsonOption, QuietOption, take_shared
 from .commands.running.voice import VOICE, begin, end
 from .editor.errors import ClipeditError
 
@@ -63,6 +64,7 @@ def describe(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    config: ConfigOption = None,
     quiet: QuietOption = False,
     log_json: LogJsonOption = False,
 ) -> None:
@@ -89,7 +91,9 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        return app(standalone_mode=False) or Exit.FINE
+        command = typer.main.get_command(app)
+        name_variables(command)
+        return command(standalone_mode=False) or Exit.FINE
     except _UsageError as error:
         tell_error(error.format_message()) if VOICE.as_json else error.show()
         sys.exit(Exit.USAGE)

@@ -20,6 +20,7 @@ from ..editor.files.inputs import (
 )
 from ..editor.identities import HeadId
 from ..editor.images.demo_name import demo_folder, is_demo
+from .running.listed import STDIN, save_listed_images
 
 Given = TypeVar("Given", bound=str | Path | None)
 
@@ -39,7 +40,7 @@ def _checked(check: Callable[[Path], None]) -> Callable[[Given], Given]:
 require_scan = _checked(require_scan_file)
 require_features = _checked(require_features_file)
 require_aligner = _checked(require_aligner_or_clip)
-require_images = _checked(require_images_path)
+_require_images = _checked(require_images_path)
 require_image = _checked(require_image_file)
 require_weights = _checked(require_weights_path)
 
@@ -48,6 +49,11 @@ def require_partials(paths: list[Path]) -> list[Path]:
     """Refuse files and folders that hold no scan."""
     list_scan_files(paths)
     return paths
+
+
+def require_images(value: Given) -> Given:
+    """Refuse images that are not there; `-` stands for a list of them from stdin."""
+    return save_listed_images() if value == STDIN else _require_images(value)  # pyright: ignore[reportReturnType]
 
 
 def require_heads(heads: list[str] | None) -> list[str] | None:

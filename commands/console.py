@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .running.exits import Exit
-from .running.voice import VOICE, Follow, logged_stages, write_event
+from .running.voice import VOICE, Follow, err_console, logged_stages, printable, say, say_result, write_event
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, Task
@@ -35,7 +35,7 @@ _RECALL_LEGEND = (
     "captions is among the first K captions"
 )
 
-out_console, err_console = Console(), Console(stderr=True)
+out_console = Console()
 
 _TITLES = {
     "worst_group": "worst group",
@@ -119,24 +119,6 @@ def _rate_column() -> ProgressColumn:
     return RateColumn()
 
 
-def say(message: str) -> None:
-    """A line on stderr; none with `--quiet`."""
-    if not VOICE.quiet:
-        _write_message("message", message)
-
-
-def say_result(message: str) -> None:
-    """A line on stderr that no option takes away: a verdict, or what went wrong without stopping the run."""
-    _write_message("result", message)
-
-
-def _write_message(event: str, message: str) -> None:
-    if VOICE.as_json:
-        write_event(event, message=message)
-    else:
-        err_console.print(printable(message), markup=False, highlight=False, soft_wrap=True)
-
-
 def warn(message: object) -> None:
     """A warning: a line like others, since where in the code it arose tells a user nothing."""
     if VOICE.as_json:
@@ -148,12 +130,6 @@ def warn(message: object) -> None:
 def write_line(text: str) -> None:
     """A line on stdout, as it is."""
     out_console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """What files of others say cannot move the cursor, or hide what was printed."""
-    # Names of files and texts of recipes come from anybody: escape sequences among them are spelled out.
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def fail(message: str) -> NoReturn:

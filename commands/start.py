@@ -21,11 +21,9 @@ from .console import (
     print_checks,
     print_groups,
     print_heads,
-    print_interactions,
     print_json,
     print_measures,
     print_readable,
-    print_table,
     progress,
     say,
     say_next,
@@ -67,10 +65,13 @@ from .options import (
     given,
     split_columns,
 )
+from .running.shared import configured
+from .tables.plan import print_plan
+from .tables.repair import print_repair
 
 if TYPE_CHECKING:
     from ..demo.pipeline import DemoResult
-    from ..export.repair import Repair
+    from ..editor.models.model import Model
 
 DEFAULT_OUT, DEMO_OUT = Path("clipedit-out"), Path("clipedit-demo")
 OWN_MODEL = (
@@ -87,7 +88,7 @@ PANELS = {
         *("dataset", "layout", "classes", "templates", "label", "group_by", "split", "top", "retention"),
         *("fail_if_worse", "batch_size", "max_bad", "exif", "decode", "no_cache"),
     ),
-    "Output": ("out", "overwrite", "report", "plot", "as_json", "quiet", "log_json", "help"),
+    "Output": ("out", "overwrite", "dry_run", "report", "plot", "as_json", "quiet", "log_json", "config", "help"),
 }
 _PANEL_OF = {option: panel for panel, options in PANELS.items() for option in options}
 
@@ -233,6 +234,12 @@ def remove_heads(
         bool,
         typer.Option("--report/--no-report", help="Write report.html into the folder."),
     ] = Output.report,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Say what would be chosen, and what it was weighed against; no file is written."
+        ),
+    ] = False,
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw the Pareto front of --select frontier to this file."),
@@ -248,19 +255,20 @@ def remove_heads(
     options, output = gather(EditOptions, asked), gather(Output, asked)
     choice = gather(HeadChoice, asked | {"group_by": split_columns(group_by), "classes": read_classes(classes)})
     _require_usage(asked)
-    output.check(out, model, pretrained, images, scan, aligner, dataset, labelled, features)
+    output.check(None if dry_run else out, model, pretrained, images, scan, aligner, dataset, labelled, features)
     require_concepts(model, *(concept or []), keep)
     # Late: it brings torch, and wrong usage is refused without.
     from ..export.repair import repair
 
     loaded = open_model(model, pretrained, aligner, scan=scan, tower=tower)
-    named: dict[str, Any] = {name: asked[name] for name in ("images", "scan", "concept", "keep", "dataset", "out")}
-    named["scan_options"] = given(batch_size=batch_size, max_bad=max_bad, exif=exif, decode=decode)
-    named["labels"] = read_dataset_options(asked)
+    if dry_run:
+        return _plan(loaded, asked, options, choice)
+    named = _name_inputs(asked) | {"dataset": dataset, "out": out, "configuration": configured()}
     with progress() as follow:
-        done = repair(loaded, **named, options=options, choice=choice, output=output, progress=follow)
+        labels = read_dataset_options(asked)
+        done = repair(loaded, **named, labels=labels, options=options, choice=choice, output=output, progress=follow)
     say_skipped(done.scan if scan is None else None)
-    print_json(done.report()) if as_json else _print_repair(done)
+    print_json(done.report()) if as_json else print_repair(done)
     # Last: whoever asked for an exit code wants the files and the figures too.
     exit_if_worse([done.verdict.word] if fail_if_worse else [])
 
@@ -277,72 +285,20 @@ def _require_usage(asked: Mapping[str, Any]) -> None:
         )
 
 
-def _print_repair(done: Repair) -> None:
-    from ..editor.measure.certificate import describe_certificate
-    from ..editor.measure.table import read_details
-    from ..editor.measure.verdict import describe_seen
-
-    document, measured, heads = done.recipe.document, done.measured, done.recipe.heads
-    say_result(str(done.verdict))
-    operations = ", ".join(dict.fromkeys(step.operation for step in document.steps if step.target == "heads"))
-    say(f"edited {len(heads)} heads ({operations or 'none'}, {document.effect}): {', '.join(heads)}")
-    for line in done.describe_reach():
-        say(line)
-    for name, chosen in (measured.get("choices") or {"this model": measured.get("choice")}).items():
-        if chosen is not None:
-            _print_choice(name, chosen)
-    if "frontier" in measured:
-        _print_front(measured["frontier"])
-    if done.rows:
-        print_measures(done.rows)
-        print_groups(read_details(measured))
-        say(f"measured: {measured['evidence'].get('measure')}")
-    print_readable(done.readable)
-    print_interactions(done.interactions)
-    for line in (*describe_seen(measured), *describe_certificate(done.certificate), *done.describe_fidelity()):
-        say(line)
-    print_checks(done.checks)
-    say(f"wrote {done.out}: {done.layout}")
-    if done.page is not None:
-        say(f"wrote {done.page}: open it in a browser")
-    _say_what_next(done)
+def _name_inputs(asked: Mapping[str, Any]) -> dict[str, Any]:
+    named: dict[str, Any] = {name: asked[name] for name in ("images", "scan", "concept", "keep")}
+    return named | {
+        "scan_options": given(**{name: asked[name] for name in ("batch_size", "max_bad", "exif", "decode")})
+    }
 
 
-def _say_what_next(done: Repair) -> None:
-    """Deployment is next for an edit that was found to harm nothing; of any other, what would say so."""
-    base = " ".join(filter(None, (done.model.name, done.model.pretrained))).replace(" ", ":")
-    if done.verdict.word == "HARMS":
-        say("nothing is exported from it without --force. Try fewer --heads, --keep, or another concept")
-    elif done.verdict.word == "NOT MEASURED":
-        say_next("to know whether it helps", f"clipedit evaluate {base} {done.out} --dataset DIR --control")
-    elif done.model.is_alone:
-        say_next("for deployment", f"put {done.out} in the place of {done.model.folder}")
-    else:
-        say_next("for deployment", f"clipedit export {done.out} --target onnx -o {done.out}-onnx")
+def _plan(loaded: Model, asked: Mapping[str, Any], options: EditOptions, choice: HeadChoice) -> None:
+    """`--dry-run`: as far as the choice; what would be refused is, after what it would have been."""
+    from ..editor.errors import ConceptError
+    from ..export.choose import plan_repair
 
-
-def _print_choice(name: str, chosen: Mapping[str, Any]) -> None:
-    """What the number of heads and the strength were weighed by, in one line."""
-    projection = f"the output projected at {chosen['output_strength']:.2f}"
-    of = "of texts in general" if chosen["of"] == "general" else f"of {chosen['of']}"
-    say(
-        f"chosen for {name}: {chosen['heads']} heads, {projection}: {chosen['removed']:.2f} of the variance along "
-        f"instances left out goes, and {chosen['elsewhere']:.2f} of that {of} (--heads, --output-strength)"
-    )
-
-
-def _print_front(frontier: Mapping[str, Any]) -> None:
-    """The Pareto front, best worst group first; the chosen edit is marked."""
-    say(f"tried {frontier['tried']} edits on cached features; the Pareto front:")
-    marks = [(frontier["unedited"], "<- unedited"), (frontier["chosen"], "<- chosen")]
-    rows = [
-        [
-            f"{point['worst_group']:.3f}",
-            f"{point['retention']:.3f}",
-            f"{point['output_strength']:.2f}",
-            ", ".join(point["heads"]) or "none",
-            next((mark for marked, mark in marks if point == marked), ""),
-        ]
-        for point in [*frontier["front"], frontier["unedited"]]
-    ]
-    print_table(["worst group", "kept", "output", "heads", ""], rows)
+    with progress() as follow:
+        found = plan_repair(loaded, **_name_inputs(asked), options=options, choice=choice, progress=follow)
+    print_json(found.report()) if asked["as_json"] else print_plan(found)
+    if found.refused:
+        raise ConceptError(found.refused)

@@ -8,15 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..editor.concepts.concepts import Concept, load_concept
+from ..editor.concepts.concepts import Concept
 from ..editor.edits.apply import apply_recipe
-from ..editor.edits.bind import bind_recipe, check_effect, default_effect
+from ..editor.edits.bind import bind_recipe
 from ..editor.edits.held_out import require_enough_images
 from ..editor.edits.recipe import Recipe
-from ..editor.edits.singular import load_weights
-from ..editor.errors import ConceptError, ImageError, require_kinds
+from ..editor.errors import ImageError, require_kinds
 from ..editor.images.demo import JUDGED_CONCEPT
-from ..editor.images.demo_name import DEMO, is_demo
+from ..editor.images.demo_name import is_demo
 from ..editor.images.labelled_options import LabelledOptions
 from ..editor.images.layouts import open_dataset
 from ..editor.images.published.captions import CaptionSet
@@ -30,14 +29,13 @@ from ..editor.measure.verdict import Verdict, read_verdict
 from ..editor.models.model import Model
 from ..editor.notebook import html_facts, html_table
 from ..editor.scan.scan import Scan
-from ..editor.scan.variety import require_variety
 from ..editor.select.options import EditOptions, HeadChoice
 from ..editor.select.plan import Evidence
-from ..editor.select.selectors import join_documents, select_each, select_recipe
 from ..editor.select.whose_heads import HeldConcepts
+from .choose import choose_recipe, read_request, require_not_yet_removed
 from .edited_folder import require_writable, write_edited_model
 from .hf_folder import describe_layout, describe_reach
-from .inputs import Follow, follow_nothing, load_erased, load_evidence, scan_or_load
+from .inputs import Follow, follow_nothing, load_erased, scan_or_load
 from .judge import Dataset, Made, choose_dataset, judge_made
 from .output import Output
 from .pages.desk.desk import Desk, desk
@@ -173,6 +171,7 @@ def repair(
     out: str | Path | None = None,
     output: Output | None = None,
     scan_options: Mapping[str, Any] | None = None,
+    configuration: Mapping[str, Any] | None = None,
     progress: Follow | None = None,
 ) -> Repair:
     """Find the heads that carry a concept, edit them, measure what that changed, write the model and verify it.
@@ -192,6 +191,7 @@ def repair(
         out: A folder for the edited model, its recipe, scan and report; without one nothing is written or verified.
         output: What is written there.
         scan_options: Passed to `scan`, such as `batch_size`.
+        configuration: Which options a file or the environment gave; kept beside what was measured.
         progress: From a stage's name to a function that is told images done and in total.
 
     Raises:
@@ -205,23 +205,19 @@ def repair(
     read = [one for one in (images, scan, dataset, choice.labelled, choice.features) if isinstance(one, str | Path)]
     # A folder that is not free is refused before the scan, not after it.
     output.check(out, model.folder, *read)
-    if is_demo(model.name):
-        choice = replace(choice, labelled=choice.labelled or DEMO)
-    concepts, kept, options, evidence = _read_before_scanning(model, concept, keep, options, choice)
+    request = read_request(model, concept, keep, options, choice)
+    choice, concepts = request.choice, request.concepts
     if out is not None:
-        require_writable(str(options.effect), model)
-    _require_not_yet_removed(model, concepts, choice)
+        require_writable(str(request.options.effect), model)
+    require_not_yet_removed(request)
     # Of several the one that the demo's images cannot judge decides whether they are measured on.
     judged = next((one for one in concepts if one.name != JUDGED_CONCEPT), concepts[0] if concepts else None)
-    dataset = _open_dataset(model, choose_dataset(model, judged, dataset, choice.labelled), labels, evidence, choice)
+    dataset = choose_dataset(model, judged, dataset, choice.labelled)
+    dataset = _open_dataset(model, dataset, labels, request.evidence, choice)
     scanned = scan_or_load(model, images, scan, options=scan_options or {}, follow=follow)
     # Prepared once: the refusal, the choice of heads and the readable concepts all ask it.
     known = HeldConcepts(scanned, model)
-    _require_held(known, concepts, choice)
-    chosen = {"select": choice.select, "evidence": evidence, "keep": kept, "known": known, **vars(options)}
-    # Labels may say what is wrong without a word.
-    parts = select_each(scanned, model, concepts=concepts, **chosen) if concepts else {}
-    document = join_documents(list(parts.values())) if parts else select_recipe(scanned, model, **chosen)
+    document, parts = choose_recipe(request, known)
     erased = load_erased(document, model, choice, follow)
     recipe = bind_recipe(document, scanned, model, labelled=erased)
     by_texts, others = choice.select == "text-difference", [one for one in concepts if one is not judged]
@@ -232,32 +228,14 @@ def repair(
     if measure:
         prompts = (labels or LabelledOptions()).templates
         recipe = recipe.with_measured(judge_made(made, dataset, images, follow, templates=prompts))
+    if configuration:
+        recipe = recipe.with_measured({"configuration": configuration})
     done = Repair(model, recipe, scanned)
     if out is not None:
         done = _write(done, out, images, output, follow)
     if output.plot is not None and "frontier" in done.measured:
         save_figure(plot_frontier(done.measured["frontier"]), output.plot)
     return done
-
-
-def _read_before_scanning(
-    model: Model,
-    concept: str | Concept | Sequence[str | Concept] | None,
-    keep: str | Concept | None,
-    options: EditOptions,
-    choice: HeadChoice,
-) -> tuple[list[Concept], Concept | None, EditOptions, Evidence]:
-    """Whatever can be wrong is read before the images are: a misspelt name must not cost a scan."""
-    # Selectors that look at labels need no words, unless a concept is named.
-    if choice.select == "text-difference" or concept or keep is not None:
-        model.tokenizer(["a photo"])
-    effect = options.effect or default_effect(model)
-    check_effect(effect, model, output_strength=options.output_strength)
-    asked = [concept] if concept is None or isinstance(concept, str | Path | Concept) else concept
-    *named, kept = (load_concept(one, model.folder) if isinstance(one, str | Path) else one for one in (*asked, keep))
-    weights = load_weights(options.weights) if isinstance(options.weights, Path) else options.weights
-    concepts = [one for one in named if one is not None]
-    return concepts, kept, replace(options, effect=effect, weights=weights), load_evidence(choice)
 
 
 def _open_dataset(
@@ -282,46 +260,6 @@ def _open_dataset(
             "rows, and figures are of test rows."
         )
     return opened
-
-
-def _require_not_yet_removed(model: Model, concepts: Sequence[Concept], choice: HeadChoice) -> None:
-    """Refuse to remove a concept twice: what is left of it is spread, and a second edit takes what must stay.
-
-    Raises:
-        ConceptError: If the model's own recipe names a concept.
-    """
-    if not concepts or model.recipe is None or choice.force:
-        return
-    document = model.recipe.document
-    # Heads that are ablated carry no texts: their step is followed by one that does, or the recipe is named for it.
-    removed = {step.concept for step in document.steps} | set(document.name.removeprefix("remove-").split("-and-"))
-    removed.add(document.name.removeprefix("remove-"))
-    again = next((concept.name for concept in concepts if concept.name in removed), None)
-    if again is not None:
-        raise ConceptError(
-            f"cannot remove {again} from {model.name}: its recipe {document.name} has done so, and there is "
-            "nothing left to do. Edit the unedited model to choose otherwise, or add --force."
-        )
-
-
-def _require_held(known: HeldConcepts, concepts: Sequence[Concept], choice: HeadChoice) -> None:
-    """Refuse images that hardly differ, and concepts that no few heads hold or whose heads are another concept's.
-
-    Raises:
-        StatisticsError, ConceptError: With the figures, and what to do instead.
-    """
-    if choice.force:
-        return
-    require_variety(known.scan)
-    if choice.select != "text-difference" or known.model.side == "text":
-        return
-    for concept in concepts:
-        found = known.judge(concept)
-        if found.verdict != "held":
-            advice = f"Look at `clipedit score SCAN --concept {found.other}`" if found.other else "Nothing was changed"
-            raise ConceptError(
-                f"cannot remove {concept.name}: {found.because}. {advice}, or add --force to edit anyway."
-            )
 
 
 def _write(done: Repair, out: Path, images: str | Path | ImageSource | None, output: Output, follow: Follow) -> Repair:

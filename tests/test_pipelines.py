@@ -1,9 +1,12 @@
-"""Commands in pipelines: exit codes, --quiet, --log-json."""
+"""Commands in pipelines: exit codes, --quiet, --log-json, lists from stdin, two runs that write one folder."""
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ import pytest
 import clipedit
 from clipedit import cli
 from clipedit.commands.running.exits import Exit, render_exits_markdown
+from clipedit.editor.files.claims import claimed
+from clipedit.editor.files.whole import staged_folder
 from clipedit.editor.images.demo import demo_calibration_source
 
 ROOT = Path(clipedit.__file__).parent
@@ -87,3 +92,93 @@ def test_every_command_takes_the_shared_options(run) -> None:  # type: ignore[no
     for names in [*((name,) for group in cli.GROUPS.values() for name in group), *nested]:
         said = run(*names, "--help")
         assert said.code == 0 and "--quiet" in said.out and "--log-json" in said.out, names
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    source = demo_calibration_source(6)
+    (tmp_path / "some photos").mkdir()
+    paths = [tmp_path / "some photos" / f"{index}, of six.png" for index in range(6)]
+    for index, path in enumerate(paths):
+        source.open(index).save(path)
+    return paths
+
+
+LISTS = {
+    "lines": lambda names: "\n".join(names),
+    "lines of Windows, and empty ones": lambda names: "\r\n".join([*names, "", ""]),
+    "a table": lambda names: "label,path\n" + "".join(f'x,"{name}"\n' for name in names),
+    "a table with semicolons and a byte order mark": lambda names: (
+        "\ufeffpath;label\n" + "".join(f"{name};x\n" for name in names)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_images_are_listed_on_stdin(run, photos: list[Path], tmp_path: Path, monkeypatch, kind: str) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    # Relative to where the command runs.
+    text = LISTS[kind]([str(path.relative_to(tmp_path)) for path in photos])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    said = run("scan", "-", "-o", "listed.safetensors", "--quiet")
+    assert said.code == 0 and said.err == "", said.err
+    assert clipedit.load_scan("listed.safetensors").statistics.n == 6
+
+
+def test_stdin_that_names_no_image_is_refused(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n \n")))
+    said = run("scan", "-")
+    assert said.code == 1 and "cannot read images from -: stdin names none" in said.err
+
+
+WRITE = """
+import sys, time
+from pathlib import Path
+from clipedit.editor.errors import ExportError
+from clipedit.editor.files.claims import claimed
+from clipedit.editor.files.whole import staged_folder
+try:
+    with claimed(Path(sys.argv[1])), staged_folder(Path(sys.argv[1]), overwrite=True) as folder:
+        (folder / "mine").write_text(sys.argv[2])
+        print("writing", flush=True)
+        sys.stdin.read()
+except ExportError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def start_writer(out: Path, word: str) -> subprocess.Popen[str]:
+    pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+    return subprocess.Popen([sys.executable, "-c", WRITE, str(out), word], text=True, **pipes)  # type: ignore[call-overload]
+
+
+def test_of_two_processes_that_write_one_folder_one_wins(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    first = start_writer(tmp_path / "out", "first")
+    assert first.stdout is not None and first.stdout.readline() == "writing\n"
+    _, refused = start_writer(tmp_path / "out", "second").communicate()
+    assert (
+        refused
+        == f"error: cannot write to {tmp_path / 'out'}: another run of clipedit is writing it. Wait for it, or choose another -o.\n"
+    )
+    # The command line is told before it works; what is spelled otherwise is the same folder.
+    told = run("apply", "goh", "-o", tmp_path / "x" / ".." / "out")
+    assert told.code == Exit.REFUSED and "another run of clipedit is writing it" in told.err
+    assert first.communicate()[1] == "" and (tmp_path / "out" / "mine").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with claimed(tmp_path / "out"):  # It is free again.
+        pass
+
+
+def test_a_folder_that_another_run_wrote_meanwhile_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(clipedit.ExportError, match="another run has written it meanwhile, and its files stay"):
+        with staged_folder(out, overwrite=False) as late:
+            (late / "mine").write_text("late")
+            with staged_folder(out, overwrite=False) as early:
+                (early / "mine").write_text("early")
+    assert (out / "mine").read_text() == "early" and [path.name for path in tmp_path.iterdir()] == ["out"]
+    # An empty folder is nobody's.
+    (tmp_path / "empty").mkdir()
+    with staged_folder(tmp_path / "empty", overwrite=False) as folder:
+        (folder / "mine").touch()
+    assert (tmp_path / "empty" / "mine").is_file()

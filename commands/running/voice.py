@@ -10,8 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.console import Console
+
 Tell = Callable[[int, int], None]
 Follow = Callable[[str], Tell]
+
+err_console = Console(stderr=True)
 
 
 @dataclass
@@ -37,6 +41,30 @@ def write_event(event: str, **values: Any) -> None:
     line = {"event": event, "command": VOICE.command, **values}
     sys.stderr.write(json.dumps(line, default=str) + "\n")
     sys.stderr.flush()
+
+
+def say(message: str) -> None:
+    """A line on stderr; none with `--quiet`."""
+    if not VOICE.quiet:
+        _write_message("message", message)
+
+
+def say_result(message: str) -> None:
+    """A line on stderr that no option takes away: a verdict, or what went wrong without stopping the run."""
+    _write_message("result", message)
+
+
+def _write_message(event: str, message: str) -> None:
+    if VOICE.as_json:
+        write_event(event, message=message)
+    else:
+        err_console.print(printable(message), markup=False, highlight=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """What files of others say cannot move the cursor, or hide what was printed."""
+    # Names of files and texts of recipes come from anybody: escape sequences among them are spelled out.
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def end(code: int) -> None:

@@ -47,15 +47,23 @@ def publish_file(temporary: Path, target: Path) -> None:
     _flush(target.parent)
 
 
-def publish_folder(temporary: Path, target: Path) -> None:
+def publish_folder(temporary: Path, target: Path, *, replace: bool) -> None:
     """Give a complete folder its final name; what has it now is left under the temporary one, or removed.
 
     Where the system can exchange two names, the final one always stands for a whole folder, the old or the new.
+
+    Raises:
+        OSError: Without `replace`, if a folder that holds anything has that name: somebody wrote it meanwhile.
     """
     for path in sorted(temporary.rglob("*")):
         _flush(path)
     temporary.chmod(0o777 & ~_umask())
-    if not target.exists():
+    if not replace:
+        with contextlib.suppress(FileNotFoundError):
+            # Only an empty folder goes: in one step with the check that it is empty.
+            os.rmdir(target)
+        os.rename(temporary, target)
+    elif not target.exists():
         os.rename(temporary, target)
     elif not exchange_names(temporary, target):
         _take_place(temporary, target)

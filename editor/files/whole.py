@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -70,8 +71,13 @@ def staged_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         raise _writing_error(path, error) from error
     try:
         yield temporary
-        publish_folder(temporary, path)
+        publish_folder(temporary, path, replace=overwrite)
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise ExportError(
+                f"cannot write to {path}: another run has written it meanwhile, and its files stay. Choose another -o, "
+                "or add --overwrite."
+            ) from error
         raise _writing_error(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

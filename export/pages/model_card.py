@@ -33,7 +33,7 @@ from ..consumers.target import Target
 from ..consumers.text_cleaning import describe_uncleaned
 
 # What is kept among a recipe's figures beside the rows of them.
-NOT_ROWS = ("frontier", "fidelity", "evidence", "choice", "choices")
+NOT_ROWS = ("frontier", "fidelity", "evidence", "choice", "choices", "configuration")
 CARD_NAME, EXAMPLE_NAME, EXAMPLE_TEXT = "README.md", "example.png", "a photo of a circle"
 
 

@@ -1,0 +1,1 @@
+"""What a command prints of one thing, where that is more than a table."""

@@ -1,0 +1,211 @@
+"""Which edit: what a repair reads before it scans, and the recipe that it chooses; nothing is measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..editor.concepts.concepts import Concept, load_concept
+from ..editor.edits.bind import check_effect, default_effect
+from ..editor.edits.document import RecipeDocument
+from ..editor.edits.singular import load_weights
+from ..editor.errors import ConceptError
+from ..editor.images.demo_name import DEMO, is_demo
+from ..editor.images.source import ImageSource
+from ..editor.models.model import Model
+from ..editor.scan.scan import Scan
+from ..editor.scan.variety import require_variety
+from ..editor.select.amounts import choose_for
+from ..editor.select.choice import Candidate
+from ..editor.select.options import EditOptions, HeadChoice
+from ..editor.select.plan import Evidence
+from ..editor.select.selectors import join_documents, select_each, select_recipe
+from ..editor.select.whose_heads import HeldConcepts, Judgement
+from .inputs import Follow, follow_nothing, load_evidence, scan_or_load
+
+Asked = str | Concept | Sequence[str | Concept] | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a model, read and checked: nothing in it can be misspelt any more."""
+
+    model: Model
+    concepts: tuple[Concept, ...]
+    keep: Concept | None
+    options: EditOptions
+    choice: HeadChoice
+    evidence: Evidence
+
+    @property
+    def by_texts(self) -> bool:
+        """Whether the concepts' texts choose the heads of an image tower, so that what the heads hold decides."""
+        return self.choice.select == "text-difference" and self.model.side == "image"
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """One concept: whether a few heads hold it, the edits that were weighed (Methods, section 11), and the best."""
+
+    judgement: Judgement
+    weighed: tuple[Candidate, ...]
+    chosen: Candidate
+
+    def report(self) -> dict[str, Any]:
+        """Plain data."""
+        found = self.judgement
+        return {
+            "concept": found.concept,
+            "verdict": found.verdict,
+            "because": found.because,
+            "selectivity": found.selectivity.value,
+            "interval": list(found.interval),
+            "weighed": [one.report() for one in self.weighed],
+            "chosen": self.chosen.report(),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a repair would do.
+
+    Attributes:
+        document: The unbound recipe.
+        concepts: What was weighed for each concept; none where labels choose the heads, or of a text tower.
+        refused: Why the repair would not be made without `force`.
+    """
+
+    document: RecipeDocument
+    concepts: tuple[Weighed, ...] = ()
+    refused: str | None = None
+
+    def report(self) -> dict[str, Any]:
+        """Plain data: what `clipedit remove-heads --dry-run --json` prints."""
+        return {
+            "recipe": self.document.name,
+            "heads": self.document.heads,
+            "effect": self.document.effect,
+            "steps": [step.model_dump(mode="json", exclude_defaults=True) for step in self.document.steps],
+            "concepts": [one.report() for one in self.concepts],
+            "refused": self.refused,
+        }
+
+
+def read_request(
+    model: Model, concept: Asked, keep: str | Concept | None, options: EditOptions, choice: HeadChoice
+) -> Request:
+    """Whatever can be wrong is read before the images are: a misspelt name must not cost a scan.
+
+    Raises:
+        ConceptError, ImageError, RecipeError: If something cannot be read.
+    """
+    if is_demo(model.name):
+        choice = replace(choice, labelled=choice.labelled or DEMO)
+    # Selectors that look at labels need no words, unless a concept is named.
+    if choice.select == "text-difference" or concept or keep is not None:
+        model.tokenizer(["a photo"])
+    effect = options.effect or default_effect(model)
+    check_effect(effect, model, output_strength=options.output_strength)
+    asked = [concept] if concept is None or isinstance(concept, str | Path | Concept) else concept
+    *named, kept = (load_concept(one, model.folder) if isinstance(one, str | Path) else one for one in (*asked, keep))
+    weights = load_weights(options.weights) if isinstance(options.weights, Path) else options.weights
+    concepts = tuple(one for one in named if one is not None)
+    return Request(
+        model, concepts, kept, replace(options, effect=effect, weights=weights), choice, load_evidence(choice)
+    )
+
+
+def choose_recipe(request: Request, known: HeldConcepts) -> tuple[RecipeDocument, dict[str, RecipeDocument]]:
+    """The unbound recipe that the request's selector finds in a scan, and that of each concept alone, by name.
+
+    Raises:
+        ConceptError: If no few heads hold a concept, or they are another's, and nobody forces it.
+        RecipeError, StatisticsError: If the selector finds nothing.
+    """
+    _require_held(known, request)
+    options = {"select": request.choice.select, "evidence": request.evidence, "keep": request.keep, "known": known}
+    chosen: dict[str, Any] = {**options, **vars(request.options)}
+    # Labels may say what is wrong without a word.
+    if not request.concepts:
+        return select_recipe(known.scan, request.model, **chosen), {}
+    parts = select_each(known.scan, request.model, concepts=request.concepts, **chosen)
+    return join_documents(list(parts.values())), parts
+
+
+def plan_repair(
+    model: Model,
+    *,
+    images: str | Path | ImageSource | None = None,
+    scan: Scan | str | Path | None = None,
+    concept: Asked = None,
+    keep: str | Concept | None = None,
+    options: EditOptions | None = None,
+    choice: HeadChoice | None = None,
+    scan_options: Mapping[str, Any] | None = None,
+    progress: Follow | None = None,
+) -> Plan:
+    """What `repair` would choose, and what it would weigh; nothing is edited, measured or written.
+
+    A concept that it would refuse is planned as with `force`, and the refusal is said in the plan.
+    """
+    request = read_request(model, concept, keep, options or EditOptions(), choice or HeadChoice())
+    require_not_yet_removed(request)
+    scanned = scan_or_load(model, images, scan, options=scan_options or {}, follow=progress or follow_nothing)
+    known, refused = HeldConcepts(scanned, model), None
+    try:
+        document, _ = choose_recipe(request, known)
+    except ConceptError as error:
+        refused = str(error)
+        document, _ = choose_recipe(replace(request, choice=replace(request.choice, force=True)), known)
+    ordered = sorted(request.concepts, key=lambda one: one.name) if request.by_texts else ()
+    return Plan(document, tuple(_weigh(request, known, one, document.effect) for one in ordered), refused)
+
+
+def _weigh(request: Request, known: HeldConcepts, concept: Concept, effect: str) -> Weighed:
+    given = {name: getattr(request.options, name) for name in ("heads", "output_strength")}
+    # None of what goes has to stay.
+    names = {one.name for one in request.concepts}
+    library = {name: one for name, one in known.library.items() if name not in names or len(names) == 1}
+    found = choose_for(known, concept, effect, library=library, keep=request.keep, **given)
+    return Weighed(known.judge(concept), found.weighed, found.chosen)
+
+
+def require_not_yet_removed(request: Request) -> None:
+    """Refuse to remove a concept twice: what is left of it is spread, and a second edit takes what must stay.
+
+    Raises:
+        ConceptError: If the model's own recipe names a concept.
+    """
+    model = request.model
+    if not request.concepts or model.recipe is None or request.choice.force:
+        return
+    document = model.recipe.document
+    # Heads that are ablated carry no texts: their step is followed by one that does, or the recipe is named for it.
+    removed = {step.concept for step in document.steps} | set(document.name.removeprefix("remove-").split("-and-"))
+    removed.add(document.name.removeprefix("remove-"))
+    again = next((concept.name for concept in request.concepts if concept.name in removed), None)
+    if again is not None:
+        raise ConceptError(
+            f"cannot remove {again} from {model.name}: its recipe {document.name} has done so, and there is "
+            "nothing left to do. Edit the unedited model to choose otherwise, or add --force."
+        )
+
+
+def _require_held(known: HeldConcepts, request: Request) -> None:
+    """Refuse images that hardly differ, and concepts that no few heads hold or whose heads are another concept's.
+
+    Raises:
+        StatisticsError, ConceptError: With the figures, and what to do instead.
+    """
+    if request.choice.force:
+        return
+    require_variety(known.scan)
+    for concept in request.concepts if request.by_texts else ():
+        found = known.judge(concept)
+        if found.verdict != "held":
+            advice = f"Look at `clipedit score SCAN --concept {found.other}`" if found.other else "Nothing was changed"
+            raise ConceptError(
+                f"cannot remove {concept.name}: {found.because}. {advice}, or add --force to edit anyway."
+            )
