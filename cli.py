@@ -22,7 +22,7 @@ from .editor.errors import ClipeditError
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {
     "Start": {"demo": start.demo, "audit": audit.audit, "remove-heads": start.remove_heads},
     "Find": {"scan": scan.scan, "merge": scan.merge, "label": heads.label, "score": heads.score, "align": scan.align},
-    "Fix": {"apply": edit.apply, "diff": edit.diff, "reindex": edit.reindex},
+    "Fix": {"apply": edit.apply, "log": edit.log, "diff": edit.diff, "reindex": edit.reindex},
     "Measure": {
         "evaluate": measure.evaluate,
         "completeness": measure.completeness,
@@ -38,7 +38,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "report": look.report,
     },
     "Ship": {"export": ship.export, "verify": ship.verify, "reproduce": ship.reproduce},
-    "Library": {"models": library.models},
+    "Library": {"models": library.models, "schema": library.schema},
 }
 
 # The base of all wrong usage, wherever Typer keeps it; its message is shown plain, not in a box.

@@ -39,6 +39,7 @@ from .options import (
     ScanOption,
     SplitOption,
 )
+from .tables.chain import print_chain
 
 if TYPE_CHECKING:
     from ..editor.edits.diff import ModelDiff, TensorChange
@@ -49,6 +50,10 @@ DEFAULT_OUT, VECTORS_OUT = Path("clipedit-out"), Path("reindexed")
 
 def apply(
     recipe: Annotated[Path, typer.Argument(help="A recipe, a folder that holds one, or a shipped one's name.")],
+    undo: Annotated[
+        bool,
+        typer.Option("--undo", help="Take back the last edit of the folder that is named in place of a recipe."),
+    ] = False,
     model: ModelOption = DEMO,
     pretrained: PretrainedOption = None,
     images: Annotated[
@@ -66,9 +71,14 @@ def apply(
     overwrite: OverwriteOption = False,
     no_cache: NoCacheOption = False,
 ) -> None:
-    """Apply a saved recipe: the same base gives the same bytes."""
+    """Apply a saved recipe: the same base gives the same bytes.
+
+    With --undo FOLDER, write what that folder was before its last edit.
+    """
     require_apart(out, recipe, model, pretrained, images, scan)
     require_recipe(recipe)
+    if undo:
+        return _undo(recipe, out, overwrite=overwrite)
     from ..editor.edits.recipe import load_recipe
     from ..export.apply import apply_in_memory
     from ..export.edited_folder import apply_to_folder
@@ -85,6 +95,29 @@ def apply(
             found = {"images": images, "scan": scan, "choice": choice, "progress": follow}
             say_skipped(apply_in_memory(loaded, base, out, **found, **writing))
     _say_applied(out, model, loaded.document)
+
+
+def _undo(folder: Path, out: Path, *, overwrite: bool) -> None:
+    from ..export.history.undo import undo_edit
+
+    taken = undo_edit(folder, out, overwrite=overwrite)
+    say(f"wrote {out}: {folder} without recipe {taken.name}, to the byte")
+
+
+def log(
+    folder: Annotated[Path, typer.Argument(help="A folder that `remove-heads` or `apply` wrote.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what was done to a folder: its base, every edit in order, and what else changed.
+
+    Exit 0 if nothing else changed since the last edit, else 1.
+    """
+    from ..export.history.undo import read_chain
+
+    chain = read_chain(folder)
+    print_json(chain.report()) if as_json else print_chain(chain)
+    if chain.changed:
+        fail(f"{len(chain.changed)} things changed in {folder} since its last edit; the first: {chain.changed[0]}.")
 
 
 def _say_applied(out: Path, model: str, document: RecipeDocument) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from ..editor.images.demo_name import DEMO
 from .checks import concepts_folder
-from .console import out_console, print_json, print_table, printable, progress, say_next
+from .console import out_console, print_json, print_table, printable, progress, say_next, write_line
 from .options import JsonOption, ModelOption
 from .running.shared import take_shared
 
@@ -110,3 +110,18 @@ def models(
     else:
         cells = [[row.family, row.library, row.model, row.heads, row.reason or ", ".join(row.effects)] for row in rows]
         print_table(["family", "library", "model", "layers x heads", "effects, or why not"], cells)
+
+
+def schema(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="`recipe`, `concept`, or what a command prints with --json; by default all names."),
+    ] = None,
+) -> None:
+    """Print the JSON Schema of a file, or of what a command prints with --json."""
+    from .tables.outputs import NAMES, make_schema
+
+    if name is None:
+        write_line("\n".join(NAMES))
+    else:
+        print_json(make_schema(name))

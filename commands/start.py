@@ -263,10 +263,9 @@ def remove_heads(
     loaded = open_model(model, pretrained, aligner, scan=scan, tower=tower)
     if dry_run:
         return _plan(loaded, asked, options, choice)
-    named = _name_inputs(asked) | {"dataset": dataset, "out": out, "configuration": configured()}
+    named = _name_inputs(asked) | _name_outputs(asked)
     with progress() as follow:
-        labels = read_dataset_options(asked)
-        done = repair(loaded, **named, labels=labels, options=options, choice=choice, output=output, progress=follow)
+        done = repair(loaded, **named, options=options, choice=choice, output=output, progress=follow)
     say_skipped(done.scan if scan is None else None)
     print_json(done.report()) if as_json else print_repair(done)
     # Last: whoever asked for an exit code wants the files and the figures too.
@@ -290,6 +289,11 @@ def _name_inputs(asked: Mapping[str, Any]) -> dict[str, Any]:
     return named | {
         "scan_options": given(**{name: asked[name] for name in ("batch_size", "max_bad", "exif", "decode")})
     }
+
+
+def _name_outputs(asked: Mapping[str, Any]) -> dict[str, Any]:
+    named = {"dataset": asked["dataset"], "labels": read_dataset_options(asked), "out": asked["out"]}
+    return named | {"configuration": configured()}
 
 
 def _plan(loaded: Model, asked: Mapping[str, Any], options: EditOptions, choice: HeadChoice) -> None:

@@ -9,13 +9,16 @@ from ..editor.edits.apply import apply_recipe, rewrite_checkpoint
 from ..editor.edits.recipe import Recipe
 from ..editor.errors import RecipeError
 from ..editor.files.checkpoint import read_layout
+from ..editor.files.digests import digest_file, digest_state
+from ..editor.files.tensors import tensor_reader
 from ..editor.files.whole import staged_folder
 from ..editor.images.source import ImageSource
-from ..editor.models.loaders import BASE_FOLDER
+from ..editor.models.loaders import BASE_FOLDER, find_checkpoint
 from ..editor.models.model import Model
 from ..editor.scan.scan import Scan
 from .hf_folder import TARGET as HF_FOLDER
 from .hf_folder import write_hf_folder
+from .history.record import record_edit
 from .pages.model_card import write_model_card
 from .targets.open_clip import write_open_clip_folder
 from .targets.timm import write_timm_folder
@@ -58,13 +61,16 @@ def write_edited_model(
     with staged_folder(out, overwrite=overwrite) as folder:
         # File to file where there is a file: the same bytes as `apply_to_folder` gives.
         if model.folder is not None and model.checkpoint is not None:
-            rewrite_checkpoint(recipe, model.folder, folder, force=force)
+            _rewrite(recipe, model.folder, folder, force=force)
         else:
             # A loader that knows nothing of the edit must not take the base for the edited model.
             inner = folder / BASE_FOLDER if direct else folder
             inner.mkdir(exist_ok=True)
             _write_plain(model if direct else edited, inner)
             recipe.save(folder / "recipe.yaml")
+            if not model.hf_towers:  # Its tensors have other names in the files, which may be shards.
+                state = model.stored_state()
+                record_edit(folder, recipe.document.name, digest_state(state), lambda name: state[name])
         if scan is not None:
             scan.save(folder / "scan.safetensors")
         reference = write_reference(edited, folder, target=target.name, images=images)
@@ -104,4 +110,12 @@ def apply_to_folder(recipe: Recipe, base: Path, out: Path, *, force: bool = Fals
         ExportError: If the folder cannot be written.
     """
     with staged_folder(out, overwrite=overwrite) as folder:
-        rewrite_checkpoint(recipe, base, folder, force=force)
+        _rewrite(recipe, base, folder, force=force)
+
+
+def _rewrite(recipe: Recipe, base: Path, folder: Path, *, force: bool) -> None:
+    """The edited weights, and how the base's are had again."""
+    rewrite_checkpoint(recipe, base, folder, force=force)
+    source = base if base.is_file() else find_checkpoint(base)
+    origin = base if base.is_dir() else None
+    record_edit(folder, recipe.document.name, digest_file(source), tensor_reader(source), base=origin)

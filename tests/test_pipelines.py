@@ -156,10 +156,8 @@ def test_of_two_processes_that_write_one_folder_one_wins(run, tmp_path: Path) ->
     first = start_writer(tmp_path / "out", "first")
     assert first.stdout is not None and first.stdout.readline() == "writing\n"
     _, refused = start_writer(tmp_path / "out", "second").communicate()
-    assert (
-        refused
-        == f"error: cannot write to {tmp_path / 'out'}: another run of clipedit is writing it. Wait for it, or choose another -o.\n"
-    )
+    busy = f"cannot write to {tmp_path / 'out'}: another run of clipedit is writing it."
+    assert refused == f"error: {busy} Wait for it, or choose another -o.\n"
     # The command line is told before it works; what is spelled otherwise is the same folder.
     told = run("apply", "goh", "-o", tmp_path / "x" / ".." / "out")
     assert told.code == Exit.REFUSED and "another run of clipedit is writing it" in told.err
@@ -171,11 +169,11 @@ def test_of_two_processes_that_write_one_folder_one_wins(run, tmp_path: Path) ->
 
 def test_a_folder_that_another_run_wrote_meanwhile_stays(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(clipedit.ExportError, match="another run has written it meanwhile, and its files stay"):
-        with staged_folder(out, overwrite=False) as late:
-            (late / "mine").write_text("late")
-            with staged_folder(out, overwrite=False) as early:
-                (early / "mine").write_text("early")
+    told = pytest.raises(clipedit.ExportError, match="another run has written it meanwhile, and its files stay")
+    with told, staged_folder(out, overwrite=False) as late:
+        (late / "mine").write_text("late")
+        with staged_folder(out, overwrite=False) as early:
+            (early / "mine").write_text("early")
     assert (out / "mine").read_text() == "early" and [path.name for path in tmp_path.iterdir()] == ["out"]
     # An empty folder is nobody's.
     (tmp_path / "empty").mkdir()

@@ -38,7 +38,8 @@ def save_listed_images() -> str:
         column, rows = "path", [{"path": line} for line in os.fsdecode(given.read_bytes()).splitlines() if line.strip()]
     if not rows:
         raise ImageError(
-            f"cannot read images from {STDIN}: stdin names none. Give one path per line, or a CSV with a column of paths."
+            f"cannot read images from {STDIN}: stdin names none. Give one path per line, or a CSV with "
+            "a column of paths."
         )
     with table.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))

@@ -196,14 +196,15 @@ def hash_tensors(entries: Iterable[tuple[str, str, tuple[int, ...], bytes | memo
 
 def hash_state(state: Mapping[str, Tensor]) -> str:
     """The weight hash of tensors in memory."""
+    return hash_tensors(describe_bytes(name, state[name]) for name in sorted(state))
 
-    def entry(name: str) -> tuple[str, str, tuple[int, ...], memoryview]:
-        tensor = state[name].detach().cpu().contiguous()
-        # As bytes, since NumPy has no bfloat16; a scalar needs an axis for that.
-        data = tensor.reshape(-1).view(torch.uint8).numpy().data
-        return name, _DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), data
 
-    return hash_tensors(entry(name) for name in sorted(state))
+def describe_bytes(name: str, tensor: Tensor) -> tuple[str, str, tuple[int, ...], memoryview]:
+    """A tensor as `hash_tensors` takes it."""
+    tensor = tensor.detach().cpu().contiguous()
+    # As bytes, since NumPy has no bfloat16; a scalar needs an axis for that.
+    data = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return name, _DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), data
 
 
 def hash_checkpoint(path: Path, names: Mapping[str, str] | None = None) -> str:

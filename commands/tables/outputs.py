@@ -1,0 +1,286 @@
+"""The shapes of what `--json` prints; `clipedit schema` makes a JSON Schema of each.
+
+Figures are numbers, or null where there is none: JSON has no NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired
+
+from pydantic import ConfigDict, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from ...editor.concepts.concepts import Concept
+from ...editor.edits.document import RecipeDocument
+from ...editor.errors import ClipeditError, nearest_names
+
+_CLOSED = ConfigDict(extra="forbid")
+Figure = float | None
+
+
+@with_config(_CLOSED)
+class ConceptRow(TypedDict):
+    """A concept of `concepts list`."""
+
+    name: str
+    texts: int
+    description: str
+
+
+@with_config(_CLOSED)
+class ScoreRow(TypedDict):
+    """A component of `score`, best first."""
+
+    component: str
+    concept: Figure
+    keep: Figure
+    score: Figure
+
+
+@with_config(_CLOSED)
+class LabelRow(TypedDict):
+    """One text of a head in `label`."""
+
+    text: str
+    variance_share: Figure
+
+
+@with_config(_CLOSED)
+class CheckRow(TypedDict):
+    """A comparison of an export with the model; `verify` says of each whether it holds."""
+
+    name: str
+    figure: Figure
+    relation: Literal["<=", ">="]
+    tolerance: float
+    holds: NotRequired[bool]
+
+
+@with_config(_CLOSED)
+class DriftRow(TypedDict):
+    """A head of `monitor`."""
+
+    mean_shift: Figure
+    covariance_distance: Figure
+    drifted: bool
+
+
+@with_config(_CLOSED)
+class MonitorOutput(TypedDict):
+    """What `monitor` prints; the verdict where a recipe was measured again."""
+
+    verdict: NotRequired[str]
+    because: NotRequired[str]
+    images: int
+    calibration_images: int
+    limit: float
+    heads: dict[str, DriftRow]
+    drifted: list[str]
+    re_measure: bool
+
+
+@with_config(_CLOSED)
+class ReadableRow(TypedDict):
+    """How well a concept can be read before and after an edit."""
+
+    concept: str
+    edited: bool
+    measure: str
+    before: Figure
+    after: Figure
+    images: int
+    instances: int
+    column: str | None
+    left_out: bool
+
+
+@with_config(_CLOSED)
+class RepairOutput(TypedDict):
+    """What `remove-heads` prints; `measured` is what the recipe keeps."""
+
+    verdict: str
+    because: str
+    certificate: dict[str, Any] | None
+    readable: list[ReadableRow]
+    heads: list[str]
+    notes: list[str]
+    measured: dict[str, Any]
+    out: str | None
+    checks: list[CheckRow]
+
+
+@with_config(_CLOSED)
+class WeighedRow(TypedDict):
+    """An edit that was weighed: shares of variance."""
+
+    heads: int
+    output_strength: float
+    removed: Figure
+    elsewhere: Figure
+    of: str
+
+
+@with_config(_CLOSED)
+class PlanOutput(TypedDict):
+    """What `remove-heads --dry-run` prints."""
+
+    recipe: str
+    heads: list[str]
+    effect: str
+    steps: list[dict[str, Any]]
+    verdict: Literal["held", "other", "absent"] | None
+    because: str | None
+    selectivity: Figure
+    interval: list[Figure] | None
+    weighed: list[WeighedRow]
+    chosen: WeighedRow | None
+    refused: str | None
+
+
+@with_config(_CLOSED)
+class ExportOutput(TypedDict):
+    """What `export` prints; the verdict where the model was edited."""
+
+    verdict: NotRequired[str]
+    because: NotRequired[str]
+    out: str
+    checks: list[CheckRow]
+
+
+@with_config(_CLOSED)
+class BaseRow(TypedDict):
+    """The base in `log`."""
+
+    model: str
+    pretrained: str | None
+    weights_hash: str | None
+
+
+@with_config(_CLOSED)
+class EditRow(TypedDict):
+    """An edit in `log`."""
+
+    recipe: str
+    effect: str
+    heads: list[str]
+    base: str | None
+    replaced: list[str]
+    changed_before: list[str]
+
+
+@with_config(_CLOSED)
+class LogOutput(TypedDict):
+    """What `log` prints: the first edit first."""
+
+    base: BaseRow
+    edits: list[EditRow]
+    changed: list[str]
+
+
+@with_config(_CLOSED)
+class AuditRow(TypedDict):
+    """A concept of `audit`; `command` removes it, where that is worth it."""
+
+    concept: str
+    verdict: Literal["held", "other", "absent"]
+    because: str
+    selectivity: Figure
+    interval: list[Figure]
+    lean: Figure
+    lean_percentile: Figure
+    lean_in_heads: Figure
+    heads: list[str]
+    output_strength: Figure
+    removed: Figure
+    elsewhere: Figure
+    command: str | None
+
+
+@with_config(_CLOSED)
+class AuditOutput(TypedDict):
+    """What `audit` prints."""
+
+    concepts: list[AuditRow]
+    images: int
+    classes: list[str]
+
+
+@with_config(_CLOSED)
+class HitRow(TypedDict):
+    """An image that `retrieve` found."""
+
+    name: str
+    similarity: Figure
+    position: int
+
+
+@with_config(_CLOSED)
+class RetrieveOutput(TypedDict):
+    """What `retrieve` prints: the heads that images were compared by, and the images."""
+
+    heads: list[str]
+    images: list[HitRow]
+
+
+@with_config(_CLOSED)
+class DifferenceRow(TypedDict):
+    """What `reproduce` found otherwise than recorded."""
+
+    severity: str
+    what: str
+    recorded: str
+    found: str
+
+
+@with_config(_CLOSED)
+class ModelRow(TypedDict):
+    """A model of `models`; `reason` says why it cannot be edited."""
+
+    family: str
+    library: str
+    model: str
+    tower: str | None
+    heads_per_layer: list[int]
+    effects: list[str]
+    reason: str | None
+
+
+OUTPUTS: dict[str, Any] = {
+    "audit": AuditOutput,
+    "concepts-list": list[ConceptRow],
+    "dry-run": PlanOutput,
+    "evaluate": dict[str, dict[str, Figure]],
+    "export": ExportOutput,
+    "label": dict[str, list[LabelRow]],
+    "log": LogOutput,
+    "models": list[ModelRow],
+    "monitor": MonitorOutput,
+    "remove-heads": RepairOutput,
+    "reproduce": list[DifferenceRow],
+    "retrieve": RetrieveOutput,
+    "score": list[ScoreRow],
+    "verify": list[CheckRow],
+}
+NAMES = ("concept", "recipe", *OUTPUTS)
+
+
+def make_schema(name: str) -> dict[str, Any]:
+    """The JSON Schema of a file, or of what a command prints.
+
+    Raises:
+        ClipeditError: If there is none of that name.
+    """
+    if name == "recipe":
+        return RecipeDocument.model_json_schema()
+    if name == "concept":
+        return _describe_concept()
+    if name not in OUTPUTS:
+        raise ClipeditError(f"cannot print the schema {name}: there is none. {nearest_names(name, NAMES)}")
+    return TypeAdapter(OUTPUTS[name]).json_schema()
+
+
+def _describe_concept() -> dict[str, Any]:
+    # A file that groups its texts by instance does not list them again.
+    found = Concept.model_json_schema()
+    found["required"].remove("texts")
+    return found | {"anyOf": [{"required": ["texts"]}, {"required": ["instances"]}]}

@@ -1,0 +1,1 @@
+"""What was done to an edited folder, and how it is undone."""
