@@ -112,9 +112,8 @@ def read_request(
     *named, kept = (load_concept(one, model.folder) if isinstance(one, str | Path) else one for one in (*asked, keep))
     weights = load_weights(options.weights) if isinstance(options.weights, Path) else options.weights
     concepts = tuple(one for one in named if one is not None)
-    return Request(
-        model, concepts, kept, replace(options, effect=effect, weights=weights), choice, load_evidence(choice)
-    )
+    settled = replace(options, effect=effect, weights=weights)
+    return Request(model, concepts, kept, settled, choice, load_evidence(choice))
 
 
 def choose_recipe(request: Request, known: HeldConcepts) -> tuple[RecipeDocument, dict[str, RecipeDocument]]:

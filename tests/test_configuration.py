@@ -126,7 +126,7 @@ def test_the_recipe_says_what_was_configured(run, saved: Path, monkeypatch) -> N
     said = run("remove-heads", "--scan", saved, "-o", "out", "--force", "--json")
     assert said.code == 0, said.err
     expected = {
-        "clipedit.toml": {"concept": "location", "output-strength": 0.5, "report": False},
+        "clipedit.toml": {"concept": ["location"], "output-strength": 0.5, "report": False},
         "environment": {"heads": 3},
     }
     assert json.loads(said.out)["measured"]["configuration"] == expected

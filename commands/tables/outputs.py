@@ -102,6 +102,7 @@ class RepairOutput(TypedDict):
     because: str
     certificate: dict[str, Any] | None
     readable: list[ReadableRow]
+    interactions: NotRequired[list[dict[str, Any]]]
     heads: list[str]
     notes: list[str]
     measured: dict[str, Any]
@@ -121,6 +122,19 @@ class WeighedRow(TypedDict):
 
 
 @with_config(_CLOSED)
+class PlannedConcept(TypedDict):
+    """A concept of a dry run: whether a few heads hold it, what was weighed, and the best of that."""
+
+    concept: str
+    verdict: Literal["held", "other", "absent"]
+    because: str
+    selectivity: Figure
+    interval: list[Figure]
+    weighed: list[WeighedRow]
+    chosen: WeighedRow
+
+
+@with_config(_CLOSED)
 class PlanOutput(TypedDict):
     """What `remove-heads --dry-run` prints."""
 
@@ -128,12 +142,7 @@ class PlanOutput(TypedDict):
     heads: list[str]
     effect: str
     steps: list[dict[str, Any]]
-    verdict: Literal["held", "other", "absent"] | None
-    because: str | None
-    selectivity: Figure
-    interval: list[Figure] | None
-    weighed: list[WeighedRow]
-    chosen: WeighedRow | None
+    concepts: list[PlannedConcept]
     refused: str | None
 
 

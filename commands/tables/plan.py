@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..console import print_table, say, say_result
 
 if TYPE_CHECKING:
+    from ...editor.select.choice import Candidate
     from ...export.choose import Plan
 
 _LEGEND = (
@@ -16,26 +17,20 @@ _LEGEND = (
 
 
 def print_plan(plan: Plan) -> None:
-    """The verdict, a row for each edit that was weighed, and the steps of the recipe."""
+    """The verdict on each concept, a row for each edit that was weighed, and the steps of the recipe."""
     from ...editor.edits.document import describe_step
 
-    if plan.judgement is not None:
-        say_result(f"{plan.judgement.verdict}: {plan.judgement.because}")
-    rows = [
-        [
-            str(one.heads),
-            f"{one.output_strength:.2f}",
-            f"{one.removed:.3f}",
-            f"{one.elsewhere:.3f}",
-            one.of,
-            f"{one.gain:+.3f}",
-            "<- chosen" if one is plan.chosen else "",
-        ]
-        for one in plan.weighed
-    ]
-    if rows:
-        print_table(["heads", "output", "removed", "elsewhere", "of", "gain", ""], rows)
+    for one in plan.concepts:
+        say_result(f"{one.judgement.verdict}: {one.judgement.because}")
+        rows = [_spell(edit, chosen=edit is one.chosen) for edit in one.weighed]
+        print_table([f"{one.judgement.concept}: heads", "output", "removed", "elsewhere", "of", "gain", ""], rows)
+    if plan.concepts:
         say(_LEGEND)
     steps = [[describe_step(step)] for step in plan.document.steps]
     print_table([f"would be done ({plan.document.effect})"], steps or [["nothing"]])
     say("nothing was written: leave out --dry-run to do it")
+
+
+def _spell(edit: Candidate, *, chosen: bool) -> list[str]:
+    shares = [f"{edit.removed:.3f}", f"{edit.elsewhere:.3f}", edit.of, f"{edit.gain:+.3f}"]
+    return [str(edit.heads), f"{edit.output_strength:.2f}", *shares, "<- chosen" if chosen else ""]
