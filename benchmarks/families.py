@@ -13,7 +13,7 @@ import statistics
 
 import timm
 import torch
-from speed import interleaved
+from timing import interleaved
 
 import clipedit
 from clipedit.editor.components import ComponentGroup

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from repair_price import SIZES, measure_repair
 from safetensors.torch import save_file
+from timing import describe, interleaved, seconds
 
 import clipedit
 from clipedit.editor.concepts.textspan import compute_text_span
@@ -33,31 +33,6 @@ from clipedit.editor.look.view import find_view
 
 # The high-water mark of this address space; `ru_maxrss` would count the parent's, which a child inherits.
 PRINT_PEAK = "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
-
-
-def seconds(function: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
-
-
-def interleaved(first: Callable[[], object], second: Callable[[], object], rounds: int) -> list[float]:
-    """Ratios first / second of neighbouring runs, after one warm-up of each; the order alternates."""
-    first(), second()
-    ratios = []
-    for index in range(rounds):
-        if index % 2:
-            below, above = seconds(second), seconds(first)
-        else:
-            above, below = seconds(first), seconds(second)
-        ratios.append(above / below)
-    return ratios
-
-
-def describe(ratios: list[float]) -> str:
-    return (
-        f"median {statistics.median(ratios):.3f} (min {min(ratios):.3f}, max {max(ratios):.3f}, {len(ratios)} rounds)"
-    )
 
 
 def image_source(count: int) -> ImageSource:
@@ -209,80 +184,6 @@ def measure_apply(rounds: int) -> None:
             )
 
 
-PLAIN = """
-import sys, torch, open_clip
-from pathlib import Path
-from PIL import Image
-torch.set_num_threads(2)
-model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{sys.argv[1]}")
-files = sorted(Path(sys.argv[2]).iterdir())
-with torch.no_grad():
-    for start in range(0, len(files), 32):
-        images = [preprocess(Image.open(path).convert("RGB")) for path in files[start : start + 32]]
-        model.eval().encode_image(torch.stack(images))
-"""
-
-
-def write_photographs(folder: Path, count: int, *, width: int = 640, height: int = 480) -> None:
-    """JPEG files that are as large to decode as photographs: smooth colours with edges and some noise."""
-    folder.mkdir()
-    generator = torch.Generator().manual_seed(0)
-    for index in range(count):
-        coarse = torch.rand(1, 3, 12, 16, generator=generator)
-        smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0]
-        edges = torch.nn.functional.interpolate(coarse[:, :, ::3, ::3], (height, width))[0]
-        noise = torch.randn(3, height, width, generator=generator) * 0.03
-        pixels = ((0.6 * smooth + 0.4 * edges + noise).clamp(0, 1) * 255).to(torch.uint8)
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{index:05d}.jpg", quality=90)
-
-
-def measure_repair(rounds: int, counts: list[int]) -> None:
-    """`remove-heads` with report, fidelity and verification against a plain pass of open_clip; whole processes."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = clipedit.load_model("ViT-B-32")
-        (folder / "base").mkdir()
-        state = {key: tensor.contiguous() for key, tensor in model.module.state_dict().items()}
-        save_file(state, folder / "base" / "open_clip_model.safetensors", metadata={"format": "pt"})
-        (folder / "base" / "open_clip_config.json").write_text(json.dumps(dict(model.config), default=list))
-        for count in counts:
-            photographs, cache = folder / f"photographs{count}", folder / "cache"
-            write_photographs(photographs, count)
-            # Random weights hold no concept: the edit is forced, and as large as usual.
-            own = [
-                *(sys.executable, "-m", "clipedit", "remove-heads", "--concept", "location", "--force", "--heads", "8"),
-                *(
-                    "--output-strength",
-                    "0.5",
-                    "--model",
-                    folder / "base",
-                    "--images",
-                    photographs,
-                    "--effect",
-                    "direct",
-                ),
-                *("-o", folder / "out", "--overwrite"),
-            ]
-            plain = [sys.executable, "-c", PLAIN, folder / "base", photographs]
-            environment = {**os.environ, "CLIPEDIT_CACHE": str(cache), "OMP_NUM_THREADS": "2"}
-            run = lambda command: subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)  # noqa: E731
-            run(plain), run(own)
-            for kind in ("cold", "warm"):
-                ratios, times = [], []
-                for _ in range(rounds):
-                    if kind == "cold":
-                        shutil.rmtree(cache, ignore_errors=True)
-                    below, above = seconds(lambda: run(plain)), seconds(lambda: run(own))
-                    ratios.append(above / below)
-                    times.append((above, below))
-                above, below = (statistics.median(column) for column in zip(*times, strict=True))
-                print(
-                    f"remove-heads / plain open_clip pass, ViT-B-32, {count} photographs, {kind} cache: "
-                    f"{describe(ratios)}; {above:.1f} s / {below:.1f} s, starts included",
-                    flush=True,
-                )
-
-
 def measure_peak(arguments: list[str]) -> float:
     """Peak resident memory of a command of ours in bytes; mapped pages of input files count."""
     code = (
@@ -311,29 +212,39 @@ def measure_memory() -> None:
 
 
 def main() -> None:
+    options = read_options()
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    rounds, names, sizes = options.rounds, options.models.split(","), options.megapixels.split(",")
+    counts = [int(count) for count in options.images.split(",")]
+    chosen = options.only.split(",")
+    if options.quick:
+        measure_repair(1, [100], ["ViT-B-32"], list(SIZES), kinds=("cold",))
+        return
+    model: Any = clipedit.load_model("ViT-B-16") if {"scan", "heatmap", "edited"} & set(chosen) else None
+    measures: dict[str, Callable[[], None]] = {
+        "textspan": measure_text_span,
+        "scan": lambda: measure_scan(model, rounds),
+        "heatmap": lambda: measure_heatmap(model, 3 * rounds),
+        "edited": lambda: measure_edited(model, 3 * rounds),
+        "memory": measure_memory,
+        "apply": lambda: measure_apply(3),
+        "repair": lambda: measure_repair(5, counts, names, sizes),
+    }
+    for name, measure in measures.items():
+        if name in chosen:
+            measure()
+
+
+def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="scan,textspan,heatmap,edited,apply,memory,repair")
     parser.add_argument("--images", default="400", help="Photographs of `repair`, such as 200,1000,4000.")
-    options = parser.parse_args()
-    torch.set_num_threads(2)
-    torch.manual_seed(0)
-    chosen = options.only.split(",")
-    model = clipedit.load_model("ViT-B-16") if {"scan", "heatmap", "edited"} & set(chosen) else None
-    if "textspan" in chosen:
-        measure_text_span()
-    if "scan" in chosen and model is not None:
-        measure_scan(model, options.rounds)
-    if "heatmap" in chosen and model is not None:
-        measure_heatmap(model, options.rounds * 3)
-    if "edited" in chosen and model is not None:
-        measure_edited(model, options.rounds * 3)
-    if "memory" in chosen:
-        measure_memory()
-    if "apply" in chosen:
-        measure_apply(3)
-    if "repair" in chosen:
-        measure_repair(5, [int(count) for count in options.images.split(",")])
+    parser.add_argument("--models", default="ViT-B-32", help="Of `repair`, such as ViT-B-32,ViT-B-16.")
+    parser.add_argument("--megapixels", default="0.3", help="Of the photographs, such as 0.3,12.")
+    parser.add_argument("--quick", action="store_true", help="`repair` alone, 100 photographs of both sizes, once.")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -76,6 +77,38 @@ def test_a_clip_of_real_size_goes_the_whole_path(
     name: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_path(name, photos, tmp_path, monkeypatch, graphs=True)
+
+
+# Of the process that repairs, and the largest of those that it starts; upper bounds, since the two are added.
+PEAK = (
+    "import resource\n"
+    "own, started = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))\n"
+    "print('PEAK', 1024 * (own + started))"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in kilobytes there")
+def test_the_largest_clip_goes_the_whole_path_on_24_gib(photos: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "w.safetensors"
+    make = (
+        "import open_clip\nfrom safetensors.torch import save_file\n"
+        "state = open_clip.create_model('ViT-H-14', load_weights=False).state_dict()\n"
+        f"save_file({{key: value.contiguous() for key, value in state.items()}}, {str(weights)!r})"
+    )
+    # In processes of their own: what made the weights takes no memory any more when they are edited.
+    subprocess.run([sys.executable, "-c", make], check=True)
+    arguments = ["remove-heads", "--concept", "watermark", "--force", "--model", "ViT-H-14", "--pretrained", weights]
+    arguments += ["--images", photos, "-o", tmp_path / "out"]
+    script = (
+        "import sys\nfrom clipedit.cli import main\n"
+        f"sys.argv = ['clipedit', *{[str(argument) for argument in arguments]!r}]\n"
+        f"try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n{PEAK}"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert int(done.stdout.split("PEAK")[1]) < 24 * 2**30
 
 
 def test_openai_weights_keep_their_quick_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
