@@ -3,6 +3,9 @@
     python benchmarks/papers.py --waterbirds waterbird_complete95_forest2water2 \\
         --imagenet imagenet/val --imagenet-calibration imagenet/train-sample
 
+`--set DIR`, which may be repeated, measures the unedited model on any set that `evaluate` reads: ImageNet-9 and its
+background gap, SCAM, UrbanCars, Spawrious, CLIP_benchmark's webdatasets and the others of docs/measure.md.
+
 Weights come from open_clip's cache, or from `--weights NAME=FILE`. What is missing is named, and the rest is run. Means
 come from the training split of Waterbirds (split 0) and from `--imagenet-calibration`, never from the images that are
 measured; the papers take the test images' own. The published Waterbirds figures stand beside the `waterbirds-protocol`
@@ -16,14 +19,15 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import open_clip
 
 from clipedit import ClipeditError
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.recipe import Recipe, load_recipe
-from clipedit.editor.images.labelled import load_labelled_images
 from clipedit.editor.images.labelled_options import LabelledOptions
+from clipedit.editor.images.layouts import load_dataset
 from clipedit.editor.images.source import LabelledImages
 from clipedit.editor.images.texts import load_texts
 from clipedit.editor.load import load_model
@@ -41,6 +45,24 @@ KINDS = ("waterbirds-protocol", "waterbirds", "locate-then-correct")
 IMAGENET, IMAGENET_60_TEXTS = 75.25, 72.77
 
 
+def read_task(folder: Path, **options: Any) -> LabelledImages:
+    """Images with classes, in whatever layout `evaluate` reads."""
+    found = load_dataset(folder, **options)
+    if not isinstance(found, LabelledImages):
+        raise ClipeditError(f"cannot use {folder}: it has queries or captions, no classes. Give it with --set.")
+    return found
+
+
+def set_rows(model: Model, folder: Path) -> list[list[str]]:
+    """Every figure of the unedited model on a set that `evaluate` reads, per cent, with n."""
+    table = evaluate({"unedited": model}, folder)
+    found = table.details["unedited"].figures
+    return [
+        [name, str(found[name].n if name in found else ""), f"{100 * value:.2f}"]
+        for name, value in table["unedited"].items()
+    ]
+
+
 def waterbirds_rows(
     model: Model, recipes: Mapping[str, Recipe], folder: Path, published: tuple[float, float] | None
 ) -> list[list[str]]:
@@ -48,10 +70,10 @@ def waterbirds_rows(
 
     Recipes that ablate whole parts are `direct`, which weights cannot carry; the others are measured distilled too.
     """
-    task = load_labelled_images(folder)
+    task = read_task(folder)
     whole = any(step.layers for recipe in recipes.values() for step in recipe.document.steps)
     layers = range(model.tower.n_layers) if whole else None
-    scanned = scan(model, load_labelled_images(folder, split="0").source, layers=layers, mlps=whole)
+    scanned = scan(model, read_task(folder, split="0").source, layers=layers, mlps=whole)
     rows, before = [], None
     for name, recipe in recipes.items():
         protocol = any(step.layers for step in recipe.document.steps)
@@ -69,7 +91,7 @@ def waterbirds_rows(
 
 def imagenet_task(folder: Path, classes: Sequence[str]) -> LabelledImages:
     """A folder a WordNet id; the field's class names are in the order of the ids."""
-    task = load_labelled_images(folder)
+    task = read_task(folder)
     if len(task.classes) != len(classes):
         raise ClipeditError(
             f"cannot use {folder}: it has {len(task.classes)} folders, {len(classes)} classes are needed. Give the "
@@ -82,6 +104,8 @@ def imagenet_rows(
     model: Model, task: LabelledImages, calibration: Path | None, templates: Sequence[str], texts_per_head: int
 ) -> list[list[str]]:
     """Zero-shot accuracy, per cent, unedited and with every head of the last four layers replaced by its texts."""
+    # Published names and prompts: two pairs of ImageNet's names are one.
+    task = replace(task, templates=tuple(templates))
     if calibration is None:
         found = evaluate({"unedited": model}, task, templates=templates)["unedited"]["overall"]
         return [["unedited", _percent(IMAGENET), f"{100 * found:.2f}"]]
@@ -130,6 +154,8 @@ def run(options: argparse.Namespace) -> None:
 def run_model(name: str, model: Model, options: argparse.Namespace) -> None:
     """The tables of one model."""
     size = name.lower()
+    for folder in options.set:
+        print_table(f"{folder.name}, {name}", ["figure", "n", "unedited"], set_rows(model, folder))
     if options.waterbirds is None:
         print(f"\n{name}, Waterbirds: not run: give --waterbirds DIR, the folder with metadata.csv.")
     else:
@@ -163,6 +189,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(TAGS), help="names separated by commas")
     parser.add_argument("--weights", action="append", default=[], metavar="NAME=FILE", help="a safetensors checkpoint")
     parser.add_argument("--waterbirds", type=Path)
+    parser.add_argument("--set", type=Path, action="append", default=[], metavar="DIR", help="any set of `evaluate`")
     parser.add_argument("--imagenet", type=Path)
     parser.add_argument("--imagenet-calibration", type=Path)
     try:

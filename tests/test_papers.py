@@ -88,6 +88,17 @@ def test_imagenet_replaces_heads_by_texts(papers: ModuleType, model: Model, tmp_
         papers.imagenet_task(tmp_path, ["class"] * 1000)
 
 
+def test_any_set_that_evaluate_reads_has_its_figures(papers: ModuleType, model: Model, tmp_path: Path) -> None:
+    for number, variant in enumerate(("original", "mixed_same", "mixed_rand")):
+        for folder in ("00_dog", "08_fish"):
+            path = tmp_path / variant / "val" / folder / "a.JPEG"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (40, 40), (80 * number, 40, 200 if folder == "00_dog" else 0)).save(path)
+    rows = {name: (n, float(value)) for name, n, value in papers.set_rows(model, tmp_path)}
+    assert rows["overall"][0] == "6" and rows["mixed_same"][0] == "2"
+    assert rows["background_gap"][1] == rows["mixed_same"][1] - rows["mixed_rand"][1]
+
+
 def test_what_is_missing_is_named(
     papers: ModuleType, model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
