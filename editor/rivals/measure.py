@@ -120,14 +120,14 @@ def classes_of(dataset: Dataset, templates: tuple[str, ...]) -> tuple[tuple[str,
     """The words that are told apart in a data set, and their prompts.
 
     Raises:
-        ImageError: If it is a name, which nobody has opened.
+        ImageError: If it has none, as sets of captions.
     """
     if is_demo(dataset):
         return SHAPES, SHAPE_TEMPLATES
     if isinstance(dataset, RetrievalSet):
         return tuple(dataset.queries), templates
     if not isinstance(dataset, LabelledImages):
-        raise ImageError(f"cannot compare on {dataset}: open it first.")
+        raise ImageError("cannot compare rivals on these images: they have no classes. Give images with classes.")
     return dataset.classes, templates
 
 

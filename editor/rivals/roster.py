@@ -45,7 +45,13 @@ def choose_by_labels(setting: Setting) -> Rival:
     """The `frontier` selector: heads and strength of the projection by worst group on labelled images."""
     evidence = Evidence(setting.task, setting.retention)
     document = select_recipe(
-        setting.scan, setting.model, select="frontier", evidence=evidence, concept=setting.concept, known=setting.known
+        setting.scan,
+        setting.model,
+        select="frontier",
+        evidence=evidence,
+        concept=setting.concept,
+        effect="distilled",
+        known=setting.known,
     )
     return ship_recipe(document, setting)
 

@@ -86,8 +86,8 @@ class Setting:
 
     @cached_property
     def default(self) -> RecipeDocument:
-        """The edit that the tool itself would make."""
-        return select_recipe(self.scan, self.model, concept=self.concept, known=self.known)
+        """The edit that the tool itself would make, in the readout, where every method here acts."""
+        return select_recipe(self.scan, self.model, concept=self.concept, known=self.known, effect="distilled")
 
     @cached_property
     def instances(self) -> list[Float[Tensor, "wording d_embed"]]:
