@@ -55,6 +55,7 @@ _HOMES = {
     "editor.select.options": ("EditOptions", "HeadChoice"),
     "editor.select.plan": ("EditPlan", "Evidence"),
     "editor.select.selectors": ("select_recipe",),
+    "editor.switch": ("switch",),
     "editor.concepts.scores": ("HeadScore", "score_heads"),
     "editor.look.spatial": ("Heatmap", "heatmap"),
     "editor.concepts.textspan": ("HeadLabel", "text_span"),
@@ -131,6 +132,7 @@ if TYPE_CHECKING:
     from .editor.select.plan import EditPlan as EditPlan
     from .editor.select.plan import Evidence as Evidence
     from .editor.select.selectors import select_recipe as select_recipe
+    from .editor.switch import switch as switch
     from .export.output import Output as Output
     from .export.pages.desk.desk import Desk as Desk
     from .export.pages.desk.desk import desk as desk

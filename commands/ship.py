@@ -50,7 +50,17 @@ def export(
         str,
         typer.Option(callback=require_target_name, help=spell_target_names()),
     ],
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(help="With --switchable: recipes or edited folders, `NAME=RECIPE` for a name of its own."),
+    ] = None,
     out: OutOption = DEFAULT_OUT,
+    switchable: Annotated[
+        bool,
+        typer.Option(
+            "--switchable", help="One graph of the model, and a small adapter file per recipe that a run may add."
+        ),
+    ] = False,
     pretrained: PretrainedOption = None,
     precision: Annotated[WeightPrecision | None, typer.Option(help="Of the weights.")] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Leave out heads that `--effect total` ablated.")] = False,
@@ -83,6 +93,7 @@ def export(
     """
     asked = locals()
     require_own_columns(asked)
+    switched = _read_recipes(recipes, out, switchable=switchable)
     require_apart(out, model, pretrained, images, calibration, dataset)
     from ..export.targets.registry import require_target
     from ..export.verify.evidence import find_verdict
@@ -92,13 +103,22 @@ def export(
     # A misspelt target is refused before a model is loaded.
     require_target(target, **given(precision=precision))
     verify_if_edited(model)  # What was edited must still be what it was when it was measured.
-    base, options = open_model(model, pretrained), given(precision=precision, calibration=calibration, images=images)
+    options = given(precision=precision, calibration=calibration, images=images, switchable=switched)
+    base = open_model(model, pretrained)
     base = base if dataset is None else _judge_again(base, asked)
     checks = export_model(base, out, target=target, prune=prune, overwrite=overwrite, force=force, **options)
     found = find_verdict(base)
     said = {"verdict": found.word, "because": found.because} if found else {}
     whole = {**said, "out": str(out), "checks": [vars(check) for check in checks]}
     print_json(whole) if as_json else _print_export(found, checks, out)
+
+
+def _read_recipes(recipes: list[str] | None, out: Path, *, switchable: bool) -> list[str] | None:
+    if recipes and not switchable:
+        raise typer.BadParameter("are what one graph can switch to: give --switchable", param_hint="RECIPES")
+    # Of `NAME=RECIPE` the path alone.
+    require_apart(out, *(one.partition("=")[2] or one for one in recipes or ()))
+    return list(recipes or ()) if switchable else None
 
 
 def _print_export(found: Verdict | None, checks: Sequence[Check], out: Path) -> None:

@@ -11,7 +11,8 @@ from ..editor.files.whole import require_free_folder, staged_folder
 from ..editor.images.listing import list_images
 from ..editor.images.source import ImageSource
 from ..editor.models.model import Model
-from .graphs.profile import Profile, require_graphs, require_texts
+from .graphs.adapters import Recipes, open_adapters
+from .graphs.profile import Profile, require_adapters, require_graphs, require_texts
 from .graphs.prune import require_constant_heads
 from .pages.model_card import write_model_card
 from .targets.registry import require_target
@@ -30,6 +31,7 @@ def export_model(
     prune: bool = False,
     calibration: ImageSource | str | Path | None = None,
     images: ImageSource | str | Path | None = None,
+    switchable: Recipes | None = None,
     overwrite: bool = False,
     force: bool = False,
 ) -> list[Check]:
@@ -40,6 +42,8 @@ def export_model(
         calibration: Images for static int8, other than those it is verified with; without them int8 is dynamic.
         images: Up to eight of them (32 in lower precision) are used to verify, beside those that an edited folder was
             verified with; by default images of the demo world.
+        switchable: Bound recipes of this model, or paths of them, `NAME=RECIPE` for another name: the graphs answer as
+            the model, and with `NAME.onnx_adapter` as each edit of it. Empty stands for an edited model's own recipe.
         force: Export an edit although it harms; keep an export of lower precision although it answers too differently.
 
     Returns:
@@ -51,24 +55,28 @@ def export_model(
     """
     require_kinds("export a model", model=(model, Model))
     found = require_target(target, precision).chosen_for(model)
-    profile, model = found.profile, found.shown(model)
+    profile, adapters = replace(found.profile, prune=prune), ()
     require_texts(profile, model)
+    if switchable is not None:
+        require_adapters(profile)
+        model, adapters = open_adapters(model, switchable)
+    model = found.shown(model)
     # The verdict is the recipe's own: no image is needed to refuse.
-    if not force:
-        require_harmless(model)
+    for edited in () if force else (model, *(adapter.edited for adapter in adapters)):
+        require_harmless(edited)
     if prune:
         require_graphs(profile, "--prune")
     pruned = {"pruned": require_constant_heads(model)} if prune else {}
-    profile = replace(profile, prune=prune, calibration=_require_calibration(profile, calibration))
+    profile = replace(profile, calibration=_require_calibration(profile, calibration), adapters=adapters)
     options = {**profile.options(), **pruned, **({"forced": True} if force and precision != "fp32" else {})}
     require_free_folder(Path(out), overwrite=overwrite)
     with staged_folder(Path(out), overwrite=overwrite) as folder:
         found.write(model, folder, profile)
         # Before reference and card: `reproduce` builds again what the writer wrote, and nothing else.
         write_record(model, folder, profile, options)
-        reference = write_reference(model, folder, target=found.name, images=images, options=options)
+        reference = write_reference(model, folder, target=found.name, images=images, options=options, adapters=adapters)
         shift, count = reference.threshold_shift(), len(reference.images())
-        write_model_card(model, folder, found, images=count, shift=shift)
+        write_model_card(model, folder, replace(found, profile=profile), images=count, shift=shift)
         return verify_in_child(folder)
 
 

@@ -59,6 +59,15 @@ def test_onnx_runtime_gives_the_embeddings_of_pytorch(
     assert float(said.split()[-1]) < 1e-4
 
 
+def test_an_index_in_qdrant_is_carried_over_and_finds_more_that_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("qdrant_client")
+    said = run_example("reindex_qdrant.py", tmp_path, monkeypatch, capsys)
+    old, carried, again = (float(line.split()[-1]) for line in said.splitlines()[-3:])
+    assert carried > old and abs(carried - again) < 0.03
+
+
 def test_the_notebook_is_stored_without_outputs() -> None:
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     assert cells and all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)

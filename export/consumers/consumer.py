@@ -29,6 +29,7 @@ class Consumer:
             A classifier gives logits, and reads no texts; a text tower alone is shown no images.
         normalised: Whether `encode_images` and `embed_texts` give unit vectors.
         scales: `logit_scale` and `logit_bias`, where the export holds them; graphs do not.
+        adapters: The same export switched to each of its edits.
     """
 
     runtime: str
@@ -37,6 +38,7 @@ class Consumer:
     embed_texts: Callable[[list[str]], Tensor] | None
     normalised: bool = False
     scales: Mapping[str, float] = field(default_factory=dict)
+    adapters: Mapping[str, Consumer] = field(default_factory=dict)
 
 
 def build_own_consumer(model: Model) -> Consumer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...editor.images.source import ImageSource
 from ...editor.models.model import Model
+from .adapters import Switchable, switched_names
 from .encoders import HalfPrecision, ImageEncoder, Normalised, TextEncoder
 from .precision import collect_calibration_images, collect_calibration_texts, quantize_graph
 from .profile import GraphSpec, Profile
@@ -31,12 +32,14 @@ def write_graphs(model: Model, folder: Path, profile: Profile) -> None:
     pixels, tokens = draw_examples(model)
     if profile.visual is not None:
         encoder = prune_heads(ImageEncoder(model)) if profile.prune else ImageEncoder(model)
-        write_graph(encoder, pixels, folder, profile.visual)
+        switched = switched_names(encoder, model, profile.adapters)
+        write_graph(encoder, pixels, folder, profile.visual, switched)
         _lower(folder, profile, profile.visual, lambda source, spec: collect_calibration_images(model, source))
     if profile.textual is not None:
         fitted_to = tokens.shape[1] if profile.textual.dynamic_length else None
         encoder = TextEncoder(model, fitted_to=fitted_to)
-        write_graph(prune_heads(encoder) if profile.prune else encoder, tokens, folder, profile.textual)
+        encoder = prune_heads(encoder) if profile.prune else encoder
+        write_graph(encoder, tokens, folder, profile.textual, switched_names(encoder, model, profile.adapters))
         _lower(folder, profile, profile.textual, lambda source, spec: collect_calibration_texts(model, spec.integer))
 
 
@@ -54,26 +57,32 @@ def _lower(
         quantize_graph(folder / spec.path, collect(profile.calibration, spec) if profile.calibration else None)
 
 
-def write_graph(encoder: nn.Module, example: Tensor, folder: Path, spec: GraphSpec) -> None:
+def write_graph(
+    encoder: nn.Module, example: Tensor, folder: Path, spec: GraphSpec, switched: Mapping[str, str] | None = None
+) -> None:
     """Write one encoder as one graph.
 
     Args:
         example: An input of batch 2; token ids are cast to the spec's integer type.
+        switched: Names of tensors that a run may bring, each with the encoder's own name; its tensors are the default.
     """
     path = folder / spec.path
     path.parent.mkdir(parents=True, exist_ok=True)
     # Converted before tracing: native half weights, while inputs and outputs stay float32.
     encoder = HalfPrecision(encoder) if spec.precision == "fp16" else encoder
     size = sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
+    defaults = {public: encoder.state_dict()[own] for public, own in (switched or {}).items()}
+    given = {f"{_PRIVATE_IN}_{index}": public for index, public in enumerate(defaults)}
+    traced = Normalised(encoder) if spec.normalised else encoder
     with torch.no_grad(), quiet_exporter():
         program = torch.onnx.export(
-            (Normalised(encoder) if spec.normalised else encoder).eval(),
-            (_shape_example(example, spec),),
+            (Switchable(traced, list((switched or {}).values())) if switched else traced).eval(),
+            (_shape_example(example, spec), *defaults.values()),
             dynamo=True,
             # The exporter's own names are private: one that equals an inner name can write an invalid graph.
-            input_names=[_PRIVATE_IN],
+            input_names=[_PRIVATE_IN, *given],
             output_names=[_PRIVATE_OUT],
-            dynamic_shapes=(_dynamic_axes(spec),),
+            dynamic_shapes=(_dynamic_axes(spec), *([tuple({} for _ in given)] if given else [])),
             opset_version=spec.opset,
             verbose=False,
         )
@@ -82,7 +91,11 @@ def write_graph(encoder: nn.Module, example: Tensor, folder: Path, spec: GraphSp
     # Large weights stay in the file beside the graph, where their names and offsets are left alone.
     graph = onnx.load(path, load_external_data=False)
     _strip(graph)
-    _rename(graph, {_PRIVATE_IN: spec.input_name, _PRIVATE_OUT: spec.output_name})
+    _rename(graph, {_PRIVATE_IN: spec.input_name, _PRIVATE_OUT: spec.output_name, **given})
+    # An input that is an initializer too has a default, and no run must bring it.
+    graph.graph.initializer.extend(
+        onnx.numpy_helper.from_array(tensor.cpu().numpy(), name) for name, tensor in defaults.items()
+    )
     onnx.save(graph, path)
     # By path: above 2 GB the checker cannot take the model in memory.
     onnx.checker.check_model(str(path))

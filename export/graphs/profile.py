@@ -9,6 +9,7 @@ from ...editor.choices import WeightPrecision
 from ...editor.errors import ExportError
 from ...editor.images.source import ImageSource
 from ...editor.models.model import Model
+from .adapters import Adapter
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Profile:
         resizing: The least mean cosine between embeddings of images that the consumer resized and that the model's own
             preprocessing did. Some crop by another rounding, one pixel aside; transformers.js filters differently.
         calibration: Images whose ranges of activations make int8 static; without them it is dynamic.
+        has_adapters: Whether the writer can write adapters beside the graphs.
+        adapters: The edits that the graphs can switch to; the graphs themselves then answer as the base.
     """
 
     target: str
@@ -66,6 +69,8 @@ class Profile:
     resizing: float = 0.9999
     prune: bool = False
     calibration: ImageSource | None = None
+    has_adapters: bool = False
+    adapters: tuple[Adapter, ...] = ()
 
     def at(self, precision: WeightPrecision) -> Profile:
         """The same profile in another precision, its graphs too."""
@@ -77,7 +82,8 @@ class Profile:
     def options(self) -> dict[str, Any]:
         """What was asked for beyond the target, as plain data for the verification's report."""
         quantised = {"quantisation": "static" if self.calibration else "dynamic"} if self.precision == "int8" else {}
-        return {"precision": self.precision, **quantised}
+        switched = {"switchable": [adapter.name for adapter in self.adapters]} if self.adapters else {}
+        return {"precision": self.precision, **quantised, **switched}
 
     def require_precision(self, precision: WeightPrecision) -> None:
         """Refuse a precision that the target's writer does not write.
@@ -101,6 +107,21 @@ def require_graphs(profile: Profile, option: str) -> None:
     if profile.visual is None:
         raise ExportError(
             f"cannot use {option} with {profile.target}: it holds a plain checkpoint, not a graph. Use --target onnx."
+        )
+
+
+def require_adapters(profile: Profile) -> None:
+    """Refuse to switch edits where the target has no adapters.
+
+    Raises:
+        ExportError: Naming the target and the precision that have them.
+    """
+    if not profile.has_adapters:
+        raise ExportError(f"cannot use --switchable with {profile.target}: it has no adapters. Use --target onnx.")
+    if profile.precision != "fp32" or profile.prune:
+        found = "--prune" if profile.prune else f"--precision {profile.precision}"
+        raise ExportError(
+            f"cannot use --switchable with {found}: adapters are of whole graphs in fp32. Leave out {found}."
         )
 
 

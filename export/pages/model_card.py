@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ... import __version__
-from ...editor.edits.document import Base
+from ...editor.edits.document import Base, RecipeDocument
 from ...editor.edits.recipe import Recipe
 from ...editor.images.demo import example_source
 from ...editor.measure.accuracy import GROUP
@@ -26,11 +27,12 @@ from ...editor.measure.fidelity import describe_fidelity
 from ...editor.measure.readable import describe_readable, find_readable
 from ...editor.measure.table import MOST_GROUPS, read_details
 from ...editor.measure.thresholds import ThresholdShift, format_threshold_shift
-from ...editor.measure.verdict import describe_seen, read_verdict
+from ...editor.measure.verdict import Verdict, describe_seen, read_verdict
 from ...editor.models.model import Model
 from ..consumers.model_name import spell_model_name
 from ..consumers.target import Target
 from ..consumers.text_cleaning import describe_uncleaned
+from ..graphs.adapters import adapter_files
 
 # What is kept among a recipe's figures beside the rows of them.
 NOT_ROWS = ("frontier", "fidelity", "evidence", "choice", "choices", "configuration")
@@ -64,7 +66,7 @@ def write_model_card(
     """
     if not (model.has_texts and model.has_images):
         return
-    recipe, name = model.recipe, spell_model_name(model)
+    recipe, name, adapters = model.recipe, spell_model_name(model), _list_adapters(target, folder)
     height, width = model.image_shape
     # Of the size that the model takes, so that a consumer's way of resizing cannot change what the card prints.
     example = example_source(1).open(0).resize((width, height))
@@ -78,7 +80,11 @@ def write_model_card(
     precision = target.profile.precision
     # The target's part is a template of its own, rendered first and put in as our own text.
     loading = environment.from_string(target.card).render(
-        precision=precision, name=_Verbatim(name), load_base=_Verbatim(_base_arguments(recipe))
+        precision=precision,
+        name=_Verbatim(name),
+        load_base=_Verbatim(_base_arguments(recipe)),
+        # The code switches the image graph: an edit of texts alone has no file for it.
+        adapters=[_Verbatim(json.dumps(row.files[0])) for row in adapters if row.changes_images],
     )
     card = environment.get_template("card.md.j2").render(
         target=target.name,
@@ -90,6 +96,7 @@ def write_model_card(
         version=__version__,
         title=name.replace("__", " "),
         document=recipe.document if recipe else None,
+        adapters=adapters,
         verdict=read_verdict(measured) if recipe else None,
         promises=_list_promises(recipe),
         readable=[describe_readable(one) for one in find_readable(measured)],
@@ -100,6 +107,28 @@ def write_model_card(
         shift=_Verbatim(format_threshold_shift(shift)) if shift else "",
     )
     (folder / CARD_NAME).write_text(card, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _AdapterRow:
+    name: str
+    document: RecipeDocument
+    verdict: Verdict
+    files: list[str]
+    size: int
+    changes_images: bool
+
+
+def _list_adapters(target: Target, folder: Path) -> list[_AdapterRow]:
+    """What the export can switch to, with the bytes that each edit takes."""
+    rows = []
+    for adapter in target.profile.adapters:
+        images, texts = adapter_files(folder, adapter.name)
+        held = [path for path in (images, texts) if path.is_file()]
+        document, size = adapter.recipe.document, sum(path.stat().st_size for path in held)
+        verdict, names = read_verdict(document.measured), [path.name for path in held]
+        rows.append(_AdapterRow(adapter.name, document, verdict, names, size, images.is_file()))
+    return rows
 
 
 def _base_arguments(recipe: Recipe | None) -> str:

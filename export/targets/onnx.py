@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from ..consumers.consumer import Consumer, Preprocess
 from ..consumers.onnx_runtime import load_graphs
 from ..consumers.shipped import Statement, read_said
 from ..consumers.target import Target, TargetRow
+from ..graphs.adapters import describe_adapters, write_adapters
 from ..graphs.onnx_graphs import write_graphs
 from ..graphs.profile import GraphSpec, Profile
 from ..verify.reference import Reference
 
-SIDECAR_NAME = "clip.json"
+SIDECAR_NAME, GRAPHS = "clip.json", ("visual.onnx", "textual.onnx")
 
 CARD = """\
 ```python
@@ -46,22 +47,36 @@ print("image ", *(f"{x:.4f}" for x in image[:4].tolist()))
 print("text  ", *(f"{x:.4f}" for x in text[:4].tolist()))
 print("cosine", f"{float(image @ text):.4f}")
 ```
-"""
+{% if adapters %}
+That runs the base, whose answers stand below. A run with an adapter answers as the edited model; `clip.json` says which
+file goes with which graph. Keep what was loaded: one session and its adapters serve many threads.
+
+```python
+loaded = onnxruntime.LoraAdapter()
+loaded.Load({{ adapters[0] }})
+options = onnxruntime.RunOptions()
+options.add_active_adapter(loaded)
+edited = visual.run(None, {"image": preprocess(Image.open("example.png"))[None].numpy()}, options)[0][0]
+```
+{% endif %}"""
 
 
 def write_onnx(model: Model, folder: Path, profile: Profile) -> None:
     """Write both graphs, and `clip.json` with preprocessing, context length and embedding size.
 
     Inputs and outputs: `image` float32 `[batch, 3, height, width]` to `image_embedding` `[batch, d_embed]`; `text`
-    int64 `[batch, context]` to `text_embedding` `[batch, d_embed]`.
+    int64 `[batch, context]` to `text_embedding` `[batch, d_embed]`. With adapters the graphs answer as the base, and
+    `clip.json` says which file of an adapter goes with which graph.
     """
     write_graphs(model, folder, profile)
-    write_sidecar(model, folder)
+    write_adapters(model, folder, profile.adapters)
+    write_sidecar(model, folder, [adapter.name for adapter in profile.adapters])
 
 
-def write_sidecar(model: Model, folder: Path) -> None:
+def write_sidecar(model: Model, folder: Path, adapters: Sequence[str] = ()) -> None:
     """Write `clip.json`: what a caller needs beside the graphs."""
     sidecar = describe_sidecar(model.config, model.tokenizer(["a photo"]).shape[1], model.tower.d_embed)
+    sidecar |= _describe_switches(folder, adapters)
     (folder / SIDECAR_NAME).write_text(json.dumps(sidecar, indent=2, default=list) + "\n", encoding="utf-8")
 
 
@@ -80,7 +95,12 @@ def tell_sidecar(folder: Path, reference: Reference, inside: str = "") -> Statem
     """What `clip.json` says, in the folder or one inside it."""
     sizes = reference.tensors["tokens"].shape[1], reference.tensors["image_embedding"].shape[1]
     path = f"{inside}/{SIDECAR_NAME}" if inside else SIDECAR_NAME
-    return Statement(path, describe_sidecar(reference.config, *sizes), read_said(folder / path))
+    wanted = describe_sidecar(reference.config, *sizes) | _describe_switches(folder, reference.adapters)
+    return Statement(path, wanted, read_said(folder / path))
+
+
+def _describe_switches(folder: Path, adapters: Sequence[str]) -> dict[str, Any]:
+    return {"adapters": describe_adapters(folder, adapters, GRAPHS)} if adapters else {}
 
 
 def read_preprocess(path: Path) -> Preprocess:
@@ -102,10 +122,11 @@ def _load(folder: Path, reference: Reference, profile: Profile) -> Consumer:
 TARGET = Target(
     Profile(
         target="onnx",
-        visual=GraphSpec("visual.onnx", "image", "image_embedding", opset=20),
-        textual=GraphSpec("textual.onnx", "text", "text_embedding", opset=20),
+        visual=GraphSpec(GRAPHS[0], "image", "image_embedding", opset=20),
+        textual=GraphSpec(GRAPHS[1], "text", "text_embedding", opset=20),
         sidecars=(SIDECAR_NAME,),
         precisions=("fp32", "fp16", "int8"),
+        has_adapters=True,
     ),
     write=write_onnx,
     load=_load,

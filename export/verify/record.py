@@ -13,10 +13,12 @@ from typing import Any
 from ...editor.edits.document import Base
 from ...editor.models.loaders import lasting_name
 from ...editor.models.model import Model
+from ..graphs.adapters import save_adapter_recipes
 from ..graphs.profile import Profile
 from ..targets.patch import RECIPE_NAME
 from .record_file import FOLDER, RECORD_NAME
 
+ADAPTERS = "adapters"
 # What writes the bytes of an export; other versions of the rest have not been seen to matter.
 PACKAGES_THAT_WRITE = ("clipedit", "torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu")
 _OTHER_PACKAGES = ("safetensors", "timm", "transformers", "numpy", "pillow")
@@ -37,6 +39,7 @@ def write_record(model: Model, folder: Path, profile: Profile, options: dict[str
     # A patch is the recipe itself, and needs no second copy.
     if recipe is not None and RECIPE_NAME not in outputs:
         recipe.save(inner / RECIPE_NAME)
+    save_adapter_recipes(inner / ADAPTERS, profile.adapters)
     record = {
         "schema_version": 1,
         "target": profile.target,

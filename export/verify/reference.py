@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,20 @@ from torch import Tensor
 
 from ...editor.errors import ImageError, ModelError, VerificationError
 from ...editor.files.tensors import load_tensors
-from ...editor.files.whole import save_tensors
+from ...editor.files.whole import is_plain_name, save_tensors
 from ...editor.images.demo import example_source
 from ...editor.images.listing import list_images
 from ...editor.images.source import ImageSource
 from ...editor.measure.thresholds import ThresholdShift, compute_threshold_shift
 from ...editor.models.model import Model
 from ...editor.models.preprocessing import build_preprocess
+from ..graphs.adapters import Adapter
 from ..graphs.precision import FORCED, LIMITS, Limits
 from .odd_images import compose_odd_images, has_odd_images
 from .verify import REFERENCE_NAME
 
 KIND = "clipedit-reference-1"
+SWITCHED = ("image_embedding", "text_embedding")
 SCALES = ("logit_scale", "logit_bias")
 _IMAGE = re.compile("image_[0-9]{1,6}")
 IMAGES, IMAGES_LOWER, IMAGES_SHIFT = 8, 32, 32
@@ -49,7 +51,8 @@ class Reference:
     """Inputs and expected answers. `tensors`: `image_N` uint8 `[height, width, 3]`, `tokens`, and the embeddings
     `image_embedding` (of a classifier, logits), `text_embedding`, and of the unedited model `base_image_embedding` (of
     the first images), `base_text_embedding`; `shift_before`, `shift_after` are those of more images, by both models;
-    `logit_scale` and `logit_bias`, where the model has them.
+    `logit_scale` and `logit_bias`, where the model has them; `adapter.NAME.image_embedding` and `.text_embedding` of
+    edits that the export can switch to.
     `config`: as `Model.config`. `options`: what was asked for, `precision` among it.
     """
 
@@ -63,6 +66,17 @@ class Reference:
     def limits(self) -> Limits:
         """What the export may cost in its precision."""
         return FORCED if self.options.get("forced") else LIMITS[self.options["precision"]]
+
+    @property
+    def adapters(self) -> Sequence[str]:
+        """The edits that the export can switch to."""
+        return self.options.get("switchable", ())
+
+    def switched(self, adapter: str) -> Reference:
+        """What is expected with an adapter: the edited model's answers, and those of the base to be away from."""
+        base = {f"base_{kind}": self.tensors[kind] for kind in SWITCHED}
+        own = {kind: self.tensors[_switched_name(adapter, kind)] for kind in SWITCHED}
+        return replace(self, tensors={**self.tensors, **base, **own})
 
     def images(self) -> list[Image.Image]:
         """The images, in order."""
@@ -95,6 +109,7 @@ def write_reference(
     target: str,
     images: ImageSource | str | Path | None = None,
     options: Mapping[str, Any] | None = None,
+    adapters: Sequence[Adapter] = (),
 ) -> Reference:
     """Answer a few images and texts with the model in memory, and with its base if it was edited.
 
@@ -103,11 +118,12 @@ def write_reference(
 
     Args:
         options: What was asked for beyond the target: `precision`, and what the report should say of it.
+        adapters: Edits of the model whose answers are kept beside its own.
     """
     asked = {"precision": "fp32", **(options or {})}
     earlier = _find_earlier(model) if model.base is None else None
     # A text tower alone is shown no images.
-    tensors = _ask_images(model, images, earlier, precision=asked["precision"]) if model.has_images else {}
+    tensors = _ask_images(model, images, earlier, adapters, precision=asked["precision"]) if model.has_images else {}
     if model.has_texts:
         # Some targets ship no tokenizer: they are asked with these.
         tensors["tokens"] = model.tokenizer(list(TEXTS)).long()
@@ -124,9 +140,14 @@ def write_reference(
 
 
 def _ask_images(
-    model: Model, images: ImageSource | str | Path | None, earlier: Reference | None, *, precision: str
+    model: Model,
+    images: ImageSource | str | Path | None,
+    earlier: Reference | None,
+    adapters: Sequence[Adapter],
+    *,
+    precision: str,
 ) -> dict[str, Tensor]:
-    """Images, and what the model and its base answer to them."""
+    """Images, and what the model, its base and its adapters' models answer to them."""
     # Lower precision may answer a share of the images otherwise, which eight are too few to tell.
     count = IMAGES if precision == "fp32" else IMAGES_LOWER
     source = list_images(images) if images is not None else _rendered(IMAGES_SHIFT)
@@ -141,10 +162,25 @@ def _ask_images(
     for prefix, which in (("", model), ("base_", model.base)):
         if which is not None:
             tensors[f"{prefix}image_embedding"] = answer_images(which, pixels).cpu()
+    tensors |= _answer_switched(adapters, pixels)
     if model.base is not None and model.has_texts:
         more = torch.stack([model.preprocess(image) for image in _open_some(source, IMAGES_SHIFT, model.image_size)])
         tensors |= {"shift_before": model.base.encode_image(more).cpu(), "shift_after": model.encode_image(more).cpu()}
     return tensors
+
+
+def _answer_switched(adapters: Sequence[Adapter], pixels: Tensor) -> dict[str, Tensor]:
+    """What each edit answers to the same inputs: none changes preprocessing or tokens."""
+    found = {}
+    for adapter in adapters:
+        answers = answer_images(adapter.edited, pixels), adapter.edited.encode_text(list(TEXTS))
+        names = [_switched_name(adapter.name, kind) for kind in SWITCHED]
+        found |= {name: answer.cpu() for name, answer in zip(names, answers, strict=True)}
+    return found
+
+
+def _switched_name(adapter: str, kind: str) -> str:
+    return f"adapter.{adapter}.{kind}"
 
 
 def answer_images(model: Model, pixels: Tensor) -> Tensor:
@@ -193,6 +229,7 @@ def _require_whole(reference: Reference) -> None:
     ):
         raise ValueError("its images are damaged.")
     wanted = {"tokens": len(reference.texts), "text_embedding": len(reference.texts), "image_embedding": len(images)}
+    wanted |= _count_switched(reference, wanted)
     for name, tensor in reference.tensors.items():
         kind = name.removeprefix("base_")
         # The base may have answered the first images only.
@@ -204,6 +241,18 @@ def _require_whole(reference: Reference) -> None:
     shifts = [reference.tensors[name] for name in ("shift_before", "shift_after") if name in reference.tensors]
     if len(shifts) == 1 or any(shift.ndim != 2 or shift.shape != shifts[0].shape for shift in shifts):
         raise ValueError("its shifts are damaged.")
+
+
+def _count_switched(reference: Reference, wanted: Mapping[str, int]) -> dict[str, int]:
+    """How many answers with each adapter there should be; none may be missing."""
+    adapters = reference.adapters
+    # Their names are those of files.
+    if not all(isinstance(name, str) and is_plain_name(name) for name in adapters):
+        raise ValueError("its adapters are damaged.")
+    found = {_switched_name(name, kind): wanted[kind] for name in adapters for kind in SWITCHED}
+    if not found.keys() <= reference.tensors.keys():
+        raise ValueError("answers with its adapters are missing.")
+    return found
 
 
 def _find_earlier(model: Model) -> Reference | None:

@@ -14,9 +14,10 @@ from ...editor.images.listing import list_images
 from ...editor.images.source import ImageSource
 from ...editor.load import load_model
 from ...editor.models.model import Model
+from ..graphs.adapters import load_adapter_recipes, open_adapters
 from ..targets.patch import RECIPE_NAME
 from ..written_for import find_written
-from .record import PACKAGES_THAT_WRITE, describe_environment, hash_files
+from .record import ADAPTERS, PACKAGES_THAT_WRITE, describe_environment, hash_files
 from .record_file import FOLDER, load_record
 
 
@@ -67,7 +68,9 @@ def _compare_build(folder: Path, record: dict[str, Any], base: Model, source: Im
     options = record["options"]
     edited = apply_recipe(load_recipe(_recipe_folder(folder)), base) if record["edited"] else base
     target = find_written(record["target"], options["precision"])
-    profile = replace(target.profile, prune="pruned" in options, calibration=source)
+    recipes = load_adapter_recipes(folder / FOLDER / ADAPTERS, options.get("switchable", ()))
+    adapters = open_adapters(edited, recipes)[1] if recipes else ()
+    profile = replace(target.profile, prune="pruned" in options, calibration=source, adapters=adapters)
     # Without record and verification, which the recorded hashes do not cover.
     with tempfile.TemporaryDirectory() as name:
         target.write(target.shown(edited), Path(name), profile)

@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("editor.scan",),
     ("editor.concepts",),
     ("editor.edits",),
-    ("editor.load",),
+    ("editor.load", "editor.switch"),
     ("editor.select",),
     ("editor.measure",),
     ("editor.look",),
