@@ -15,6 +15,7 @@ import yaml
 import clipedit
 from clipedit.commands.tables.outputs import NAMES, OUTPUTS, make_schema
 from clipedit.editor.images.demo import demo_calibration_source
+from clipedit.editor.measure.table import Details, FigureTable, Share
 from clipedit.export.edited_folder import apply_to_folder
 
 ROOT = Path(clipedit.__file__).parent
@@ -101,6 +102,17 @@ def test_the_command_prints_it_without_torch(run) -> None:  # type: ignore[no-un
         "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\nassert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_figures_stand_beside_groups() -> None:
+    table = FigureTable("images")
+    table.add("before", {"worst_group": 0.5}, Details(groups={"a / b": Share(10, 20)}))
+    value = table.report()
+    assert value["before"]["groups"]
+    validate(value, "evaluate")
+    value["before"]["groups"][0]["size"] = 20
+    with pytest.raises(jsonschema.ValidationError):
+        validate(value, "evaluate")
 
 
 def test_every_output_is_of_a_command_that_prints_json() -> None:

@@ -46,6 +46,17 @@ class LabelRow(TypedDict):
 
 
 @with_config(_CLOSED)
+class GroupRow(TypedDict):
+    """A group of `evaluate`, with the ends of its 95 % interval."""
+
+    group: str
+    n: int
+    accuracy: Figure
+    low: Figure
+    high: Figure
+
+
+@with_config(_CLOSED)
 class CheckRow(TypedDict):
     """A comparison of an export with the model; `verify` says of each whether it holds."""
 
@@ -258,7 +269,8 @@ OUTPUTS: dict[str, Any] = {
     "audit": AuditOutput,
     "concepts-list": list[ConceptRow],
     "dry-run": PlanOutput,
-    "evaluate": dict[str, dict[str, Figure]],
+    # Figures by name; `groups` holds the groups.
+    "evaluate": dict[str, dict[str, Figure | list[GroupRow]]],
     "export": ExportOutput,
     "label": dict[str, list[LabelRow]],
     "log": LogOutput,
