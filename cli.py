@@ -37,7 +37,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "retrieve": look.retrieve,
         "report": look.report,
     },
-    "Ship": {"export": ship.export, "verify": ship.verify, "reproduce": ship.reproduce},
+    "Ship": {"export": ship.export, "verify": ship.verify, "reproduce": ship.reproduce, "push": ship.push},
     "Library": {"models": library.models, "schema": library.schema},
 }
 

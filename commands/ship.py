@@ -12,7 +12,7 @@ import typer
 from ..editor.choices import WeightPrecision
 from ..editor.files.whole import require_apart
 from ..export.targets.registry import require_target_name, spell_target_names
-from .console import print_checks, print_json, progress, say, say_next, say_result, write_line
+from .console import print_checks, print_json, print_table, progress, say, say_next, say_result, write_line
 from .labelled import open_labelled, read_options, require_own_columns
 from .load import open_model
 from .options import (
@@ -39,6 +39,7 @@ from .running.exits import Exit
 if TYPE_CHECKING:
     from ..editor.measure.verdict import Verdict
     from ..editor.models.model import Model
+    from ..export.push import Pushed, Upload
     from ..export.verify.verify import Check
 
 DEFAULT_OUT = Path("clipedit-out")
@@ -191,3 +192,74 @@ def reproduce(
         say_result(f"{folder}: {f'{wrong} errors' if wrong else 'every file was built again, byte for byte'}")
     if wrong:
         sys.exit(Exit.REFUSED)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="A folder that `export` or `remove-heads` wrote.")],
+    repository: Annotated[str, typer.Argument(help="ORG/NAME on the Hugging Face hub; made where there is none.")],
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--licence", "--license", help="Of the weights, in the hub's words: `mit`. Asked for on a terminal."
+        ),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="For all to see; private without it.")] = False,
+    branch: Annotated[str | None, typer.Option("--branch", "--revision", help="Another branch than `main`.")] = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Of the commit.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Names or patterns of files that stay here; may be repeated.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files and their sizes, and push nothing.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Push although the edit harms.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Push an edited or exported folder to the Hugging Face hub.
+
+    In one commit, with its model card. The repository is private without --public. Log in before: `hf auth login`.
+    """
+    from ..export.push import list_uploads, push_folder, require_pushable
+
+    if dry_run:
+        uploads = list_uploads(folder, licence=licence, exclude=exclude or ())
+        require_pushable(folder, force=force)
+        _print_uploads(uploads, {"repository": repository, "dry_run": True}, as_json=as_json)
+        return
+    options = {"public": public, "branch": branch, "message": message, "exclude": exclude or (), "force": force}
+    pushed = push_folder(folder, repository, licence=licence or _ask_licence(folder), **options)
+    whole = {"repository": repository, "dry_run": False, "name": pushed.name, "url": pushed.url, "kept": pushed.kept}
+    _print_uploads(pushed.uploads, whole, as_json=as_json)
+    _say_pushed(pushed)
+
+
+def _ask_licence(folder: Path) -> str | None:
+    """The licence, where a person can be asked and the card of the folder does not name one."""
+    from ..export.push import list_uploads, read_licence
+
+    list_uploads(folder)  # Nothing is asked of a folder that will be refused.
+    if read_licence(folder) is not None or not sys.stdin.isatty():
+        return None
+    asked = "licence of these weights (that of the base model binds them too), for example mit or apache-2.0"
+    return typer.prompt(asked, err=True).strip()
+
+
+def _print_uploads(uploads: Sequence[Upload], whole: dict[str, Any], *, as_json: bool) -> None:
+    from ..export.push import describe_uploads
+
+    total = sum(one.size for one in uploads)
+    if as_json:
+        files = [{"name": one.name, "bytes": one.size} for one in uploads]
+        print_json({**whole, "files": files, "bytes": total})
+        return
+    rows = [[one.name, f"{one.size:,}"] for one in uploads]
+    print_table(["file", "bytes"], [*rows, [f"{len(uploads)} files", f"{total:,}"]])
+    for line in describe_uploads(uploads):
+        say(line)
+
+
+def _say_pushed(pushed: Pushed) -> None:
+    if pushed.kept:
+        say(f"left as they are in the repository: {', '.join(pushed.kept)}")
+    say_result(f"pushed {len(pushed.uploads)} files to {pushed.url}")
+    say_next("to load it", f"clipedit scan IMAGES --model {pushed.name}")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,18 +22,20 @@ from urllib.parse import unquote, urlparse
 import pytest
 import torch
 import transformers
+import yaml
 from huggingface_hub import constants
 
 import clipedit
-from clipedit import ModelError, RecipeError
+from clipedit import ExportError, ModelError, RecipeError
 from clipedit.editor.edits.bind import bind_recipe
-from clipedit.editor.edits.document import Base, RecipeDocument, Step
+from clipedit.editor.edits.document import Base, RecipeDocument, Step, format_document
 from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.images.demo_name import demo_folder
 from clipedit.editor.load import split_name
 from clipedit.editor.models.architecture import load_architecture
 from clipedit.editor.models.hub import reach
 from clipedit.export.edited_folder import write_edited_model
+from clipedit.export.push import list_uploads, push_folder, read_licence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -45,7 +50,10 @@ class LoopbackHub:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
-    posted: dict[str, Any] = field(default_factory=dict)
+    private: dict[str, bool] = field(default_factory=dict)
+    posted: list[dict[str, Any]] = field(default_factory=list)
+    # What every request to write is answered, where it is not 200.
+    refusing: int | None = None
 
     def add(self, repo: str, commit: str, files: dict[str, bytes], *refs: str) -> None:
         self.commits[f"{repo}@{commit}"] = files
@@ -88,7 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif "gated" in path:
             self.refuse("GatedRepo")
         elif parts[:2] == ["api", "models"]:
-            self.describe("/".join(parts[2:4]), parts[4], "/".join(parts[5:]))
+            kind, revision = (parts[4], "/".join(parts[5:])) if len(parts) > 4 else ("revision", "main")
+            self.describe("/".join(parts[2:4]), kind, revision)
         elif "resolve" in parts:
             self.send_file("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         else:
@@ -102,7 +111,14 @@ class _Handler(BaseHTTPRequestHandler):
             return
         files = self.hub.commits[f"{repo}@{commit}"]
         listed = [{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in files.items()]
-        info = {"id": repo, "sha": commit, "siblings": [{"rfilename": name} for name in files], "tags": []}
+        private = self.hub.private.get(repo, False)
+        info = {
+            "id": repo,
+            "private": private,
+            "sha": commit,
+            "siblings": [{"rfilename": name} for name in files],
+            "tags": [],
+        }
         self.answer(200, listed if kind == "tree" else info, Content_Type="application/json")
 
     def send_file(self, repo: str, revision: str, name: str) -> None:
@@ -113,6 +129,49 @@ class _Handler(BaseHTTPRequestHandler):
             return
         etag = f'"{hashlib.sha1(files[name]).hexdigest()}"'
         self.answer(200, files[name], ETag=etag, X_Repo_Commit=commit or "")
+
+    def do_POST(self) -> None:
+        path = unquote(urlparse(self.path).path).strip("/")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.hub.asked.append(f"POST {path}")
+        parts = path.split("/")
+        if self.hub.refusing is not None:
+            self.answer(self.hub.refusing, {"error": "not to be had"}, Content_Type="application/json")
+        elif path == "api/validate-yaml":
+            self.answer(200, {"errors": [], "warnings": []}, Content_Type="application/json")
+        else:
+            repo = f"{json.loads(body)['organization']}/{json.loads(body)['name']}" if "create" in parts else None
+            self.write(repo or "/".join(parts[2:4]), parts[4] if repo is None else "create", parts[5:], body)
+
+    def write(self, repo: str, kind: str, revision: list[str], body: bytes) -> None:
+        found: dict[str, Any] = {"url": f"{self.hub.address}/{repo}"}
+        if kind == "create":
+            # Later versions of the client say `visibility`, earlier ones `private`.
+            asked = json.loads(body)
+            self.hub.private[repo] = asked.get("visibility") == "private" or asked.get("private", False)
+            self.hub.add(repo, "0" * 40, {".gitattributes": b""}, "main")
+        elif kind == "branch":
+            self.hub.refs[f"{repo}@{revision[0]}"] = self.hub.refs[f"{repo}@main"]
+        elif kind == "preupload":
+            # All in the commit itself: the large files of the real hub go to a store of their own.
+            named = [
+                {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for one in json.loads(body)["files"]
+            ]
+            found = {"files": named}
+        else:
+            found = self.commit(repo, revision[0], [json.loads(line) for line in body.splitlines()])
+        self.answer(200, found, Content_Type="application/json")
+
+    def commit(self, repo: str, revision: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+        before = self.hub.commits[f"{repo}@{self.hub.refs[f'{repo}@{revision}']}"]
+        sent = {
+            one["value"]["path"]: base64.b64decode(one["value"]["content"]) for one in lines if one["key"] == "file"
+        }
+        commit = hashlib.sha1(json.dumps(lines).encode()).hexdigest()
+        self.hub.add(repo, commit, {**before, **sent}, revision)
+        self.hub.posted += [one["value"] for one in lines if one["key"] == "header"]
+        return {"commitOid": commit, "commitUrl": f"{self.hub.address}/{repo}/commit/{commit}", "success": True}
 
 
 @pytest.fixture
@@ -169,6 +228,33 @@ def demo_files() -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def small_scan(demo_model: clipedit.Model) -> clipedit.Scan:
     return clipedit.scan(demo_model, demo_calibration_source(128), workers=0)
+
+
+@pytest.fixture(scope="module")
+def edited(
+    small_scan: clipedit.Scan, demo_model: clipedit.Model, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Any], Path]:
+    """A folder as `remove-heads` leaves it, by its effect; each is written once."""
+
+    @cache
+    def write(effect: Any) -> Path:
+        recipe = clipedit.make_recipe(small_scan, demo_model, concept="location", effect=effect, heads=2)
+        write_edited_model(recipe, demo_model, folder := tmp_path_factory.mktemp("edited") / "edited")
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def exported(demo_model: clipedit.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    clipedit.export_model(demo_model, folder := tmp_path_factory.mktemp("export") / "ours", target="open-clip")
+    return folder
+
+
+@pytest.fixture
+def ready(exported: Path, tmp_path: Path) -> Path:
+    """An export that a test may change."""
+    return Path(shutil.copytree(exported, tmp_path / "ours"))
 
 
 @pytest.fixture(scope="module")
@@ -343,12 +429,10 @@ def test_a_recipe_keeps_the_commit_and_refuses_another_only_if_its_weights_diffe
 
 @pytest.mark.parametrize("effect", ["distilled", "direct"])
 def test_a_folder_that_clipedit_wrote_comes_back_with_its_edit(
-    effect: Any, hub: LoopbackHub, small_scan: clipedit.Scan, demo_model: clipedit.Model, tmp_path: Path
+    effect: Any, hub: LoopbackHub, edited: Callable[[Any], Path], demo_model: clipedit.Model
 ) -> None:
-    recipe = clipedit.make_recipe(small_scan, demo_model, concept="location", effect=effect, heads=2)
-    write_edited_model(recipe, demo_model, tmp_path / "edited")
-    hub.add("ours/edited", FIRST, read_files(tmp_path / "edited"), "main")
-    fetched, local = clipedit.load_model("hf-hub:ours/edited"), clipedit.load_model(tmp_path / "edited")
+    hub.add("ours/edited", FIRST, read_files(edited(effect)), "main")
+    fetched, local = clipedit.load_model("hf-hub:ours/edited"), clipedit.load_model(edited(effect))
     pixels = torch.randn(2, 3, *demo_model.image_shape, generator=torch.Generator().manual_seed(0))
     assert torch.equal(fetched.encode_image(pixels), local.encode_image(pixels))
     assert not torch.equal(fetched.encode_image(pixels), demo_model.encode_image(pixels))
@@ -375,3 +459,129 @@ def test_the_command_line_reads_the_hub_that_the_environment_names(
     assert done.returncode == 0, done.stderr
     assert {"location", "color"} <= {row["name"] for row in json.loads(done.stdout)}
     assert (tmp_path / "home" / "hub" / "models--ours--demo").is_dir()
+
+
+def test_a_dry_run_lists_files_and_sends_nothing(
+    hub: LoopbackHub, exported: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    done = run("push", exported, "ours/demo", "--dry-run", "--exclude", "verification.s*", "--exclude", "reproduce/*")
+    assert done.code == 0 and hub.asked == []
+    sizes = {name: len(data) for name, data in read_files(exported).items()}
+    listed = {line.split()[0]: line.split()[1] for line in done.out.splitlines() if line.strip()}
+    for name, size in sizes.items():
+        left_out = name.startswith(("reproduce/", "verification.s"))
+        assert (name in listed) is not left_out and (left_out or listed[name] == f"{size:,}")
+    whole = json.loads(run("push", exported, "ours/demo", "--dry-run", "--json").out)
+    assert whole["dry_run"] and whole["bytes"] == sum(sizes.values()) and len(whole["files"]) == len(sizes)
+
+
+def test_a_push_to_a_branch_says_what_it_leaves(hub: LoopbackHub, ready: Path, run: Callable[..., Any]) -> None:
+    hub.add("ours/demo", FIRST, {"old.bin": b"old", "README.md": b"old"}, "main")
+    done = run("push", ready, "ours/demo", "--license", "apache-2.0", "--public", "--branch", "edited")
+    assert done.code == 0, done.err
+    assert "left as they are in the repository: old.bin" in done.err and "verification.safetensors holds" in done.err
+    assert hub.refs["ours/demo@main"] == FIRST != hub.refs["ours/demo@edited"]
+    assert "POST api/repos/create" not in hub.asked
+    assert clipedit.load_model("hf-hub:ours/demo@edited").name.endswith(hub.refs["ours/demo@edited"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "no licence is named"),
+        ({"licence": "MIT License"}, "is no licence of the hub"),
+        ({"licence": "mit", "repository": "demo"}, "Write ORG/NAME"),
+        ({"licence": "mit", "branch": "../x"}, "no name of a branch"),
+        ({"licence": "mit", "repository": "ours/open"}, "it is public. Add --public"),
+        ({"licence": "mit", "repository": "ours/shut", "public": True}, "it is private"),
+    ],
+)
+def test_a_push_is_refused_before_anything_is_sent(
+    options: dict[str, Any], said: str, hub: LoopbackHub, exported: Path
+) -> None:
+    hub.add("ours/open", FIRST, {}, "main")
+    hub.add("ours/shut", FIRST, {}, "main")
+    hub.private["ours/shut"] = True
+    with pytest.raises(ExportError) as caught:
+        push_folder(exported, options.pop("repository", "ours/new"), **options)
+    assert said in str(caught.value) and not any(line.startswith("POST") for line in hub.asked)
+
+
+@pytest.mark.parametrize("status", [401, 403, 500])
+def test_what_a_hub_refuses_of_a_push_is_said_in_one_line(status: int, hub: LoopbackHub, exported: Path) -> None:
+    hub.refusing = status
+    said = {401: "Log in: `hf auth login`", 403: "you may not write there", 500: "answered 500"}[status]
+    with pytest.raises(ExportError) as caught:
+        push_folder(exported, "ours/demo", licence="mit")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_push_without_a_hub_is_refused_within_seconds(
+    offline: bool, hub: LoopbackHub, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(ExportError, match="HF_HUB_OFFLINE is set" if offline else "cannot be reached"):
+        push_folder(exported, "ours/demo", licence="mit")
+    assert time.monotonic() - started < 10
+
+
+def test_hidden_files_stay_here(ready: Path) -> None:
+    for name in (".env", ".git/config", "__pycache__/x.pyc"):
+        (ready / name).parent.mkdir(exist_ok=True)
+        (ready / name).write_text("x")
+    assert {one.name for one in list_uploads(ready)} == set(read_files(ready)) - {
+        ".env",
+        ".git/config",
+        "__pycache__/x.pyc",
+    }
+
+
+def test_an_edit_that_harms_is_pushed_by_force_only(hub: LoopbackHub, ready: Path) -> None:
+    evidence = {"evidence": {"verdict": "HARMS", "because": "worst group falls by 0.2."}}
+    steps = (Step(operation="mean-ablate", heads=("L3H1",)),)
+    document = RecipeDocument(
+        schema_version=1, name="bad", base=Base(model="demo"), effect="distilled", steps=steps, measured=evidence
+    )
+    (ready / "reproduce" / "recipe.yaml").write_text(format_document(document))
+    with pytest.raises(ExportError, match=r"its edit harms, worst group falls by 0\.2\. .* --force"):
+        push_folder(ready, "ours/demo", licence="mit")
+    assert hub.asked == []
+    push_folder(ready, "ours/demo", licence="mit", force=True)
+    assert "ours/demo" in hub.private
+
+
+def test_a_card_that_names_its_licence_needs_no_other(hub: LoopbackHub, ready: Path) -> None:
+    card = (ready / "README.md").read_text()
+    (ready / "README.md").write_text(card.replace(card.splitlines()[1], "license: openrail  # ours"))
+    assert read_licence(ready) == "openrail"
+    with pytest.raises(ExportError, match=r"says openrail, --licence mit\. Correct one"):
+        push_folder(ready, "ours/demo", licence="mit")
+    pushed = push_folder(ready, "ours/demo")
+    held = hub.commits[f"ours/demo@{pushed.name[-40:]}"]
+    assert held["README.md"] == (ready / "README.md").read_bytes()
+
+
+@pytest.mark.parametrize("card", [None, "# No head\n", "---\ntags: [clip]\n---\n\n# Head without\n"])
+def test_any_card_gets_the_licence(card: str | None, ready: Path) -> None:
+    (ready / "README.md").unlink()
+    if card is not None:
+        (ready / "README.md").write_text(card)
+    (filled,) = [one.content for one in list_uploads(ready, licence="mit") if one.name == "README.md"]
+    assert isinstance(filled, bytes)
+    head = yaml.safe_load(filled.decode().split("---\n")[1])
+    assert head["license"] == "mit" and filled.decode().count("license:") == 1
+
+
+def test_a_terminal_is_asked_for_the_licence(
+    hub: LoopbackHub, ready: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(sys, "stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    monkeypatch.setattr("typer.prompt", lambda text, **_: asked.append(text) or " mit ")
+    done = run("push", ready, "ours/demo")
+    assert done.code == 0, done.err
+    assert len(asked) == 1 and b"license: mit" in hub.commits[f"ours/demo@{hub.refs['ours/demo@main']}"]["README.md"]

@@ -37,6 +37,8 @@ from ..graphs.adapters import adapter_files
 # What is kept among a recipe's figures beside the rows of them.
 NOT_ROWS = ("frontier", "fidelity", "evidence", "choice", "choices", "configuration")
 CARD_NAME, EXAMPLE_NAME, EXAMPLE_TEXT = "README.md", "example.png", "a photo of a circle"
+# `push` takes this line out as it fills the field in.
+NO_LICENCE = "- The licence field is empty: fill it in before you publish these weights."
 
 
 class _Verbatim(str):
@@ -105,6 +107,7 @@ def write_model_card(
         columns=list(dict.fromkeys(column for row in rows.values() for column in row)),
         expected=_expected_lines(model, example),
         shift=_Verbatim(format_threshold_shift(shift)) if shift else "",
+        no_licence=_Verbatim(NO_LICENCE),
     )
     (folder / CARD_NAME).write_text(card, encoding="utf-8")
 
