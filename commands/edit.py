@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..editor.choices import Effect
-from ..editor.files.inputs import require_vectors_file
+from ..editor.files.inputs import require_history_folder, require_vectors_file
 from ..editor.files.whole import require_apart
 from ..editor.images.demo_name import DEMO
 from ..editor.select.options import HeadChoice
@@ -112,6 +112,7 @@ def log(
 
     Exit 0 if nothing else changed since the last edit, else 1.
     """
+    require_history_folder(folder)
     from ..export.history.undo import read_chain
 
     chain = read_chain(folder)

@@ -82,6 +82,7 @@ WRONG = {
     "diff": ["diff", "missing", "demo"],
     "diff, edited": ["diff", "demo", "missing"],
     "diff, recipe": ["diff", "demo", "demo", "--recipe", "missing.yaml"],
+    "log": ["log", "missing"],
     "reindex": ["reindex", "missing.npy", "--recipe", "r.yaml"],
     "reindex, recipe": ["reindex", "there", "--recipe", "missing.yaml"],
     "evaluate": ["evaluate", "demo", "--dataset", "missing"],
@@ -98,6 +99,7 @@ WRONG = {
     "export": ["export", "demo", "--target", "nosuch"],
     "verify": ["verify", "missing"],
     "reproduce": ["reproduce", "missing"],
+    "schema": ["schema", "nosuch"],
     "reproduce, no export": ["reproduce", "."],
 }
 

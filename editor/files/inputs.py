@@ -7,6 +7,9 @@ from pathlib import Path
 
 from ..errors import AlignmentError, ConceptError, ImageError, ModelError, StatisticsError, VectorError
 
+# Of an edited folder: what was done to it, and what takes that back.
+HISTORY_FOLDER = "history"
+
 
 def require_scan_file(path: Path) -> None:
     """Refuse a scan that is not there.
@@ -46,6 +49,19 @@ def require_weights_path(given: Path) -> None:
     # `name:tag` and hub names are for the libraries that know them.
     if not given.exists() and ":" not in str(given):
         raise ModelError(f"cannot read {given}: no such file.")
+
+
+def require_history_folder(folder: Path, *, is_empty: bool = False) -> None:
+    """Refuse a folder that does not say what was done to it.
+
+    Raises:
+        ModelError: With what may be given.
+    """
+    if is_empty or not (folder / HISTORY_FOLDER).is_dir():
+        raise ModelError(
+            f"cannot read the history of {folder}: it has no {HISTORY_FOLDER}/. Give a folder that `apply` or "
+            "`remove-heads` of this version wrote."
+        )
 
 
 def require_features_file(path: Path) -> None:

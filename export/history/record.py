@@ -19,11 +19,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ...editor.errors import ModelError
 from ...editor.files.bounded import load_json
 from ...editor.files.digests import digest_file
+from ...editor.files.inputs import HISTORY_FOLDER as FOLDER
 from ...editor.files.tensors import ReadTensor
 from ...editor.files.whole import save_tensors, write_text
 from ...editor.models.loaders import BASE_FOLDER, find_checkpoint
 
-FOLDER, LOG_NAME, REPLACED_NAME = "history", "log.json", "replaced.safetensors"
+LOG_NAME, REPLACED_NAME = "log.json", "replaced.safetensors"
 REPLACED_KIND = "clipedit_replaced"
 RECIPE_FILES = ("recipe.yaml", "recipe.safetensors")
 # What the model's function depends on, or the next edit; what is written about it (cards, reports) may change.

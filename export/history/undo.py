@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...editor.edits.document import RecipeDocument, load_document
-from ...editor.errors import ModelError, VerificationError
+from ...editor.errors import VerificationError
 from ...editor.files.digests import digest_state
+from ...editor.files.inputs import require_history_folder
 from ...editor.files.tensors import copy_with_tensors, load_tensors
 from ...editor.files.whole import staged_folder
 from .record import (
@@ -117,12 +118,8 @@ def undo_edit(folder: Path, out: Path, *, overwrite: bool = False) -> RecipeDocu
 
 def _require_history(folder: Path) -> History:
     found = load_history(folder)
-    if found.edits:
-        return found
-    raise ModelError(
-        f"cannot read the history of {folder}: it has no {FOLDER}/. Give a folder that `apply` or `remove-heads` "
-        "of this version wrote."
-    )
+    require_history_folder(folder, is_empty=not found.edits)
+    return found
 
 
 def _require_unchanged(folder: Path, last: Edit) -> None:
