@@ -9,17 +9,24 @@ test("wilson", () => {
   const pairs = [[0, 10], [7, 10], [10, 10], [123, 250]], wanted = JSON.parse(process.env.WILSON);
   pairs.forEach((pair, at) => maths.wilson(...pair).forEach((value, end) => near(value, wanted[at][end])));
 });
-test("one projection is its own map, and a second of the same does what is left", () => {
+test("one projection is its own map, and a second of the same takes out what both weigh together", () => {
   const along = { rows: [[0.6, 0.8]] };
   const once = maths.composeMap([along], [0.5], 2);
   [0.18, 0.24, 0.24, 0.32].forEach((value, at) => near(once[at], value));
+  // c = 1 + 1, so that 2/3 of the direction goes.
   const twice = maths.composeMap([along, along], [0.5, 0.5], 2);
-  [0.27, 0.36, 0.36, 0.48].forEach((value, at) => near(twice[at], value));
+  [0.24, 0.32, 0.32, 0.32 * 4 / 3].forEach((value, at) => near(twice[at], value));
 });
-test("projections act one after the other", () => {
-  const map = maths.composeMap([{ rows: [[1, 0]] }, { rows: [[0.6, 0.8]] }], [1, 1], 2);
-  // A = (I - v v^T)(I - u u^T): of [1, 0] nothing is left, of [0, 1] [-.48, .36].
-  [1, 0.48, 0, 0.64].forEach((value, at) => near(map[at], value));
+test("several projections act as in recipes, in no order", () => {
+  const [first, second] = [{ rows: [[1, 0, 0]] }, { rows: [[0.6, 0.8, 0]] }];
+  // Both span the first two axes: whole, nothing is left of these.
+  const whole = maths.composeMap([first, second], [1, 1], 3);
+  [1, 0, 0, 0, 1, 0, 0, 0, 0].forEach((value, at) => near(whole[at], value));
+  // One goes whole, and of what it leaves of the other, [0, .8], c = 1 takes 1 - 1 / 1.64.
+  const mixed = maths.composeMap([first, second], [1, 0.5], 3);
+  [1, 0, 0, 0, 0.64 / 1.64, 0, 0, 0, 0].forEach((value, at) => near(mixed[at], value));
+  const turned = maths.composeMap([second, first], [0.5, 1], 3);
+  turned.forEach((value, at) => near(value, mixed[at]));
 });
 test("moving there and back ends where it began", () => {
   const packed = { base: Float32Array.of(1, 2), terms: Int16Array.of(100, -200, 300, 5), scales: Float32Array.of(0.01, 0.02) };

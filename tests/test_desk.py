@@ -303,7 +303,7 @@ def test_the_command_writes_a_page_from_a_folder(
     folder = tmp_path / "repaired"
     folder.mkdir()
     demo_scan.save(folder / "scan.safetensors")
-    clipedit.make_recipe(demo_scan, demo_model, concept="location", heads=3, output_strength=0).save(
+    clipedit.make_recipe(demo_scan, demo_model, concept="location", heads=3, output_strength=0.0).save(
         folder / "recipe.yaml"
     )
     done = run("desk", folder, "--count", 64, "-o", tmp_path / "a.html")

@@ -17,25 +17,56 @@ const DeskMath = (() => {
   };
   const KEPT = { overall: "overall accuracy", retention: "retention", mean_of_groups: "mean of groups" };
 
-  /** `I - A` in coordinates of the span, row by row, where A projects out each basis in turn. */
+  /**
+   * `I - A` in coordinates of the span, row by row, where A takes all projections out together, in no order, as recipes
+   * do: `P (I + sum c UU')^-1 P` with `c = s / (1 - s)`, and P for whatever goes whole.
+   */
   function composeMap(projections, strengths, width) {
-    let kept = new Float64Array(width * width);
-    for (let i = 0; i < width; i++) kept[i * width + i] = 1;
+    const whole = [];
+    const partly = [];
     projections.forEach((projection, at) => {
-      if (!strengths[at]) return;
-      const next = Float64Array.from(kept);
+      const strength = strengths[at];
       for (const row of projection.rows) {
-        for (let column = 0; column < width; column++) {
-          let along = 0;
-          for (let i = 0; i < width; i++) along += row[i] * kept[i * width + column];
-          for (let i = 0; i < width; i++) next[i * width + column] -= strengths[at] * row[i] * along;
-        }
+        if (strength >= 1) addDirection(whole, row);
+        else if (strength) partly.push([row, strength / (1 - strength)]);
       }
-      kept = next;
     });
+    const kept = takeOut(identity(width), whole);
+    for (const [row, weight] of partly) {
+      const seen = takeOut([Float64Array.from(row)], whole)[0];
+      // One direction after another (Sherman and Morrison 1950); what goes whole stays out, since `seen` is clear of it.
+      const mapped = kept.map((line) => dot(line, seen));
+      const factor = weight / (1 + weight * dot(mapped, seen));
+      kept.forEach((line, i) => line.forEach((_, j) => { line[j] -= factor * mapped[i] * mapped[j]; }));
+    }
     const gone = new Float64Array(width * width);
-    for (let i = 0; i < width; i++) for (let j = 0; j < width; j++) gone[i * width + j] = (i === j) - kept[i * width + j];
+    kept.forEach((line, i) => line.forEach((value, j) => { gone[i * width + j] = (i === j) - value; }));
     return gone;
+  }
+
+  const dot = (one, other) => one.reduce((sum, value, at) => sum + value * other[at], 0);
+
+  function identity(width) {
+    return Array.from({ length: width }, (_, i) => Float64Array.from({ length: width }, (__, j) => Number(i === j)));
+  }
+
+  /** Rows without what lies along some orthonormal directions. */
+  function takeOut(rows, directions) {
+    for (const row of rows) {
+      for (const direction of directions) {
+        const along = dot(row, direction);
+        row.forEach((_, at) => { row[at] -= along * direction[at]; });
+      }
+    }
+    return rows;
+  }
+
+  /** Adds what is new of a direction to an orthonormal basis. */
+  function addDirection(basis, direction) {
+    const fresh = takeOut(takeOut([Float64Array.from(direction)], basis), basis)[0];
+    const length = Math.sqrt(dot(fresh, fresh));
+    // What is left of a direction that two projections share is rounding.
+    if (length > 1e-6) basis.push(fresh.map((value) => value / length));
   }
 
   /** What a reading loses of each coordinate: `M^T t`, where `t` are the reading's own coordinates in the span. */
