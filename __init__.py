@@ -38,7 +38,8 @@ _HOMES = {
     "editor.scan.features": ("load_features",),
     "editor.models.decompose": ("decompose",),
     "editor.models.model": ("Model",),
-    "editor.scan.monitor": ("DriftReport", "monitor"),
+    "editor.drift.monitor": ("DriftReport", "monitor"),
+    "editor.drift.stored": ("monitor_vectors",),
     "editor.scan.partials": ("merge_partials",),
     "editor.look.plot": (
         "plot_completeness",
@@ -80,6 +81,9 @@ if TYPE_CHECKING:
     from .editor.concepts.scores import score_heads as score_heads
     from .editor.concepts.textspan import HeadLabel as HeadLabel
     from .editor.concepts.textspan import text_span as text_span
+    from .editor.drift.monitor import DriftReport as DriftReport
+    from .editor.drift.monitor import monitor as monitor
+    from .editor.drift.stored import monitor_vectors as monitor_vectors
     from .editor.edits.apply import apply_recipe as apply_recipe
     from .editor.edits.bind import bind_recipe as bind_recipe
     from .editor.edits.diff import ModelDiff as ModelDiff
@@ -118,8 +122,6 @@ if TYPE_CHECKING:
     from .editor.scan.align_options import AlignOptions as AlignOptions
     from .editor.scan.by_units import scan_units as scan_units
     from .editor.scan.features import load_features as load_features
-    from .editor.scan.monitor import DriftReport as DriftReport
-    from .editor.scan.monitor import monitor as monitor
     from .editor.scan.partials import merge_partials as merge_partials
     from .editor.scan.scan import Scan as Scan
     from .editor.scan.scan import load_scan as load_scan

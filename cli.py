@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .commands import audit, edit, heads, library, look, measure, scan, ship, start
+from .commands import audit, edit, heads, library, look, measure, monitor, scan, ship, start
 from .commands.console import fail, tell_error, warn
 from .commands.running.configuration import name_variables
 from .commands.running.exits import Exit
@@ -27,7 +27,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "evaluate": measure.evaluate,
         "completeness": measure.completeness,
         "ablate-layers": heads.ablate_layers,
-        "monitor": scan.monitor,
+        "monitor": monitor.monitor,
         "train-head": measure.train_head,
     },
     "Look": {

@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 import clipedit
 from clipedit.demo import world
 from clipedit.editor.components import Features
-from clipedit.editor.scan.monitor import BLOCKS, compare_statistics
+from clipedit.editor.drift.monitor import BLOCKS, compare_statistics
 from clipedit.editor.scan.scan import choose_layers
 from clipedit.editor.scan.scanner import Scanner
 from clipedit.editor.scan.statistics import Statistics, add_features

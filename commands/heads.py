@@ -11,7 +11,6 @@ from ..editor.choices import ScoreMeasure
 from ..editor.images.demo_name import is_demo
 from .checks import require_scan
 from .console import print_heads, print_json, print_measures, print_table, progress, say, say_result
-from .draw import plot_to
 from .labelled import csv_to, read_options, require_own_columns
 from .load import open_scan
 from .options import (
@@ -35,6 +34,7 @@ from .options import (
     given,
     split_columns,
 )
+from .tables.draw import plot_to
 
 if TYPE_CHECKING:
     from ..editor.measure.score_agreement import ScoreTest

@@ -22,7 +22,6 @@ from .console import (
     say_next,
     say_result,
 )
-from .draw import plot_to
 from .labelled import csv_to, open_labelled, open_training_images, read_options, require_own_columns
 from .load import open_named, open_scan
 from .options import (
@@ -58,6 +57,7 @@ from .options import (
     parse_numbers,
 )
 from .suite import measure_suite, require_suite_or_dataset
+from .tables.draw import plot_to
 
 if TYPE_CHECKING:
     from ..editor.measure.completeness import CompletenessTable

@@ -1,8 +1,7 @@
-"""Images to statistics: scan, merge what workers scanned, watch for drift, align a model without texts."""
+"""Images to statistics: scan, merge what workers scanned, align a model without texts."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,32 +12,19 @@ from ..editor.files.whole import require_free_file
 from ..editor.images.demo_name import DEMO
 from ..editor.scan.align_options import AlignOptions
 from .checks import require_images, require_partials
-from .console import Follow, print_json, print_table, progress, say, say_next, say_result, say_skipped
-from .labelled import open_labelled, read_options, require_own_columns
-from .load import open_model, open_named, open_scan
+from .console import print_json, print_table, progress, say, say_next, say_skipped
+from .load import open_model, open_named
 from .options import (
     AlignerOption,
-    BatchOption,
-    ClassesOption,
     DecodeOption,
     DeviceOption,
     ExifOption,
-    GroupByOption,
     JsonOption,
-    LabelOption,
-    LayoutOption,
     MaxBadOption,
-    MaybeDatasetOption,
     ModelOption,
-    NoCacheOption,
     OverwriteFileOption,
     PretrainedOption,
-    RetentionOption,
-    ScanArgument,
     ScanOutOption,
-    SplitOption,
-    TemplatesOption,
-    TopOption,
     TowerOption,
     WorkersOption,
     gather,
@@ -47,12 +33,8 @@ from .options import (
     parse_layers,
     parse_shard,
 )
-from .running.exits import Exit
 
 if TYPE_CHECKING:
-    from ..editor.measure.verdict import Verdict
-    from ..editor.models.model import Model
-    from ..editor.scan.monitor import DriftReport
     from ..editor.scan.scan import Scan
     from ..editor.scan.scan_file import ScanFile
 
@@ -214,95 +196,6 @@ def merge(
     result = merge_partials(partials, allow_missing=allow_missing, **given(max_bad=max_bad))
     result.save(out)
     _report_scan(result, out, "images")
-
-
-def monitor(
-    scan: ScanArgument,
-    images: Annotated[str, typer.Argument(callback=require_images, help="New images, as for `scan`; at least 256.")],
-    recipe: Annotated[Path | None, typer.Option(help="Look at the heads that this recipe edits only.")] = None,
-    limit: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="From what a change counts: of means in standard deviations, of covariances relative."
-        ),
-    ] = None,
-    count: Annotated[int, typer.Option("--rows", min=1, help="Heads to print.")] = 10,
-    dataset: MaybeDatasetOption = None,
-    layout: LayoutOption = None,
-    classes: ClassesOption = None,
-    templates: TemplatesOption = None,
-    label: LabelOption = None,
-    group_by: GroupByOption = "",
-    split: SplitOption = None,
-    top: TopOption = None,
-    retention: RetentionOption = None,
-    exif: ExifOption = None,
-    batch_size: BatchOption = None,
-    workers: WorkersOption = None,
-    max_bad: MaxBadOption = None,
-    as_json: JsonOption = False,
-    no_cache: NoCacheOption = False,
-) -> None:
-    """Say whether new images still look like those of a scan.
-
-    Exit 0 if they look the same to the heads, 4 if a recipe should be measured again. With --recipe and --dataset it is
-    measured again at once, on new labelled images.
-    """
-    asked = locals()
-    _require_recipe(asked)
-    # A recipe that cannot be read is refused before the scan and its model are loaded.
-    heads = _heads_of(recipe)
-    from ..editor.scan.monitor import monitor as run
-
-    scanned, model = open_scan(scan)
-    options = given(limit=limit, batch_size=batch_size, workers=workers, max_bad=max_bad)
-    with progress() as follow:
-        found = run(scanned, model, images, heads=heads, progress=follow("monitor"), **options)
-        again = _judge_again(scanned, model, asked, follow) if recipe and dataset else None
-    said = {"verdict": again.word, "because": again.because} if again else {}
-    whole = {**said, **asdict(found), "drifted": found.drifted, "re_measure": bool(found.drifted)}
-    print_json(whole) if as_json else _print_drift(found, count, scan, images)
-    if again and not as_json:
-        say_result(f"on the images of {dataset}: {again}")
-    # An exit code, so that a scheduled job needs to read no text.
-    raise typer.Exit(Exit.DRIFT if found.drifted else Exit.FINE)
-
-
-def _require_recipe(asked: dict[str, Any]) -> None:
-    require_own_columns(asked)
-    if asked["dataset"] is not None and asked["recipe"] is None:
-        raise typer.BadParameter("says what an edit does on new labelled images: give --recipe", param_hint="--dataset")
-
-
-def _judge_again(scanned: Scan, model: Model, asked: dict[str, Any], follow: Follow) -> Verdict:
-    from ..editor.edits.recipe import load_recipe
-    from ..editor.measure.verdict import read_verdict
-    from ..export.judge_folder import judge_recipe
-
-    task, bound = open_labelled(asked), load_recipe(asked["recipe"])
-    judged = judge_recipe(bound, scanned, model, task, labels=read_options(asked), follow=follow)
-    return read_verdict(judged.document.measured)
-
-
-def _heads_of(recipe: Path | None) -> list[str] | None:
-    from ..editor.edits.document import load_document
-
-    return load_document(recipe)[0].heads if recipe is not None else None
-
-
-def _print_drift(found: DriftReport, top: int, scan: Path, images: str) -> None:
-    rows = [
-        [name, f"{head.mean_shift:.2f}", f"{head.covariance_distance:.2f}", "drifted" if head.drifted else ""]
-        for name, head in ((name, found.heads[name]) for name in found.ranked[:top])
-    ]
-    print_table(["head", "mean shift / sd", "covariance distance", ""], rows)
-    if not found.drifted:
-        alike = f"all {len(found.heads)} heads like the {found.calibration_images} of {scan}"
-        say_result(f"no drift: {found.images} images look to {alike}")
-        return
-    say_result(f"drift: {len(found.drifted)} of {len(found.heads)} heads changed by more than {found.limit:g}")
-    again = f"clipedit scan {images} -o new-scan.safetensors"
-    say_next("measure the recipe again on such images, and calibrate on them", again)
 
 
 def align(

@@ -67,7 +67,7 @@ def test_the_same_images_do_not_differ(demo_model: clipedit.Model, calibration: 
 
 def test_a_change_of_scale_has_the_size_it_says(demo_model: clipedit.Model, calibration: clipedit.Scan) -> None:
     """Statistics made up: a mean moved by one standard deviation, a covariance doubled."""
-    from clipedit.editor.scan.monitor import _Sides
+    from clipedit.editor.drift.monitor import Sides
     from clipedit.editor.scan.statistics import GroupSums, Statistics
 
     group = demo_model.tower.groups([3], mlps=False)[0]
@@ -84,7 +84,7 @@ def test_a_change_of_scale_has_the_size_it_says(demo_model: clipedit.Model, cali
 
     root = torch.eye(16, dtype=torch.float64).expand(8, -1, -1)
     for shift, scale, expected in ((4.0, 1.0, (1.0, 0.0)), (0.0, 2**0.5, (0.0, 1.0)), (0.0, 1.0, (0.0, 0.0))):
-        sides = _Sides(sums(0, 1, 4_000), [sums(shift, scale, 500) for _ in range(8)], 0.3, 0.001)
+        sides = Sides(sums(0, 1, 4_000), [sums(shift, scale, 500) for _ in range(8)], 0.3, 0.001)
         for head in sides.compare(group, root).values():
             assert head.mean_shift == pytest.approx(expected[0], abs=0.1)
             assert head.covariance_distance == pytest.approx(expected[1], abs=0.15)
@@ -93,7 +93,7 @@ def test_a_change_of_scale_has_the_size_it_says(demo_model: clipedit.Model, cali
 
 def test_chances_are_those_of_the_distributions() -> None:
     """Against draws: sums of weighted squares, far out in the tail too, and F at a few degrees of freedom."""
-    from clipedit.editor.scan.monitor import _chance_of_distance, _chance_of_shift
+    from clipedit.editor.drift.monitor import _chance_of_distance, _chance_of_shift
 
     generator = np.random.default_rng(0)
     for weights in ((1.0, 1.0, 1.0), (1.0, 0.5, 0.2, 0.2, 0.1), (1.0, 0.05, 0.05, 0.05)):

@@ -1,1 +1,1 @@
-"""What a command prints of one thing, where that is more than a table."""
+"""What a command prints or draws of one thing, where that is more than a table."""

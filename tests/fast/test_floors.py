@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("editor.edits",),
     ("editor.load", "editor.switch"),
     ("editor.select",),
+    ("editor.drift",),
     ("editor.measure",),
     ("editor.look",),
     ("editor.rivals",),

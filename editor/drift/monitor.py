@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,15 +18,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..components import ComponentGroup
+from ..concepts.concepts import Concept
 from ..errors import StatisticsError, require_kinds
 from ..images.listing import list_images
 from ..images.source import ImageSource
 from ..images.texts import list_texts
 from ..models.model import Model
-from .scan import Scan, read_batches
-from .scanner import Scanner
-from .statistics import Statistics
-from .tally import MAX_BAD, Progress, Tally
+from ..scan.scan import Scan, read_batches
+from ..scan.scanner import Scanner
+from ..scan.statistics import Statistics
+from ..scan.tally import MAX_BAD, Progress, Tally
+from .held import ConceptDrift, compare_scanned_concepts, find_concepts
 
 BLOCKS, MIN_IMAGES, SEED = 8, 256, 7_001
 # One false alarm in 100 checks, over all heads and both tests together.
@@ -55,22 +57,35 @@ class HeadDrift:
 
 @dataclass(frozen=True)
 class DriftReport:
-    """The comparison of new images with a scan."""
+    """The comparison of new images with a scan.
+
+    Attributes:
+        heads: By head; empty where stored vectors were compared.
+        embedding: Of stored vectors, which tell nothing of single heads: that of the whole, of length 1.
+        concepts: How far a concept's directions, and the heads that hold it, are what they were.
+    """
 
     images: int
     calibration_images: int
     limit: float
     heads: dict[str, HeadDrift]
+    embedding: HeadDrift | None = None
+    concepts: dict[str, ConceptDrift] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, HeadDrift]:
+        """What was compared: the heads, or `embedding`."""
+        return self.heads if self.embedding is None else {**self.heads, "embedding": self.embedding}
 
     @property
     def ranked(self) -> list[str]:
-        """All heads, the one that changed most first."""
-        return sorted(self.heads, key=lambda name: -self.heads[name].change)
+        """All parts, the one that changed most first."""
+        return sorted(self.parts, key=lambda name: -self.parts[name].change)
 
     @property
     def drifted(self) -> list[str]:
-        """Heads that changed, the strongest first."""
-        return [name for name in self.ranked if self.heads[name].drifted]
+        """Parts that changed, the strongest first."""
+        return [name for name in self.ranked if self.parts[name].drifted]
 
 
 def monitor(
@@ -79,6 +94,7 @@ def monitor(
     images: object,
     *,
     heads: Sequence[str] | None = None,
+    concepts: Sequence[str | Concept] = (),
     limit: float = 0.3,
     batch_size: int = 32,
     workers: int | None = None,
@@ -90,20 +106,19 @@ def monitor(
     Args:
         images: As for `scan`; at least 256.
         heads: Those that matter, such as a recipe's; all that were scanned by default.
+        concepts: Compared besides, by name or as they are: see `ConceptDrift`.
         limit: From what a shift or a distance counts, beyond noise.
 
     Raises:
         StatisticsError: If there are too few images, a head was not scanned, or the scan is of another model.
+        ConceptError: If a concept is unknown.
         ImageError: If the images cannot be read.
     """
     require_kinds("compare images with a scan", scan=(scan, Scan), model=(model, Model))
     groups = [group for group in scan.groups(model) if group.ids[0].kind == "head"]
     source = list_texts(images) if model.side == "text" else list_images(images)  # pyright: ignore[reportArgumentType]
-    if len(source) < MIN_IMAGES:
-        raise StatisticsError(
-            f"cannot monitor {len(source)} images: noise would hide a drift, {MIN_IMAGES} are needed."
-        )
-    scan.statistics.require(MIN_IMAGES)
+    require_enough(len(source), scan)
+    wanted = find_concepts(concepts, model)
     names = [str(identity) for group in groups for identity in group.ids]
     chosen = set(heads if heads is not None else names)
     if not chosen <= set(names):
@@ -112,7 +127,19 @@ def monitor(
     blocks = _scan_blocks(scanner, source, workers, max_bad, progress)
     found = compare_statistics(model, groups, scan.statistics, blocks, limit=limit)
     kept = {name: found[name] for name in names if name in chosen}
-    return DriftReport(sum(block.n for block in blocks), scan.statistics.n, limit, kept)
+    changed = compare_scanned_concepts(wanted, scan, model, blocks)
+    return DriftReport(sum(block.n for block in blocks), scan.statistics.n, limit, kept, concepts=changed)
+
+
+def require_enough(count: int, scan: Scan) -> None:
+    """Refuse so few images, new or scanned, that nothing could be told.
+
+    Raises:
+        StatisticsError: With the number.
+    """
+    if count < MIN_IMAGES:
+        raise StatisticsError(f"cannot monitor {count} images: noise would hide a drift, {MIN_IMAGES} are needed.")
+    scan.statistics.require(MIN_IMAGES)
 
 
 def compare_statistics(
@@ -130,14 +157,17 @@ def compare_statistics(
         blocks: Statistics of random parts of the new images, at least two.
         limit: As for `monitor`.
     """
-    # Bonferroni: two tests for each head.
-    level = FALSE_ALARMS / (2 * sum(len(group.ids) for group in groups))
-    sides = _Sides(calibration, blocks, limit, level)
+    sides = Sides(calibration, blocks, limit, alarm_level(sum(len(group.ids) for group in groups)))
     readouts = model.tower.compute_readouts(groups)
     found: dict[str, HeadDrift] = {}
     for group in groups:
         found |= sides.compare(group, _metric_root(readouts[group.name]))
     return found
+
+
+def alarm_level(count: int) -> float:
+    """How rarely chance may raise the alarm of one part of several: Bonferroni, two tests for each."""
+    return FALSE_ALARMS / (2 * count)
 
 
 def _scan_blocks(
@@ -151,7 +181,7 @@ def _scan_blocks(
 
 
 @dataclass(frozen=True)
-class _Sides:
+class Sides:
     """What is compared: calibration images and blocks of new ones; `level` is how rarely chance may raise a head's
     alarm.
     """

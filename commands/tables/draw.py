@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .console import say
+from ..console import say
 
 
 def plot_to(path: Path | None, *, overwrite: bool) -> Callable[[Callable[[Any], Any], Any], None]:
     """What draws figures with one function to a file, and says so; nothing where there is no file."""
     if path is None:
         return lambda draw, found: None
-    from ..editor.look.plot import require_plot, save_figure
+    from ...editor.look.plot import require_plot, save_figure
 
     # Now: what cannot be drawn must not cost a measurement.
     require_plot(path, overwrite=overwrite)
