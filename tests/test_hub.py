@@ -26,7 +26,7 @@ import yaml
 from huggingface_hub import constants
 
 import clipedit
-from clipedit import ExportError, ModelError, RecipeError
+from clipedit import ExportError, ModelError, RecipeError, VerificationError
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.document import Base, RecipeDocument, Step, format_document
 from clipedit.editor.images.demo import demo_calibration_source
@@ -585,3 +585,46 @@ def test_a_terminal_is_asked_for_the_licence(
     done = run("push", ready, "ours/demo")
     assert done.code == 0, done.err
     assert len(asked) == 1 and b"license: mit" in hub.commits[f"ours/demo@{hub.refs['ours/demo@main']}"]["README.md"]
+
+
+def test_a_push_makes_a_private_repository_from_which_the_model_comes_back(
+    hub: LoopbackHub, edited: Callable[[Any], Path], run: Callable[..., Any]
+) -> None:
+    folder = edited("distilled")
+    before = read_files(folder)
+    done = run("push", folder, "ours/edited", "--licence", "mit", "-m", "heads of location removed", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    commit = hub.refs["ours/edited@main"]
+    assert hub.private == {"ours/edited": True} and hub.posted[0]["summary"] == "heads of location removed"
+    assert found["name"] == f"hf-hub:ours/edited@{commit}" and found["bytes"] == sum(f["bytes"] for f in found["files"])
+    held = hub.commits[f"ours/edited@{commit}"]
+    assert {one["name"] for one in found["files"]} == set(before) == set(held) - {".gitattributes"}
+    # Only the card is another one there, by its licence; here nothing has changed.
+    assert {name for name in before if held[name] != before[name]} <= {"README.md", "verification.json"}
+    assert b"\nlicense: mit\n" in held["README.md"] and b"licence field is empty" not in held["README.md"]
+    assert read_licence(folder) is None and read_files(folder)["README.md"] == before["README.md"]
+    again = clipedit.load_model(found["name"])
+    assert again.weights_hash == clipedit.load_model(folder).weights_hash and again.recipe is not None
+
+
+def test_only_what_clipedit_wrote_and_verified_is_pushed(
+    hub: LoopbackHub, ready: Path, tmp_path: Path, edited: Callable[[Any], Path]
+) -> None:
+    with pytest.raises(ExportError, match=r"has no verification\.json"):
+        push_folder(demo_folder(), "ours/demo", licence="mit")
+    (ready / "notes.txt").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "secret.txt").write_text("not for others")
+    with pytest.raises(ExportError, match=r"notes\.txt is a link that leads out"):
+        push_folder(ready, "ours/demo", licence="mit")
+    (ready / "notes.txt").unlink()
+    changed = bytearray((ready / WEIGHTS).read_bytes())
+    changed[-1] ^= 1
+    (ready / WEIGHTS).write_bytes(changed)
+    with pytest.raises(ExportError, match=rf"{WEIGHTS} is not what was written"):
+        push_folder(ready, "ours/demo", licence="mit")
+    other = Path(shutil.copytree(edited("distilled"), tmp_path / "edited"))
+    (other / WEIGHTS).write_bytes((demo_folder() / WEIGHTS).read_bytes())
+    with pytest.raises(VerificationError, match="does not compute what the edited model computes"):
+        push_folder(other, "ours/demo", licence="mit")
+    assert hub.asked == []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from PIL import Image
 
 import clipedit
 
@@ -93,3 +96,36 @@ def test_the_release_workflow_publishes_only_a_tag_that_is_the_version() -> None
     assert workflow["jobs"]["publish"]["needs"] == "build"
     assert workflow["permissions"] == {"contents": "read"}
     assert workflow["jobs"]["publish"]["permissions"] == {"id-token": "write"}
+
+
+def test_scanning_and_removing_heads_need_no_onnx(tmp_path: Path) -> None:
+    # Read by Python as it starts, also by the process that verifies.
+    blocked = ("onnx", "onnxruntime", "onnxscript", "onnx_ir")
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks" / "sitecustomize.py").write_text(
+        "import sys\n\nclass Block:\n    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {blocked}:\n            raise ModuleNotFoundError(name)\n\n"
+        "sys.meta_path.insert(0, Block())\n"
+    )
+    path = os.pathsep.join([str(tmp_path / "hooks"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    (tmp_path / "images").mkdir()
+    for index in range(24):
+        Image.effect_noise((64, 64), 10 + 5 * index).convert("RGB").save(tmp_path / "images" / f"{index}.png")
+    commands = [
+        ["scan", "images", "--model", "demo", "-o", "scan.safetensors", "--workers", "0"],
+        ["remove-heads", "--model", "demo", "--scan", "scan.safetensors", "--concept", "location", "--heads", "2"]
+        + ["-o", "repaired"],
+        ["export", "repaired", "--target", "onnx", "-o", "out"],
+    ]
+    done = [
+        subprocess.run(
+            [sys.executable, "-m", "clipedit", *command], cwd=tmp_path, env=environment, capture_output=True, text=True,
+            check=False,
+        )
+        for command in commands
+    ]  # fmt: skip
+    assert [one.returncode for one in done[:2]] == [0, 0], done[0].stderr + done[1].stderr
+    assert (tmp_path / "repaired" / "verification.json").is_file()
+    # The hook does block: what writes ONNX needs it.
+    assert done[2].returncode != 0 and "onnx" in done[2].stderr
