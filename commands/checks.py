@@ -16,6 +16,7 @@ from ..editor.files.inputs import (
     require_image_file,
     require_images_path,
     require_scan_file,
+    require_verified_folder,
     require_weights_path,
 )
 from ..editor.identities import HeadId
@@ -43,6 +44,7 @@ require_aligner = _checked(require_aligner_or_clip)
 _require_images = _checked(require_images_path)
 require_image = _checked(require_image_file)
 require_weights = _checked(require_weights_path)
+require_verified = _checked(require_verified_folder)
 
 
 def require_partials(paths: list[Path]) -> list[Path]:

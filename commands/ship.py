@@ -12,6 +12,7 @@ import typer
 from ..editor.choices import WeightPrecision
 from ..editor.files.whole import require_apart
 from ..export.targets.registry import require_target_name, spell_target_names
+from .checks import require_verified
 from .console import print_checks, print_json, print_table, progress, say, say_next, say_result, write_line
 from .labelled import open_labelled, read_options, require_own_columns
 from .load import open_model
@@ -195,7 +196,9 @@ def reproduce(
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="A folder that `export` or `remove-heads` wrote.")],
+    folder: Annotated[
+        Path, typer.Argument(callback=require_verified, help="A folder that `export` or `remove-heads` wrote.")
+    ],
     repository: Annotated[str, typer.Argument(help="ORG/NAME on the Hugging Face hub; made where there is none.")],
     licence: Annotated[
         str | None,

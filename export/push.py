@@ -17,12 +17,13 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from .. import __version__
 from ..editor.edits.document import find_recipe_file
 from ..editor.errors import ClipeditError, ExportError
+from ..editor.files.inputs import REPORT_NAME, require_verified_folder
 from ..editor.models.hub.reach import is_reachable
 from .pages.model_card import CARD_NAME, NO_LICENCE
 from .verify.evidence import read_evidence
 from .verify.record import hash_files
 from .verify.record_file import FOLDER, RECORD_NAME, load_record
-from .verify.verify import REFERENCE_NAME, REPORT_NAME, verify
+from .verify.verify import REFERENCE_NAME, verify
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -68,11 +69,7 @@ def list_uploads(folder: Path, *, licence: str | None = None, exclude: Sequence[
     Raises:
         ExportError: If clipedit did not write the folder, the card names another licence, or a link leads out of it.
     """
-    if not (folder / REPORT_NAME).is_file():
-        raise ExportError(
-            f"cannot push {folder}: it has no {REPORT_NAME}. Give a folder that `clipedit export` or `remove-heads` "
-            "wrote."
-        )
+    require_verified_folder(folder)
     names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
     shown = [name for name in names if not any(part.startswith((".", "__pycache__")) for part in name.parts)]
     chosen = [name.as_posix() for name in shown if not any(fnmatch(name.as_posix(), one) for one in exclude)]

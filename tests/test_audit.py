@@ -186,7 +186,7 @@ def test_the_command_to_run_next_names_the_scanned_model_and_the_files_that_were
     assert row["concept"] == "scenery" and shlex.split(row["command"]) == [*expected, "-o", "repaired"]
     # Not `--model`, whose default is another one: the model of the scan.
     found = Audit((AuditRow("location", "held", "so", 2.0, (1.5, 2.5)),), 10)
-    asked = dict.fromkeys(("images", "scan", "dataset", "concept")) | {"model": "demo", "scan": "s"}
+    asked = dict.fromkeys(("images", "scan", "dataset", "concept", "exif", "decode")) | {"model": "demo", "scan": "s"}
     other = Mock(model_name="ViT-B-32", pretrained="openai", aligner=None)
     spelled = _spell_commands(found, asked, other)["location"]
     assert "--model ViT-B-32 --pretrained openai --scan s" in spelled

@@ -85,6 +85,7 @@ def test_a_classifier_is_aligned_repaired_and_stays_an_ordinary_checkpoint(
         "overall",
         "worst_group",
         "mean_of_groups",
+        "groups",
     }
     read = json.loads(
         run("evaluate", classifier, "--aligner", aligner, "--dataset", labelled, "--split", "test", "--json")[1]

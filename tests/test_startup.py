@@ -98,6 +98,7 @@ WRONG = {
     "report, no recipe": ["report", "."],
     "export": ["export", "demo", "--target", "nosuch"],
     "verify": ["verify", "missing"],
+    "push": ["push", "missing", "ours/encoder", "--licence", "mit"],
     "reproduce": ["reproduce", "missing"],
     "schema": ["schema", "nosuch"],
     "reproduce, no export": ["reproduce", "."],

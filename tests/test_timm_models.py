@@ -148,7 +148,7 @@ def test_a_checkpoint_file_says_how_many_classes_there_are(tmp_path: Path) -> No
         ),
         (("--model", "deit_tiny_patch16_224.fb_in2k"), "'fb_in2k' is neither a file nor a tag"),
         (("--model", "resnet18", "--pretrained", "FILE"), "cannot load resnet18"),
-        (("--model", "BASE"), "it has no text tower. Align it to a CLIP: `clipedit align`"),
+        (("--model", "BASE"), "it has no text tower. Align it to a CLIP (`clipedit align`)"),
     ],
 )
 def test_wrong_input_is_a_message(

@@ -24,18 +24,23 @@ class ConfigurationError(ClipeditError):
     """A configuration file cannot be read, or says what no command takes."""
 
 
-def name_variables(command: Any, prefix: str = PREFIX) -> None:
+def name_variables(command: Any, prefix: str = PREFIX, taken: frozenset[str] = frozenset()) -> None:
     """Give every option its environment variable, spelled as the option is: `CLIPEDIT_REMOVE_HEADS_OUTPUT_STRENGTH`.
 
     By themselves Typer and Click would take the names of parameters, which nobody sees.
+
+    Args:
+        taken: Names that mean something else already: `log --json` has none, since `--log-json` has that one.
     """
     for name, option in list_options(command).items():
-        if name not in ("help", "version", "install-completion", "show-completion"):
-            option.envvar = f"{prefix}_{_as_variable(name)}"
+        variable = f"{prefix}_{_as_variable(name)}"
+        if name not in ("help", "version", "install-completion", "show-completion") and variable not in taken:
+            option.envvar = variable
             # In the help of every option it would be longer than the help.
             option.show_envvar = False
+    own = frozenset(option.envvar for option in list_options(command).values() if option.envvar)
     for name, inner in getattr(command, "commands", {}).items():
-        name_variables(inner, f"{prefix}_{_as_variable(name)}")
+        name_variables(inner, f"{prefix}_{_as_variable(name)}", taken | own)
 
 
 def list_options(command: Any) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import AlignmentError, ConceptError, ImageError, ModelError, StatisticsError, VectorError
+from ..errors import AlignmentError, ConceptError, ExportError, ImageError, ModelError, StatisticsError, VectorError
 
 # Of an edited folder: what was done to it, and what takes that back.
 HISTORY_FOLDER = "history"
+# Of a folder that was written for use: what was checked of it.
+REPORT_NAME = "verification.json"
 
 
 def require_scan_file(path: Path) -> None:
@@ -61,6 +63,19 @@ def require_history_folder(folder: Path, *, is_empty: bool = False) -> None:
         raise ModelError(
             f"cannot read the history of {folder}: it has no {HISTORY_FOLDER}/. Give a folder that `apply` or "
             "`remove-heads` of this version wrote."
+        )
+
+
+def require_verified_folder(folder: Path) -> None:
+    """Refuse to push what nobody verified.
+
+    Raises:
+        ExportError: With who writes such folders.
+    """
+    if not (folder / REPORT_NAME).is_file():
+        raise ExportError(
+            f"cannot push {folder}: it has no {REPORT_NAME}. Give a folder that `clipedit export` or `remove-heads` "
+            "wrote."
         )
 
 

@@ -18,6 +18,7 @@ from ...editor.edits.apply import apply_recipe
 from ...editor.edits.document import require_recipe_file
 from ...editor.edits.recipe import Recipe, load_recipe
 from ...editor.files.bounded import load_json
+from ...editor.files.inputs import REPORT_NAME as VERIFICATION_NAME
 from ...editor.files.whole import staged_file
 from ...editor.images.demo_name import DEMO, is_demo
 from ...editor.images.listing import list_images
@@ -31,7 +32,6 @@ from ...editor.models.loaders import BASE_FOLDER
 from ...editor.models.model import Model
 from ...editor.scan.scan import Scan, load_scan
 from ...editor.scan.tally import Progress
-from ..verify.verify import REPORT_NAME as VERIFICATION_NAME
 from .head_cards import PICTURED, HeadCard, build_cards
 from .head_pictures import Edit, Pictures, collect_pictures
 from .report_figures import build_measures, describe_edit, describe_result

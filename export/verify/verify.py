@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ...editor.errors import VerificationError, require_path
+from ...editor.files.inputs import REPORT_NAME
 from ...editor.files.whole import write_text
 
-REPORT_NAME, REFERENCE_NAME = "verification.json", "verification.safetensors"
+REFERENCE_NAME = "verification.safetensors"
 TIMEOUT_SECONDS = 1_800
 
 
