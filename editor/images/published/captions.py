@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ...choices import Exif
+from ..decode import Decoding
 from ..source import ImageSource
 
 
@@ -16,6 +16,6 @@ class CaptionSet:
     captions: tuple[tuple[str, ...], ...]
     split: str | None = None
 
-    def read_as(self, exif: Exif) -> CaptionSet:
-        """The same images, turned upright or as they are stored."""
-        return replace(self, source=self.source.read_as(exif))
+    def read_as(self, decoding: Decoding) -> CaptionSet:
+        """The same images, decoded so."""
+        return replace(self, source=self.source.read_as(decoding))
