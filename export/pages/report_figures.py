@@ -124,7 +124,7 @@ def describe_edit(recipe: Recipe, model: str, concept: Concept | None, scores: S
 
 
 def _describe_step(step: Step) -> str:
-    strength = f" at strength {step.strength:g}" if step.strength != 1 else ""
+    strength = f" at strength {step.strength:.2g}" if step.strength != 1 else ""
     if step.target == "heads":
         noun = "head was" if len(step.heads) == 1 else "heads were"
         return (
