@@ -77,6 +77,17 @@ class DriftRow(TypedDict):
 
 
 @with_config(_CLOSED)
+class ConceptDriftRow(TypedDict):
+    """A concept of `monitor`, in the scan and in what is new; selectivity is null of stored vectors."""
+
+    selectivity_then: Figure
+    selectivity_now: Figure
+    share_then: Figure
+    share_now: Figure
+    mean_shift: Figure
+
+
+@with_config(_CLOSED)
 class MonitorOutput(TypedDict):
     """What `monitor` prints; the verdict where a recipe was measured again."""
 
@@ -86,6 +97,8 @@ class MonitorOutput(TypedDict):
     calibration_images: int
     limit: float
     heads: dict[str, DriftRow]
+    embedding: DriftRow | None
+    concepts: dict[str, ConceptDriftRow]
     drifted: list[str]
     re_measure: bool
 
