@@ -151,7 +151,14 @@ def detect_layout(path: Path) -> Layout:
     for name, is_there in _SIGNS.items():
         if (is_folder or name in _TABLES) and is_there(path):
             return name
-    return "folders" if is_folder else "table"
+    if not is_folder:
+        return "table"
+    # Walked once for all of them: a folder may hold millions of files.
+    names = [os.path.basename(name) for name, _ in walk_folder(path).files]
+    for name, are_named_so in _NAMED.items():
+        if are_named_so(names):
+            return name
+    return "folders"
 
 
 def _is_table(path: Path) -> bool:
@@ -163,12 +170,11 @@ def _is_counter_animal(path: Path) -> bool:
     return bool(folders) and all(find_halves(folder) for folder in folders)
 
 
-def _is_typographic(path: Path) -> bool:
-    names = (os.path.splitext(os.path.basename(name))[0] for name, _ in walk_folder(path).files)
-    return any(map(TYPOGRAPHIC.fullmatch, names))
+def _is_typographic(names: Sequence[str]) -> bool:
+    return any(TYPOGRAPHIC.fullmatch(os.path.splitext(name)[0]) for name in names)
 
 
-# What is seen first is meant; the last ones may have to look at every file.
+# What is seen first is meant.
 _SIGNS: Mapping[Layout, Callable[[Path], object]] = {
     "sugarcrepe": find_sugarcrepe,
     "webdataset": find_webdataset,
@@ -182,9 +188,9 @@ _SIGNS: Mapping[Layout, Callable[[Path], object]] = {
     "urbancars": find_urban_cars,
     "spuco": find_spuco,
     "counteranimal": _is_counter_animal,
-    "utkface": is_utkface,
-    "typographic": _is_typographic,
 }
+# Seen after all of those, by the names of all files.
+_NAMED: Mapping[Layout, Callable[[Sequence[str]], bool]] = {"utkface": is_utkface, "typographic": _is_typographic}
 
 
 def _require_table(path: Path, layout: Layout) -> None:

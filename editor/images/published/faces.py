@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ...errors import ImageError
 from ...files.tables import is_missing, name_row
-from ...files.walk import walk_folder
 from ..decode import SUFFIXES
 from ..labelled import Usual, label_source
 from ..listing import list_folder, source_of_rows
@@ -77,10 +76,10 @@ def _require_filled(table: Path, rows: Sequence[Mapping[str, str]], column: str)
         )
 
 
-def is_utkface(path: Path) -> bool:
-    """Whether all images of a folder are named as those of UTKFace, a few of which lack a value."""
-    names = [Path(name).name for name, _ in walk_folder(path).files if Path(name).suffix.lower() in SUFFIXES]
-    return any(map(_UTK_NAME.fullmatch, names)) and all(map(_UTK_LIKE.fullmatch, names))
+def is_utkface(names: Sequence[str]) -> bool:
+    """Whether all images among a folder's files are named as those of UTKFace, a few of which lack a value."""
+    images = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    return any(map(_UTK_NAME.fullmatch, images)) and all(map(_UTK_LIKE.fullmatch, images))
 
 
 def load_utkface(path: Path, asked: Asked) -> RetrievalSet | LabelledImages:
