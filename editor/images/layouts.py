@@ -26,7 +26,7 @@ from .published.celeba import celeba_file, load_celeba
 from .published.clip_benchmark import find_webdataset, load_webdataset
 from .published.faces import is_utkface, load_fairface, load_utkface
 from .published.imagenet9 import find_imagenet9, load_imagenet9
-from .published.nested import find_spawrious, find_spuco, find_urban_cars, load_spawrious, load_spuco, load_urban_cars
+from .published.nested import find_spawrious, is_spuco, is_urban_cars, load_spawrious, load_spuco, load_urban_cars
 from .published.subpop import find_subpop, load_subpop
 from .published.sugarcrepe import find_sugarcrepe, load_sugarcrepe
 from .published.typographic import TYPOGRAPHIC, find_scam, load_scam, load_typographic
@@ -185,8 +185,8 @@ _SIGNS: Mapping[Layout, Callable[[Path], object]] = {
     "fairface": lambda path: any(path.glob("fairface_label_*.csv")),
     "imagenet9": find_imagenet9,
     "spawrious": find_spawrious,
-    "urbancars": find_urban_cars,
-    "spuco": find_spuco,
+    "urbancars": is_urban_cars,
+    "spuco": is_spuco,
     "counteranimal": _is_counter_animal,
 }
 # Seen after all of those, by the names of all files.

@@ -92,12 +92,10 @@ def _is_asked(row: Mapping[str, str], asked: Asked) -> bool:
     return row["place"] == order[which]
 
 
-def find_urban_cars(path: Path) -> Path | None:
-    """The folder that holds `obj-*_bg-*_co_occur_obj-*`, or the folders of splits with those; at most two below."""
-    for pattern in ("obj-*", "*/obj-*", "*/*/obj-*", "*/*/*/obj-*"):
-        if any(_CAR.fullmatch(found.name) for found in path.glob(pattern) if found.is_dir()):
-            return path
-    return None
+def is_urban_cars(path: Path) -> bool:
+    """Whether a folder holds `obj-*_bg-*_co_occur_obj-*`, or the folders of splits with those; at most two below."""
+    patterns = ("obj-*", "*/obj-*", "*/*/obj-*", "*/*/*/obj-*")
+    return any(_CAR.fullmatch(found.name) for pattern in patterns for found in path.glob(pattern) if found.is_dir())
 
 
 def load_urban_cars(path: Path, asked: Asked) -> LabelledImages:
@@ -124,12 +122,12 @@ def _say_uncommon(row: Mapping[str, str]) -> str:
     return {0: "both_common", 1: f"{unlike[0] if unlike else ''}_uncommon", 2: "both_uncommon"}[len(unlike)]
 
 
-def find_spuco(path: Path) -> Path | None:
-    """The folder that holds `spuco_birds` or `spuco_dogs`; the given one may be one of them."""
+def is_spuco(path: Path) -> bool:
+    """Whether a folder holds `spuco_birds` or `spuco_dogs`, or is one of them."""
     if any((path / name).is_dir() for name in SPUCO):
-        return path
+        return True
     kinds = [kind for classes, _ in SPUCO.values() for kind in classes]
-    return path if any((path / split / kind).is_dir() for split in _SPLITS for kind in kinds) else None
+    return any((path / split / kind).is_dir() for split in _SPLITS for kind in kinds)
 
 
 def load_spuco(path: Path, asked: Asked) -> LabelledImages:
