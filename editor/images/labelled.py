@@ -48,7 +48,7 @@ def load_labelled_images(
         ImageError: If a column is missing, a value has no class, images are not there, or nothing is left.
     """
     path, asked = Path(path), Asked(label, classes, tuple(group_by), split, retention, purpose)
-    found = (_read_table if path.is_file() else _read_folder_table)(path, asked)
+    found = _label_table(path, read_csv_source(path), asked) if path.is_file() else _read_folder_table(path, asked)
     if found is not None:
         return found
     if label or group_by or retention:
@@ -58,22 +58,20 @@ def load_labelled_images(
     return _from_class_folders(path, classes, split, purpose)
 
 
-def _read_table(table: Path, asked: Asked) -> LabelledImages:
-    source = read_csv_source(table)
-    first = source.attributes[0]
+def _label_table(table: Path, source: ImageSource, asked: Asked) -> LabelledImages:
     # The columns of Waterbirds: its splits are numbered, also where a part of it lacks one of the three numbers.
-    waterbirds = {"img_filename", "y", "place"} <= first.keys()
+    waterbirds = {"img_filename", "y", "place"} <= source.attributes[0].keys()
     return label_source(table, source, asked, Usual("y", WATERBIRDS, numbered=True) if waterbirds else Usual())
 
 
 def _read_folder_table(folder: Path, asked: Asked) -> LabelledImages | None:
     """By the tables in a folder or in those of its splits; None without any, or where the folders are the classes."""
     table = find_metadata(folder)
-    if table is not None and table.name == METADATA_NAMES[0]:
-        return _read_table(table, asked)
-    if table is not None and _says_classes(read_csv_source(table), asked, depth=1):
-        return _read_table(table, asked)
-    splits = read_split_tables(folder) if table is None and folder.is_dir() else None
+    if table is not None:
+        source = read_csv_source(table)
+        says_classes = table.name == METADATA_NAMES[0] or _says_classes(source, asked, depth=1)
+        return _label_table(table, source, asked) if says_classes else None
+    splits = read_split_tables(folder) if folder.is_dir() else None
     if splits is not None and _says_classes(splits, asked, depth=2):
         return label_source(folder, splits, asked)
     return None
