@@ -14,7 +14,7 @@ from ..decode import SUFFIXES
 from ..labelled import Usual, label_source
 from ..listing import list_folder, source_of_rows
 from ..skew import RetrievalSet
-from ..source import LabelledImages
+from ..source import ImageSource, LabelledImages
 from .asked import Asked, read_rows
 
 FAIRFACE_ATTRIBUTES = ("gender", "race", "age")
@@ -62,9 +62,14 @@ def load_fairface(path: Path, asked: Asked) -> RetrievalSet:
         if column not in rows[0]:
             raise ImageError(f"cannot read {table}: no column {column}, there are {', '.join(rows[0])}.")
         _require_filled(table, rows, column)
-    source = source_of_rows([path / row["file"] for row in rows], rows)
+    return _ask(source_of_rows([path / row["file"] for row in rows], rows), asked)
+
+
+def _ask(source: ImageSource, asked: Asked) -> RetrievalSet:
+    """Queries for faces, whose attributes are called as FairFace's are."""
     queries = tuple(asked.classes.values()) if asked.classes else FAIRFACE_QUERIES
-    return RetrievalSet(source, queries, {name: tuple(row[name] for row in rows) for name in group_by})
+    names = asked.group_by or FAIRFACE_ATTRIBUTES
+    return RetrievalSet(source, queries, {name: tuple(row[name] for row in source.attributes) for name in names})
 
 
 def _require_filled(table: Path, rows: Sequence[Mapping[str, str]], column: str) -> None:
@@ -102,9 +107,7 @@ def load_utkface(path: Path, asked: Asked) -> RetrievalSet | LabelledImages:
             raise ImageError(f"cannot group by {name}: {path} has {', '.join(rows[0])}. Correct --group-by.")
     if asked.split or asked.retention:
         raise ImageError(f"cannot use columns with {path}: the layout utkface has no splits. Leave them out.")
-    queries = tuple(asked.classes.values()) if asked.classes else FAIRFACE_QUERIES
-    names = asked.group_by or FAIRFACE_ATTRIBUTES
-    return RetrievalSet(source, queries, {name: tuple(row[name] for row in rows) for name in names})
+    return _ask(source, asked)
 
 
 def _name_face(match: re.Match[str]) -> dict[str, str]:
