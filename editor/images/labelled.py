@@ -116,14 +116,23 @@ def label_source(place: Path, source: ImageSource, asked: Asked, usual: Usual | 
         )
     kept, split = keep_rows(place, source.attributes, asked.split, asked.purpose, numbered=usual.numbered)
     columns = list(asked.group_by) or [name for name in usual.groups if name in first]
-    for name in columns:
-        if name not in first:
-            raise ImageError(f"cannot group by {name}: {place} has {', '.join(first)}. Correct --group-by.")
+    require_groups(place, first, columns)
     found = _Table(place, source, kept, split)
     named = asked.classes or (usual.classes if column == usual.label else None)
     # The class itself is part of every group.
     labelled = found.label(column, named, [name for name in columns if name != column])
     return replace(labelled, retention=found.label(asked.retention, None, []) if asked.retention else None)
+
+
+def require_groups(place: Path, first: Mapping[str, str], columns: Sequence[str]) -> None:
+    """Refuse to group by columns that are not among those of the first row; `place` is what messages name.
+
+    Raises:
+        ImageError: Naming a column that is missing, and those that there are.
+    """
+    for name in columns:
+        if name not in first:
+            raise ImageError(f"cannot group by {name}: {place} has {', '.join(first)}. Correct --group-by.")
 
 
 @dataclass(frozen=True)

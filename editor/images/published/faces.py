@@ -11,7 +11,7 @@ from pathlib import Path
 from ...errors import ImageError
 from ...files.tables import is_missing, name_row
 from ..decode import SUFFIXES
-from ..labelled import Usual, label_source
+from ..labelled import Usual, label_source, require_groups
 from ..listing import list_folder, source_of_rows
 from ..skew import RetrievalSet
 from ..source import ImageSource, LabelledImages
@@ -102,9 +102,7 @@ def load_utkface(path: Path, asked: Asked) -> RetrievalSet | LabelledImages:
     if asked.label:
         others = tuple(name for name in FAIRFACE_ATTRIBUTES if name != asked.label)
         return label_source(path, source, asked, Usual(groups=others[:1]))
-    for name in asked.group_by:
-        if name not in rows[0]:
-            raise ImageError(f"cannot group by {name}: {path} has {', '.join(rows[0])}. Correct --group-by.")
+    require_groups(path, rows[0], asked.group_by)
     if asked.split or asked.retention:
         raise ImageError(f"cannot use columns with {path}: the layout utkface has no splits. Leave them out.")
     return _ask(source, asked)
