@@ -48,6 +48,16 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return [{name: value.strip() for name, value in row.items()} for row in rows]
 
 
+def require_column(table: Path, first: Mapping[str, str], column: str) -> None:
+    """Refuse a table whose first row lacks a column.
+
+    Raises:
+        ImageError: Naming the columns that there are.
+    """
+    if column not in first:
+        raise ImageError(f"cannot read {table}: no column {column}, there are {', '.join(first)}.")
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty.
 

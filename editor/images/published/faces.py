@@ -15,7 +15,7 @@ from ..labelled import Usual, label_source, require_groups
 from ..listing import list_folder, source_of_rows
 from ..skew import RetrievalSet
 from ..source import ImageSource, LabelledImages
-from .asked import Asked, read_rows
+from .asked import Asked, read_rows, require_column
 
 FAIRFACE_ATTRIBUTES = ("gender", "race", "age")
 FAIRFACE_QUERIES = tuple(
@@ -59,8 +59,7 @@ def load_fairface(path: Path, asked: Asked) -> RetrievalSet:
         raise ImageError(f"cannot read {path} as FairFace: it has no {table.name}, there is {there}. Choose a --split.")
     rows = read_rows(table)
     for column in ("file", *group_by):
-        if column not in rows[0]:
-            raise ImageError(f"cannot read {table}: no column {column}, there are {', '.join(rows[0])}.")
+        require_column(table, rows[0], column)
         _require_filled(table, rows, column)
     return _ask(source_of_rows([path / row["file"] for row in rows], rows), asked)
 

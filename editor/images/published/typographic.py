@@ -11,7 +11,7 @@ from ...files.tables import is_missing, name_row
 from ..labelled_options import ALL
 from ..listing import TABLE_SUFFIXES, find_metadata, list_folder, read_csv_source
 from ..source import ImageSource, LabelledImages
-from .asked import Asked
+from .asked import Asked, require_column
 
 SCAM_COLUMNS = ("type", "object_label", "attack_word")
 TYPOGRAPHIC = re.compile(r"label=(?P<label>.+)_text=(?P<text>.+)", re.DOTALL)
@@ -81,8 +81,7 @@ def load_scam(path: Path, asked: Asked) -> LabelledImages:
     source = read_csv_source(table)
     first, columns = source.attributes[0], asked.group_by or SCAM_COLUMNS[:1]
     for column in (*SCAM_COLUMNS, *columns):
-        if column not in first:
-            raise ImageError(f"cannot read {table}: no column {column}, there are {', '.join(first)}.")
+        require_column(table, first, column)
     kept = [i for i, row in enumerate(source.attributes) if asked.split in (None, ALL, row["type"])]
     if not kept:
         types = sorted({row["type"] for row in source.attributes})
