@@ -13,8 +13,8 @@ from .errors import AlignmentError, ModelError, describe_given, require_kinds
 from .images.demo_name import is_demo
 from .models.aligner import Aligner, check_aligner, load_aligner
 from .models.hf.lending import lend_texts
-from .models.hub.repository import fetch_repository, is_hub_name
-from .models.loaders import BASE_FOLDER, has_config, load_plain_model
+from .models.hub.repository import BASE_FOLDER, fetch_repository, is_hub_name
+from .models.loaders import has_config, load_plain_model
 from .models.model import HF_PREFIX, Alignment, Model
 from .scan.scan import Scan, load_scan
 from .towers.aligned import AlignedTower

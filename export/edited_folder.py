@@ -13,7 +13,8 @@ from ..editor.files.digests import digest_file, digest_state
 from ..editor.files.tensors import tensor_reader
 from ..editor.files.whole import staged_folder
 from ..editor.images.source import ImageSource
-from ..editor.models.loaders import BASE_FOLDER, find_checkpoint
+from ..editor.models.hub.repository import BASE_FOLDER
+from ..editor.models.loaders import find_checkpoint
 from ..editor.models.model import Model
 from ..editor.scan.scan import Scan
 from .hf_folder import TARGET as HF_FOLDER

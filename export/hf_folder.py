@@ -23,8 +23,9 @@ from ..editor.files.checkpoint import SAFE_SUFFIX, copy_model, read_layout, read
 from ..editor.files.whole import save_tensors
 from ..editor.identities import HeadId
 from ..editor.load import load_model
-from ..editor.models.hf.folder import CONFIG_NAME, WEIGHT_NAMES, find_weights, read_names
+from ..editor.models.hf.folder import CONFIG_NAME, find_weights, read_names
 from ..editor.models.hf.names import convert_to_hf
+from ..editor.models.hub.repository import WEIGHT_NAMES
 from ..editor.models.model import HF_PREFIX, Model
 from ..editor.models.open_clip_config import CONFIG_NAME as OPEN_CLIP_CONFIG_NAME
 from .consumers.consumer import Consumer, build_own_consumer, known_tokens

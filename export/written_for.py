@@ -9,7 +9,8 @@ from pathlib import Path
 from ..editor.choices import WeightPrecision
 from ..editor.errors import ExportError, VerificationError, nearest_names
 from ..editor.load import load_model
-from ..editor.models.loaders import BASE_FOLDER, has_config
+from ..editor.models.hub.repository import BASE_FOLDER
+from ..editor.models.loaders import has_config
 from ..editor.models.model import Model
 from .consumers.consumer import Consumer, build_own_consumer
 from .consumers.shipped import Statement

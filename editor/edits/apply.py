@@ -19,8 +19,9 @@ from ..files.checkpoint import copy_model, hash_model, model_reader
 from ..files.tensors import ReadTensor
 from ..images.demo_name import DEMO
 from ..models.architecture import load_architecture
+from ..models.hub.repository import BASE_FOLDER
 from ..models.identity import describe_function, find_function_difference
-from ..models.loaders import BASE_FOLDER, WEIGHTS_NAME, find_checkpoint, has_config, pretrained_tags
+from ..models.loaders import WEIGHTS_NAME, find_checkpoint, has_config, pretrained_tags
 from ..models.model import Model
 from ..models.open_clip_config import CONFIG_NAME as OPEN_CLIP_CONFIG_NAME
 from ..models.open_clip_config import read_open_clip_config

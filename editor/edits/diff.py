@@ -23,7 +23,8 @@ from ..files.checkpoint import model_reader, read_model_header
 from ..files.tensors import StoredTensor
 from ..images.demo_name import demo_folder, is_demo
 from ..models.architecture import load_architecture
-from ..models.loaders import BASE_FOLDER, find_checkpoint, pretrained_tags
+from ..models.hub.repository import BASE_FOLDER
+from ..models.loaders import find_checkpoint, pretrained_tags
 from ..models.open_clip_config import CONFIG_NAME
 from ..towers.tower import Tower
 from .diff_recipe import compare_with_recipe, describe_unexplained, measure_refitted_heads

@@ -11,8 +11,7 @@ from ..errors import ModelError, nearest_names
 from ..images.demo_name import DEMO, demo_folder, is_demo
 from ..towers.build import build_tower
 from .fitting import quiet
-from .hub.repository import fetch_repository, is_hub_name
-from .loaders import BASE_FOLDER
+from .hub.repository import BASE_FOLDER, fetch_repository, is_hub_name
 from .model import Model
 from .timm import create_timm, is_timm_name
 

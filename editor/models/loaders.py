@@ -40,7 +40,6 @@ from .timm import (
 from .weights import find_rewritable, load_open_clip_weights, read_weights
 
 WEIGHTS_NAME = "open_clip_model.safetensors"
-BASE_FOLDER = "base"
 _WITHOUT_HUB = "Fetch it where there is a network, and give the file: `--pretrained FILE`; or copy the cache."
 
 

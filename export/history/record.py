@@ -22,7 +22,8 @@ from ...editor.files.digests import digest_file
 from ...editor.files.inputs import HISTORY_FOLDER as FOLDER
 from ...editor.files.tensors import ReadTensor
 from ...editor.files.whole import save_tensors, write_text
-from ...editor.models.loaders import BASE_FOLDER, find_checkpoint
+from ...editor.models.hub.repository import BASE_FOLDER
+from ...editor.models.loaders import find_checkpoint
 
 LOG_NAME, REPLACED_NAME = "log.json", "replaced.safetensors"
 REPLACED_KIND = "clipedit_replaced"

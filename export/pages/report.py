@@ -28,7 +28,7 @@ from ...editor.load import SCAN_NAME, apply_aligner, load_aligned, load_model
 from ...editor.measure.certificate import describe_certificate, read_certificate
 from ...editor.measure.readable import describe_readable, find_readable
 from ...editor.measure.verdict import describe_seen, read_verdict
-from ...editor.models.loaders import BASE_FOLDER
+from ...editor.models.hub.repository import BASE_FOLDER
 from ...editor.models.model import Model
 from ...editor.scan.scan import Scan, load_scan
 from ...editor.scan.tally import Progress

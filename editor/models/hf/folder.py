@@ -22,6 +22,7 @@ from ...files.tensors import reading_weights
 from ...files.whole import find_beside
 from ..config_bounds import require_modest_config
 from ..fitting import POSITIONS
+from ..hub.repository import WEIGHT_NAMES
 from .config import (
     convert_clip_config,
     convert_siglip_config,
@@ -43,13 +44,6 @@ from .preprocessing import convert_preprocessing
 
 CONFIG_NAME, PIPELINE_NAME = "config.json", "model_index.json"
 CLIP_VOCABULARY = 49408
-# In the order of transformers: an index that was left behind does not count beside a whole file.
-WEIGHT_NAMES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 _SMALLEST_TIMM = "test_vit"
 
 

@@ -29,17 +29,19 @@ from .reach import reaching_hub
 
 HUB_PREFIX = "hf-hub:"
 # Of a `direct` edit that clipedit wrote, whose base lies in a folder of its own.
-_BASE = "base"
+BASE_FOLDER = "base"
 _OPEN_CLIP, _CONFIG = "open_clip_config.json", "config.json"
+# In the order of transformers: an index that was left behind does not count beside a whole file.
+WEIGHT_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 # In the order in which open_clip, and transformers or timm, look for them.
 _WEIGHTS = {
     _OPEN_CLIP: ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
-    _CONFIG: (
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
-    ),
+    _CONFIG: WEIGHT_NAMES,
 }
 TOKENIZER_NAMES = (
     *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
@@ -85,7 +87,7 @@ def fetch_repository(name: str, *, weights: bool = True) -> Repository:
     repo, revision = _split(name)
     fix = f"Fetch it where there is a network: `hf download {repo}`; or copy the cache."
     with reaching_hub(name, fix), _explaining(name, repo):
-        wanted = [pattern for inner in ("", f"{_BASE}/") for pattern in (f"{inner}{one}" for one in _SMALL)]
+        wanted = [pattern for inner in ("", f"{BASE_FOLDER}/") for pattern in (f"{inner}{one}" for one in _SMALL)]
         # Asked at each start which commit a branch is at; offline the cache remembers the last answer.
         folder = Path(
             snapshot_download(
@@ -102,7 +104,7 @@ def fetch_repository(name: str, *, weights: bool = True) -> Repository:
 
 def find_model(folder: Path) -> tuple[str, str] | None:
     """The folder inside a repository where its model is, with a slash, and its configuration; None if there is none."""
-    places = [(inner, name) for inner in (f"{_BASE}/", "") for name in _WEIGHTS]
+    places = [(inner, name) for inner in (f"{BASE_FOLDER}/", "") for name in _WEIGHTS]
     return next((place for place in places if (folder / "".join(place)).is_file()), None)
 
 
