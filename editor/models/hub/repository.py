@@ -102,14 +102,14 @@ def fetch_repository(name: str, *, weights: bool = True) -> Repository:
     return Repository(f"{HUB_PREFIX}{repo}@{folder.name}", folder)
 
 
-def find_model(folder: Path) -> tuple[str, str] | None:
+def _find_model(folder: Path) -> tuple[str, str] | None:
     """The folder inside a repository where its model is, with a slash, and its configuration; None if there is none."""
     places = [(inner, name) for inner in (f"{BASE_FOLDER}/", "") for name in _WEIGHTS]
     return next((place for place in places if (folder / "".join(place)).is_file()), None)
 
 
 def _fetch_weights(name: str, repo: str, folder: Path) -> None:
-    place = find_model(folder)
+    place = _find_model(folder)
     if place is None:
         raise ModelError(
             f"cannot load {name}: it has neither {_OPEN_CLIP} nor {_CONFIG}, of transformers or timm. Give a "
