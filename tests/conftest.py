@@ -16,6 +16,10 @@ from typing import Any, NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# Before the hook: what is first imported by a module under it is compiled anew in every process, 12 seconds of it.
+import open_clip  # noqa: F401
+import timm.models  # noqa: F401
+import torchvision.models.feature_extraction  # noqa: F401
 from jaxtyping import install_import_hook
 
 _hook = install_import_hook(["clipedit.editor", "clipedit.export"], "beartype.beartype")
