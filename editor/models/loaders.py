@@ -37,7 +37,7 @@ from .timm import (
     require_whole_patches,
     timm_tags,
 )
-from .weights import find_rewritable, load_open_clip_weights, read_weights
+from .weights import Undrawn, find_rewritable, load_open_clip_weights, read_weights
 
 WEIGHTS_NAME = "open_clip_model.safetensors"
 _WITHOUT_HUB = "Fetch it where there is a network, and give the file: `--pretrained FILE`; or copy the cache."
@@ -219,9 +219,9 @@ def _fetching(what: str, needed: bool) -> Iterator[None]:
 
 
 def _create_empty(name: str, device: str) -> nn.Module:
-    """A module whose weights come from a file: none are fetched."""
+    """A module whose weights come from a file: none are fetched, and none are drawn."""
     config = open_clip.get_model_config(name) or {}
-    with quiet(), _fetching(f"the text tower of {name}", "hf_model_name" in config.get("text_cfg", {})):
+    with Undrawn(), quiet(), _fetching(f"the text tower of {name}", "hf_model_name" in config.get("text_cfg", {})):
         return open_clip.create_model(name, device=device, load_weights=False, pretrained_text=False)
 
 

@@ -12,6 +12,7 @@ from open_clip.convert import convert_state_dict
 from open_clip.factory import load_checkpoint
 from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed, resize_text_pos_embed
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError
 from ..files.checkpoint import SAFE_SUFFIX, Layout, read_layout, read_model_header, read_state
@@ -19,6 +20,21 @@ from .fitting import POSITIONS, Shapes, describe_mismatch, name_architecture, sh
 
 # Google's own format, which open_clip and timm read themselves.
 NUMPY_SUFFIXES = (".npz", ".npy")
+_DISTRIBUTIONS = ("uniform", "normal", "kaiming_uniform", "kaiming_normal", "xavier_uniform", "trunc_normal")
+
+
+class Undrawn(TorchFunctionMode):
+    """Inside, modules are built with zeros where they would draw: seconds of a large model, for weights to come."""
+
+    # Of `nn.init` too: what its functions call is not seen here any more.
+    _DRAWS = (Tensor.normal_, Tensor.uniform_, *(getattr(nn.init, f"{kind}_") for kind in _DISTRIBUTIONS))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func not in self._DRAWS:
+            return func(*args, **given)
+        with torch.no_grad():
+            return (args[0] if args else given["tensor"]).zero_()
 
 
 def read_weights(path: Path) -> dict[str, Tensor] | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -80,7 +81,8 @@ class Task:
     def weigh_heads(self, most: int) -> list[Candidate]:
         """Heads alone, from none to `most`; forms are computed once for all of them."""
         # [1, 1 + head, 1 + head] a fold
-        along = [self.subsets.quadratic_forms(fold.direction[:, None]) for fold in self.folds]
+        left_out = torch.stack([fold.direction for fold in self.folds]).T
+        along = self.subsets.quadratic_forms(left_out)[:, None]
         kept = {name: self.subsets.quadratic_forms(directions) for name, directions in self.kept.items()}
 
         def weigh(count: int) -> Candidate:

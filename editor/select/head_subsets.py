@@ -20,6 +20,8 @@ from ..scan.scan import Scan
 
 # A subset's change is a sum of many small ones: a ridge well above rounding keeps it stable from 64 images on.
 RIDGE = 1e-3
+# Directions whose forms are made in one step: every head's refit is read once for them, and moves this many columns.
+AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class HeadSubsets:
 
     def quadratic_forms(self, directions: Float[Tensor, "d_embed direction"]) -> Float[Tensor, "direction form form"]:
         """`Q_t` of every direction: `[1 s]^T Q_t [1 s]` is the variance along it that a subset `s` leaves."""
+        return torch.cat([self._forms(part) for part in directions.split(AT_ONCE, 1)])
+
+    def _forms(self, directions: Float[Tensor, "d_embed direction"]) -> Float[Tensor, "direction form form"]:
         # [fitted, t]: what the unedited readout reads along t
         own = self.readout @ directions
         # [head, d_embed, k], [d_embed, t] -> [head, k, t]
@@ -57,29 +62,25 @@ class HeadSubsets:
         own = self.readout @ directions
         return (own * (self.covariance @ own)).sum(0)
 
-    def share_table(self, basis: Float[Tensor, "d_embed basis"]) -> Float[Tensor, "form basis basis"]:
-        """First the embedding's covariance in a basis, then each head's part: scores of many subspaces at once."""
-        # [head, d_embed, k], [d_embed, basis] -> [head, basis, k]
-        seen = torch.einsum("hek,eb->hbk", self.readouts, basis)
+    def shares(self, directions: Float[Tensor, "d_embed direction"]) -> Float[Tensor, " head"]:
+        """Covariance shares, as `compute_covariance_shares`."""
+        return self.shares_each([directions])[0]
+
+    def shares_each(self, spans: Sequence[Float[Tensor, "d_embed _"]]) -> list[Float[Tensor, " head"]]:
+        """`shares` of every span: its heads are read once for all."""
+        basis = torch.cat(list(spans), 1)
+        # [head, d_embed, k], [d_embed, basis] -> [head, k, basis]
+        seen = self.readouts.transpose(1, 2) @ basis
         # Without the constant's row, which is zero.
         read = (self.readout @ basis)[:-1]
         width = len(read)
-        whole = read.T @ self.covariance[:width, :width] @ read
-        # [head, basis, k] @ [head, k, d_model] @ [d_model, basis] -> [head, basis, basis]
-        return torch.cat([whole[None], seen @ self.cross @ read])
-
-    def shares(self, directions: Float[Tensor, "d_embed direction"]) -> Float[Tensor, " head"]:
-        """Covariance shares, as `compute_covariance_shares`."""
-        return shares_within(self.share_table(directions), torch.eye(directions.shape[1]).double())
-
-
-def shares_within(
-    table: Float[Tensor, "form basis basis"], inside: Float[Tensor, "basis direction"]
-) -> Float[Tensor, " head"]:
-    """Covariance shares of a subspace that is given in the basis of a `share_table`."""
-    # tr(inside^T table_h inside); the first is the embedding's own variance in the subspace.
-    traces = torch.einsum("hab,ac,bc->h", table, inside, inside)
-    return traces[1:] / traces[0].clamp_min(torch.finfo(traces.dtype).tiny)
+        whole = (read * (self.covariance[:width, :width] @ read)).sum(0)
+        # Each head's covariance with the embedding along every direction: [head, basis].
+        parts = (seen * (self.cross @ read)).sum(1)
+        sizes = [span.shape[1] for span in spans]
+        least = torch.finfo(whole.dtype).tiny
+        pairs = zip(parts.split(sizes, 1), whole.split(sizes), strict=True)
+        return [part.sum(1) / own.sum().clamp_min(least) for part, own in pairs]
 
 
 def build_head_subsets(scan: Scan, model: Model, *, ridge: float = RIDGE) -> HeadSubsets:

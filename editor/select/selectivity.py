@@ -126,14 +126,18 @@ def compute_selectivity(probe: Probe, concept: Concept) -> Selectivity:
     texts = encode_unit(probe.model, concept.texts)
     forms = probe.subsets.quadratic_forms(probe.general(probe.directions(texts)))
     folds = cut_folds(concept, texts)
-    rows = {fold.name: _ratios(probe, fold, forms) for fold in folds}
+    along = torch.stack([fold.direction for fold in folds]).T
+    scores = probe.subsets.shares_each([probe.directions(fold.chosen_from) for fold in folds])
+    rows = {
+        fold.name: _ratios(order_positive(own), form[None], forms)
+        for fold, own, form in zip(folds, scores, probe.subsets.quadratic_forms(along), strict=True)
+    }
     table = torch.tensor(list(rows.values())).double()
     means: dict[int, float] = dict(zip(COUNTS, table.mean(0).tolist(), strict=True))
     at = COUNTS.index(JUDGED_AT)
     low, high = mean_interval(table[:, at])
     named = {name: row[at] for name, row in rows.items()}
-    along = probe.subsets.variances(torch.stack([fold.direction for fold in folds]).T).mean()
-    relative = float(along) / max(probe.usual_variance, torch.finfo(torch.float64).tiny)
+    relative = float(probe.subsets.variances(along).mean()) / max(probe.usual_variance, torch.finfo(torch.float64).tiny)
     return Selectivity(concept.name, means[JUDGED_AT], low, high, means, named, relative)
 
 
@@ -170,14 +174,21 @@ def rank_heads(
     """Heads of positive score for some texts, best first; the share along `kept` directions counts against a head."""
     scores = probe.subsets.shares(probe.directions(texts))
     scores = scores if kept is None else scores - probe.subsets.shares(kept)
+    return order_positive(scores)
+
+
+def order_positive(scores: Float[Tensor, " head"]) -> list[int]:
+    """Heads of positive score, best first: at or below zero one holds less than nothing, or less than of the kept."""
     order = scores.argsort(descending=True, stable=True).tolist()
-    # At or below zero a head holds less of it than nothing, or less than of what is kept.
     return [index for index in order if scores[index] > 0]
 
 
-def _ratios(probe: Probe, fold: Fold, general: Float[Tensor, "direction form form"]) -> list[float]:
-    ranked = rank_heads(probe, fold.chosen_from)
-    along = probe.subsets.quadratic_forms(fold.direction[:, None])
+def _ratios(
+    ranked: Sequence[int],
+    along: Float[Tensor, "direction form form"],
+    general: Float[Tensor, "direction form form"],
+) -> list[float]:
+    """By number of heads: the share that is removed along a left-out instance over that removed in general."""
     found = []
     for count in COUNTS:
         taken = ranked[:count]
