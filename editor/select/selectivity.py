@@ -184,9 +184,7 @@ def order_positive(scores: Float[Tensor, " head"]) -> list[int]:
 
 
 def _ratios(
-    ranked: Sequence[int],
-    along: Float[Tensor, "direction form form"],
-    general: Float[Tensor, "direction form form"],
+    ranked: Sequence[int], along: Float[Tensor, "1 form form"], general: Float[Tensor, "direction form form"]
 ) -> list[float]:
     """By number of heads: the share that is removed along a left-out instance over that removed in general."""
     found = []
