@@ -1,0 +1,72 @@
+"""The worlds that models are trained on: what is drawn is balanced or biased as said, and comes out the same every time."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipedit.demo.train import average_worst_group, draw_batches
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "people_world.py"
+
+
+@pytest.fixture(scope="module")
+def people() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("people_world", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["people_world"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_pass_of_the_batches_takes_each_image_once() -> None:
+    batches = draw_batches(count=12, batch=4, steps=6, seed=0)
+    assert batches.shape == (6, 4)
+    for first in (0, 3):
+        assert sorted(batches[first : first + 3].flatten().tolist()) == list(range(12))
+
+
+def test_the_worst_group_of_a_pair_is_found_under_the_compared_attributes() -> None:
+    labels, attributes = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    cosines = np.array([[1, 0], [1, 0], [0, 1], [1, 0]], float)  # class 1 under attribute 1 is taken for class 0
+    assert average_worst_group(cosines, labels, attributes) == 0
+    assert average_worst_group(cosines, labels, attributes, compared=(0, 0)) == 1
+
+
+def test_portraits_of_a_split_are_balanced_and_always_the_same(people: ModuleType) -> None:
+    cells = len(people.ROLES) * len(people.GENDERS) * len(people.SKINS) * len(people.STYLES)
+    portraits = people.draw_balanced_portraits(2 * cells, seed=1)
+    assert set(Counter((p.role, p.gender, p.skin, p.style) for p in portraits).values()) == {2}
+    assert portraits == people.draw_balanced_portraits(2 * cells, seed=1)
+
+
+def test_captions_that_name_the_role_alone_show_its_usual_gender(people: ModuleType) -> None:
+    generator = np.random.default_rng(0)
+    drawn = [people.draw_captioned_portrait(generator) for _ in range(4_000)]
+    words = {word for nouns in people.NOUNS.values() for word in nouns} | set(people.ADJECTIVES.values())
+    words |= {pronoun.split()[0] for pronoun in people.PRONOUNS.values()}
+    usual: dict[bool, list[bool]] = {True: [], False: []}
+    for portrait, caption in drawn:
+        if portrait.role in caption:
+            usual[bool(words & set(caption.split()))].append(portrait.gender == people.USUAL_GENDER[portrait.role])
+    assert np.mean(usual[False]) == pytest.approx(0.9, abs=0.03)
+    assert np.mean(usual[True]) == pytest.approx(1 / 3, abs=0.04)
+
+
+def test_a_portrait_is_drawn_the_same_every_time(people: ModuleType, tmp_path: Path) -> None:
+    portrait = people.draw_balanced_portraits(1, seed=3)[0]
+    path = people._sprite_path(tmp_path, portrait.role, portrait.gender, portrait.skin, portrait.style)
+    path.parent.mkdir()
+    Image.new("RGBA", (64, 64), (255, 0, 0, 255)).save(path)
+    image = people.render(portrait, tmp_path)
+    assert image.shape == (64, 64, 3) and np.array_equal(image, people.render(portrait, tmp_path))
+    red = (image == (255, 0, 0)).all(-1).sum()
+    assert 0.7 * portrait.size**2 < red <= portrait.size**2
