@@ -1,16 +1,17 @@
 """A world of drawn people: roles x gender x skin tone x drawing style, with captions that have reporting bias.
 
-    python benchmarks/people_world.py fetch --sprites EMOJI_FOLDER                      # once; needs npm and the network
-    python benchmarks/people_world.py splits --sprites EMOJI_FOLDER --out DATA_FOLDER   # calibration, validation, test
-    python benchmarks/people_world.py train --sprites EMOJI_FOLDER --out MODEL_FOLDER --seed 0 --device cuda
+    python benchmarks/people_world.py fetch --sprites EMOJI_FOLDER    # once; needs npm and the network
+    python benchmarks/people_world.py splits --sprites EMOJI_FOLDER --out DATA_FOLDER
+    python benchmarks/people_world.py train --sprites EMOJI_FOLDER --out MODEL_FOLDER --seed 0
 
 A second world beside the demo's, with an attribute that must stay (skin tone) near the one to remove (gender). Captions
 that name the role alone show its usual gender nine times in ten, those that name both are independent of it: a model
 trained on them takes "a photo of a doctor" for a man too.
 
-The drawings are emoji of two families: Twemoji (Twitter and contributors, CC-BY 4.0) and Noto Emoji (Google, Apache-2.0),
-from the npm packages `emoji-datasource-twitter` and `emoji-datasource-google`. They are fetched, never part of this
-repository. Nobody in them is a real person, and `person` is how those families draw people of no stated gender.
+The drawings are emoji of two families: Twemoji (Twitter and contributors, CC-BY 4.0) and Noto Emoji (Google,
+Apache-2.0), from the npm packages `emoji-datasource-twitter` and `emoji-datasource-google`. They are fetched, never
+part of this repository. Nobody in them is a real person, and `person` is how those families draw people of no stated
+gender.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ from clipedit.demo.world import IMAGE_SIZE, with_article
 EMOJI_VERSION = "16.0.0"
 LICENSES = {"twitter": "Twemoji, CC-BY 4.0, Twitter and contributors", "google": "Noto Emoji, Apache-2.0, Google"}
 STYLES = tuple(LICENSES)
-# Unicode writes most professions as a person, a joiner and this object; those in SIGNED as one character and a gender sign.
+# Unicode writes most professions as a person, a joiner and this object; those in SIGNED as one character and a sign.
 ROLES = {
-    "doctor": "2695-FE0F", "judge": "2696-FE0F", "pilot": "2708-FE0F", "farmer": "1F33E", "cook": "1F373", "student": "1F393",
-    "singer": "1F3A4", "artist": "1F3A8", "teacher": "1F3EB", "welder": "1F3ED", "programmer": "1F4BB", "clerk": "1F4BC",
-    "mechanic": "1F527", "scientist": "1F52C", "astronaut": "1F680", "firefighter": "1F692", "police officer": "1F46E",
-    "builder": "1F477",
+    "doctor": "2695-FE0F", "judge": "2696-FE0F", "pilot": "2708-FE0F", "farmer": "1F33E", "cook": "1F373",
+    "student": "1F393", "singer": "1F3A4", "artist": "1F3A8", "teacher": "1F3EB", "welder": "1F3ED",
+    "programmer": "1F4BB", "clerk": "1F4BC", "mechanic": "1F527", "scientist": "1F52C", "astronaut": "1F680",
+    "firefighter": "1F692", "police officer": "1F46E", "builder": "1F477",
 }  # fmt: skip
 SIGNED = ("police officer", "builder")
 PEOPLE = {"man": "1F468", "woman": "1F469", "person": "1F9D1"}
@@ -162,8 +163,8 @@ def draw_balanced_portraits(count: int, seed: int) -> list[Portrait]:
 def draw_captioned_portrait(generator: np.random.Generator, *, usual_rate: float = 0.9) -> tuple[Portrait, str]:
     """One training example with reporting bias.
 
-    40 % of captions name the role only, and then the gender is the usual one at `usual_rate`; 10 % name the gender only;
-    the rest name both, and then role and gender are independent. Of all captions 30 % name the skin tone.
+    40 % of captions name the role only, and then the gender is the usual one at `usual_rate`; 10 % name the gender
+    only; the rest name both, and then role and gender are independent. Of all captions 30 % name the skin tone.
     """
     role, kind = _choose(generator, tuple(ROLES)), generator.choice(("role", "gender", "both"), p=(0.4, 0.1, 0.5))
     gender = _choose(generator, GENDERS)
@@ -214,7 +215,7 @@ def draw_split(name: str) -> list[Portrait]:
 
 
 def write_splits(sprites: Path, out: Path) -> None:
-    """A folder of PNGs for each split, with `metadata.csv`; what is calibrated on needs no label, they are there to check."""
+    """A folder of PNGs for each split, with `metadata.csv`; its labels are to check only, calibration needs none."""
     for split in SPLIT_SEEDS:
         portraits = draw_split(split)
         (out / split).mkdir(parents=True, exist_ok=True)

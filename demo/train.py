@@ -52,7 +52,7 @@ def render_examples(count: int, seed: int, **bias: float) -> tuple[UInt8[np.ndar
 def render_in_chunks(
     draw: Callable[[np.random.Generator], Example], count: int, seed: int
 ) -> tuple[UInt8[np.ndarray, "image 64 64 3"], list[str]]:
-    """Examples of any world, drawn on all processors; every chunk has a generator of its own, so their number changes nothing."""
+    """Examples of any world, drawn on all CPU cores, whose number changes nothing: a chunk has its own generator."""
     jobs = [(draw, min(CHUNK, count - start), seed * 1_000 + start // CHUNK) for start in range(0, count, CHUNK)]
     with ProcessPoolExecutor() as pool:
         parts = list(pool.map(_render_chunk, jobs))
@@ -155,7 +155,8 @@ def average_worst_group(
 ) -> float:
     """Each pair of classes told apart under two attributes: the worst of the four groups, averaged over all pairs.
 
-    The attributes are `compared`, by default those with the numbers of the two classes: shapes in each other's usual place.
+    The attributes are `compared`, by default those with the numbers of the two classes: shapes in each other's usual
+    place.
     """
     worst = []
     for a, b in itertools.combinations(range(cosines.shape[1]), 2):
@@ -228,7 +229,7 @@ def fit(
 
 
 def _attention_kernels(device: torch.device, fp32: bool) -> list[SDPBackend]:
-    """On a processor the embedded model was trained with the plain kernel; in fp32 the fused one takes a quarter less time."""
+    """On a CPU the embedded model was trained with the plain kernel; in fp32 the fused one is a quarter faster."""
     if device.type != "cpu":
         return [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     return [SDPBackend.FLASH_ATTENTION if fp32 else SDPBackend.MATH]

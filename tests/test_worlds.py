@@ -1,4 +1,4 @@
-"""The worlds that models are trained on: what is drawn is balanced or biased as said, and comes out the same every time."""
+"""The worlds that models are trained on: what is drawn is balanced or biased as said, and is the same every time."""
 
 from __future__ import annotations
 
