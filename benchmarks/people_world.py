@@ -2,7 +2,7 @@
 
     python benchmarks/people_world.py fetch --sprites EMOJI_FOLDER    # once; needs npm and the network
     python benchmarks/people_world.py splits --sprites EMOJI_FOLDER --out DATA_FOLDER
-    python benchmarks/people_world.py train --sprites EMOJI_FOLDER --out MODEL_FOLDER --seed 0
+    python benchmarks/people_train.py --sprites EMOJI_FOLDER --out MODEL_FOLDER --seed 0
 
 A second world beside the demo's, with an attribute that must stay (skin tone) near the one to remove (gender). Captions
 that name the role alone show its usual gender nine times in ten, those that name both are independent of it: a model
@@ -29,22 +29,9 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
-from open_clip.model import CLIP
 from PIL import Image, ImageOps
 
-from clipedit.demo.train import (
-    MODEL_CONFIG,
-    Example,
-    add_training_options,
-    average_worst_group,
-    compare_with_texts,
-    fit,
-    normalise,
-    render_in_chunks,
-    save_checkpoint,
-)
 from clipedit.demo.world import IMAGE_SIZE, with_article
 
 EMOJI_VERSION = "16.0.0"
@@ -229,58 +216,15 @@ def write_splits(sprites: Path, out: Path) -> None:
             rows.writerows((f"{i:05d}.png", p.role, p.gender, p.skin, p.style) for i, p in enumerate(portraits))
 
 
-def _draw_example(generator: np.random.Generator, *, sprites: Path, usual_rate: float) -> Example:
-    portrait, caption = draw_captioned_portrait(generator, usual_rate=usual_rate)
-    return render(portrait, sprites), caption
-
-
-def evaluate_zero_shot(model: CLIP, portraits: list[Portrait], pixels: torch.Tensor) -> dict[str, float]:
-    """Zero-shot accuracies; the worst group is of two roles x man and woman, averaged over all pairs of roles."""
-    by_role, by_gender, by_skin = compare_with_texts(
-        model,
-        pixels,
-        [f"a photo of {with_article(role)}" for role in ROLES],
-        [f"a photo of a {gender}" for gender in GENDERS],
-        [f"a photo of a {gender} with {skin} skin" for skin in SKINS for gender in GENDERS],
-    )
-    role = np.array([tuple(ROLES).index(portrait.role) for portrait in portraits])
-    gender = np.array([GENDERS.index(portrait.gender) for portrait in portraits])
-    skin = np.array([SKINS.index(portrait.skin) for portrait in portraits])
-    named = gender < 2  # men and women, told apart by these two words
-    by_skin = by_skin.reshape(len(skin), len(SKINS), len(GENDERS)).mean(2)  # image (skin gender) -> image skin
-    return {
-        "role": float((by_role.argmax(1) == role).mean()),
-        "worst_group": average_worst_group(by_role, role, gender, compared=(0, 1)),
-        "gender": float((by_gender.argmax(1) == gender).mean()),
-        "man_woman": float((by_gender[named, :2].argmax(1) == gender[named]).mean()),
-        "skin": float((by_skin.argmax(1) == skin).mean()),
-    }
-
-
-def train(options: argparse.Namespace) -> None:
-    """Train one model and write it as an open_clip folder with `train.jsonl` beside the weights."""
-    torch.manual_seed(options.seed)
-    draw = partial(_draw_example, sprites=options.sprites, usual_rate=options.usual_rate)
-    examples = render_in_chunks(draw, options.images, options.seed)
-    portraits = draw_split("validation")
-    pixels = normalise(np.stack([render(portrait, options.sprites) for portrait in portraits]))
-    model = CLIP(**MODEL_CONFIG)
-    log = fit(model, examples, options, lambda: evaluate_zero_shot(model, portraits, pixels))
-    save_checkpoint(model, options, log)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    fetch, splits, training = (commands.add_parser(name) for name in ("fetch", "splits", "train"))
-    for command in (fetch, splits, training):
+    fetch, splits = (commands.add_parser(name) for name in ("fetch", "splits"))
+    for command in (fetch, splits):
         command.add_argument("--sprites", type=Path, required=True, help="folder of the drawings")
     splits.add_argument("--out", type=Path, required=True)
-    add_training_options(training)
-    training.add_argument("--usual-rate", type=float, default=0.9)
     fetch.set_defaults(run=lambda options: fetch_sprites(options.sprites))
     splits.set_defaults(run=lambda options: write_splits(options.sprites, options.out))
-    training.set_defaults(run=train, steps=4_000)
     options = parser.parse_args()
     options.run(options)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -65,40 +65,39 @@ def concept_documents(listed: Sequence[str]) -> dict[str, dict[str, object]]:
         "location": {
             "name": "location",
             "description": f"Where the object is. Lists {', '.join(listed)}; the other places are held out.",
-            "instances": _group(place_texts(listed), listed),
+            "instances": group_texts(place_texts(listed), listed),
         },
         "shape": {
             "name": "shape",
             "description": "What the object is.",
-            "instances": _group(shape_texts(), world.SHAPES),
+            "instances": group_texts(shape_texts(), world.SHAPES),
         },
         "color": {
             "name": "color",
             "description": "The object's colour.",
-            "instances": _group(color_texts(), tuple(world.COLORS)),
+            "instances": group_texts(color_texts(), tuple(world.COLORS)),
         },
         "texture": {
             "name": "texture",
             "description": "Plain or striped.",
-            "instances": _group(texture_texts(), world.TEXTURES),
+            "instances": group_texts(texture_texts(), world.TEXTURES),
         },
     }
 
 
-def _group(texts: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+def group_texts(texts: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
     """Texts by instance: as many for each, one instance after the other."""
     each = len(texts) // len(names)
     return {name: list(texts[index * each : (index + 1) * each]) for index, name in enumerate(names)}
 
 
-def main() -> None:
-    """Write `concepts/*.yaml` and `texts.txt` into the model's folder."""
-    folder = Path(__file__).parent / "model"
+def write_texts(folder: Path, documents: Mapping[str, object], pool: Sequence[str]) -> None:
+    """Write `concepts/*.yaml` and `texts.txt` into a model's folder."""
     (folder / "concepts").mkdir(parents=True, exist_ok=True)
-    for name, document in concept_documents(world.LISTED_PLACES).items():
+    for name, document in documents.items():
         (folder / "concepts" / f"{name}.yaml").write_text(yaml.safe_dump(document, sort_keys=False, width=110))
-    (folder / "texts.txt").write_text("\n".join(pool_texts()) + "\n")
+    (folder / "texts.txt").write_text("\n".join(pool) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    write_texts(Path(__file__).parent / "model", concept_documents(world.LISTED_PLACES), pool_texts())

@@ -27,7 +27,7 @@ from open_clip.model import CLIP
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from . import world
+from . import texts, world
 from .muon import Fp32Muon
 
 MODEL_CONFIG = {
@@ -39,7 +39,7 @@ MEAN = STD = (0.5, 0.5, 0.5)
 PREPROCESS_CONFIG = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest", "size": [64, 64]}
 VALIDATION_SEED = 7_001
 CHUNK = 4_000
-UNRECORDED = {"out", "run", "sprites"}  # options that do not change the model, or are paths
+UNRECORDED = {"out", "sprites"}  # paths
 
 Example = tuple[UInt8[np.ndarray, "64 64 3"], str]
 
@@ -245,6 +245,7 @@ def train(options: argparse.Namespace) -> None:
     model = CLIP(**MODEL_CONFIG)
     log = fit(model, examples, options, lambda: evaluate_zero_shot(model, scenes, pixels))
     save_checkpoint(model, options, log)
+    texts.write_texts(Path(options.out), texts.concept_documents(world.LISTED_PLACES), texts.pool_texts())
 
 
 def save_checkpoint(model: CLIP, options: argparse.Namespace, log: list[dict[str, float]]) -> None:
