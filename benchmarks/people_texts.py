@@ -18,17 +18,8 @@ from people_world import ADJECTIVES, FORMS, GENDERS, NOUNS, ROLES, SKINS
 from clipedit.demo.texts import write_texts
 from clipedit.demo.world import with_article
 
+# Of each gender, the first.
 LISTED_WORDINGS = 2
-
-
-def listed_nouns(gender: str) -> tuple[str, ...]:
-    """The wordings of a gender that its concept lists."""
-    return NOUNS[gender][:LISTED_WORDINGS]
-
-
-def held_out_nouns(gender: str) -> tuple[str, ...]:
-    """The wordings of a gender that no concept lists."""
-    return NOUNS[gender][LISTED_WORDINGS:]
 
 
 def skin_nouns(skin: str, nouns: Sequence[str] = GENDERS) -> list[str]:
@@ -42,7 +33,7 @@ def concept_documents() -> dict[str, dict[str, object]]:
         "role": ("What somebody does.", {role: [role] for role in ROLES}),
         "gender": (
             "Whether somebody reads as a man, a woman or neither.",
-            {gender: listed_nouns(gender) for gender in GENDERS},
+            {gender: NOUNS[gender][:LISTED_WORDINGS] for gender in GENDERS},
         ),
         "skin-tone": ("The tone of somebody's skin.", {skin: skin_nouns(skin) for skin in SKINS}),
     }

@@ -37,7 +37,7 @@ from clipedit.editor.select.selectivity import COUNTS, Probe, build_probe, encod
 from clipedit.editor.select.whose_heads import Measured, judge, measure, measure_library
 
 # What a few heads hold in each world. Shape and texture are in the demo's images, but sit in MLPs and in color's heads.
-HELD = {"demo": {"location", "color"}, "people": {"jobs", "skin-tone", "gender"}}
+HELD = {"demo": {"location", "color"}, "people": {"role", "skin-tone", "gender"}}
 FIGURES = ("overall", "worst_group_listed", "worst_group_held_out", "place_accuracy", "retention")
 
 

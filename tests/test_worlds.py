@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
+import clipedit
 from clipedit.demo.train import average_worst_group, draw_batches
+from clipedit.demo.world import with_article
+from clipedit.editor.concepts.concepts import Concept
+from clipedit.editor.images.labelled import write_metadata
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "people_world.py"
+SCRIPTS = Path(__file__).parents[1] / "benchmarks"
+OURS = ("people_world", "people_texts", "people_train", "people", "audits")
 
 
 @pytest.fixture(scope="module")
-def people() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("people_world", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["people_world"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def scripts() -> Iterator[None]:
+    """The benchmarks import one another by name, as scripts of one folder do."""
+    sys.path.insert(0, str(SCRIPTS))
+    yield
+    sys.path.remove(str(SCRIPTS))
+    for name in OURS:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def people(scripts: None) -> ModuleType:
+    return importlib.import_module("people_world")
 
 
 def test_every_pass_of_the_batches_takes_each_image_once() -> None:
@@ -70,3 +83,39 @@ def test_a_portrait_is_drawn_the_same_every_time(people: ModuleType, tmp_path: P
     assert image.shape == (64, 64, 3) and np.array_equal(image, people.render(portrait, tmp_path))
     red = (image == (255, 0, 0)).all(-1).sum()
     assert 0.7 * portrait.size**2 < red <= portrait.size**2
+
+
+def test_half_of_the_wordings_of_gender_are_in_no_concept(people: ModuleType) -> None:
+    texts = importlib.import_module("people_texts")
+    concepts = {name: Concept.model_validate(one) for name, one in texts.concept_documents().items()}
+    assert set(concepts) == {"role", "gender", "skin-tone"}
+    listed = {word for text in concepts["gender"].texts for word in text.split()}
+    for gender, nouns in people.NOUNS.items():
+        assert len(listed & set(nouns)) == 2 == len(set(nouns) - listed), gender
+        assert all(noun in " ".join(texts.pool_texts()).split() for noun in nouns)
+
+
+def test_figures_of_people_tell_roles_genders_and_who_is_found_first(people: ModuleType, tmp_path: Path) -> None:
+    measured, model = importlib.import_module("people"), clipedit.load_model("demo")
+    portraits = people.draw_balanced_portraits(216, seed=4)
+    rows = [
+        {"filename": f"{i}.png", "role": p.role, "gender": p.gender, "skin": p.skin} for i, p in enumerate(portraits)
+    ]
+    write_metadata(tmp_path / "metadata.csv", rows)
+    for row in rows:
+        Image.new("RGB", (8, 8)).save(tmp_path / row["filename"])
+    source, measure = measured.build_figures(model, tmp_path)
+    assert len(source) == len(portraits)
+
+    def encode(*columns: str) -> torch.Tensor:
+        prompts = [
+            [form.format(with_article(row[column])) for form in people.FORMS] for row in rows for column in columns
+        ]
+        texts = F.normalize(model.encode_text([text for part in prompts for text in part]), dim=1)
+        return texts.view(len(rows), -1, texts.shape[1]).mean(1)
+
+    # To the demo's texts a role is a word of its own: what an image shows is exactly one prompt, or none.
+    roles, genders = (measure(encode(column), range(len(rows))) for column in ("role", "gender"))
+    assert roles["role"] == roles["worst group"] == 1
+    assert genders["gender"] > 0.6 and genders["role"] < 0.2
+    assert genders["max skew, gender"] > roles["max skew, gender"] >= 0
