@@ -107,14 +107,13 @@ def test_figures_of_people_tell_roles_genders_and_who_is_found_first(people: Mod
     source, measure = measured.build_figures(model, tmp_path)
     assert len(source) == len(portraits)
 
-    def encode(*columns: str) -> torch.Tensor:
-        prompts = [
-            [form.format(with_article(row[column])) for form in people.FORMS] for row in rows for column in columns
-        ]
-        texts = F.normalize(model.encode_text([text for part in prompts for text in part]), dim=1)
-        return texts.view(len(rows), -1, texts.shape[1]).mean(1)
+    def encode(column: str) -> torch.Tensor:
+        values = sorted({row[column] for row in rows})
+        texts = [form.format(with_article(value)) for value in values for form in people.FORMS]
+        units = F.normalize(model.encode_text(texts), dim=1).view(len(values), len(people.FORMS), -1)
+        return units.mean(1)[[values.index(row[column]) for row in rows]]
 
-    # To the demo's texts a role is a word of its own: what an image shows is exactly one prompt, or none.
+    # In place of images, what says one thing of them and nothing else.
     roles, genders = (measure(encode(column), range(len(rows))) for column in ("role", "gender"))
     assert roles["role"] == roles["worst group"] == 1
     assert genders["gender"] > 0.6 and genders["role"] < 0.2
