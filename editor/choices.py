@@ -32,6 +32,7 @@ Layout = Literal[
     "spuco",
     "imagenet9",
     "sugarcrepe",
+    "parquet",
 ]
 # Photos turned as their EXIF orientation says, or as their pixels are stored, which is how open_clip reads them.
 Exif = Literal["upright", "ignore"]

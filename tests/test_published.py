@@ -180,6 +180,20 @@ def test_subpopbench_tables_with_paths_of_another_machine_are_found(tmp_path: Pa
     assert isinstance(other, LabelledImages) and other.groups == ("snake / a 0",)
 
 
+@pytest.mark.parametrize(
+    ("name", "count", "last"), [("entity13", 13, "produce"), ("entity30", 30, "fruit"), ("nonliving26", 26, "squash")]
+)
+def test_subpopbench_names_the_superclasses_of_breeds(name: str, count: int, last: str, tmp_path: Path) -> None:
+    table = tmp_path / "breeds" / f"metadata_{name}.csv"
+    paint(tmp_path / "imagenet" / "n01" / "a.png")
+    table.parent.mkdir()
+    table.write_text(f"filename,y,split,a\n/old/imagenet/n01/a.png,{count - 1},2,0\n/old/imagenet/n01/a.png,0,2,0\n")
+    found = read(table, "subpopbench")
+    assert len(set(found.classes)) == count and found.classes[found.labels[0]] == last
+    table.write_text(f"filename,y,split,a\n/old/imagenet/n01/a.png,{count},2,0\n")
+    refuse(table, "cannot name the classes")
+
+
 def test_subpopbench_with_an_empty_cell_names_the_row(tmp_path: Path) -> None:
     (tmp_path / "metadata_waterbirds.csv").write_text("id,filename,split,y,a\n0,a.png,2,0,1\n1,b.png,2,1,\n")
     refuse(tmp_path, r"b.png \(row 2 below the header\) has no a")
@@ -202,9 +216,10 @@ def write_scam(folder: Path, *, lines: bool) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.parametrize("lines", [False, True])
-def test_scam_asks_for_the_object_or_the_word(tmp_path: Path, lines: bool) -> None:
-    write_scam(tmp_path, lines=lines)
+@pytest.mark.parametrize(("lines", "inner"), [(False, ""), (True, ""), (True, "images/train")])
+def test_scam_asks_for_the_object_or_the_word(tmp_path: Path, lines: bool, inner: str) -> None:
+    (tmp_path / inner).mkdir(parents=True, exist_ok=True)
+    write_scam(tmp_path / inner, lines=lines)
     found = read(tmp_path, "scam")
     assert found.classes == ("bike", "clock", "taxi", "tea pot") and found.labels == (1, 3) * 3
     assert found.written == (2, 0) * 3 and found.options[0] == (1, 2)
@@ -366,6 +381,8 @@ def test_folders_of_hugging_face_have_the_columns_of_their_json_lines(tmp_path: 
     assert isinstance(found, LabelledImages) and found.labels == (0, 1, 0, 1) and found.classes == ("ring", "star")
     assert found.groups == ("ring / hue 0", "star / hue 0", "ring / hue 1", "star / hue 1")
     assert found.split == ("test" if in_splits else None) and found.source.open(3).size == (32, 32)
+    named = load_dataset(tmp_path, layout="table", group_by=["hue"])
+    assert isinstance(named, LabelledImages) and named.groups == found.groups
 
 
 def test_captions_beside_folders_of_classes_leave_the_folders_the_classes(tmp_path: Path) -> None:
@@ -374,6 +391,9 @@ def test_captions_beside_folders_of_classes_leave_the_folders_the_classes(tmp_pa
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = load_dataset(tmp_path)
     assert isinstance(found, LabelledImages) and found.classes == ("ring", "star")
+    # Who says that it is a table gets its columns, and no folders.
+    refuse(tmp_path, "no column label or .*, there are file_name, text. Name one with --label", layout="table")
+    refuse(tmp_path / "ring", "as table: it has no metadata.csv or metadata.jsonl. Add one", layout="table")
 
 
 @pytest.mark.parametrize(

@@ -78,15 +78,16 @@ def unquote(text: str) -> str:
 
 
 def name_row(path: Path, number: int) -> str:
-    """Where a row of a table is, counted from 1: a table of JSON lines has no header."""
-    return f"line {number}" if path.suffix.lower() == JSON_LINES else f"row {number} below the header"
+    """Where a row of a table is, counted from 1: JSON lines and Parquet have no header."""
+    plain = {JSON_LINES: "line", ".parquet": "row"}.get(path.suffix.lower())
+    return f"{plain} {number}" if plain else f"row {number} below the header"
 
 
 def _read_json_lines(path: Path) -> list[dict[str, str]]:
     lines = [line for line in read_text(path, most=MAX_TABLE_BYTES).split("\n") if line.strip()]
     rows = [_parse_row(line, number) for number, line in enumerate(lines, start=1)]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    return [{name: _spell(row.get(name)) for name in columns} for row in rows]
+    return [{name: spell_cell(row.get(name)) for name in columns} for row in rows]
 
 
 def _parse_row(line: str, number: int) -> Mapping[str, Any]:
@@ -99,7 +100,8 @@ def _parse_row(line: str, number: int) -> Mapping[str, Any]:
     return row
 
 
-def _spell(value: Any) -> str:
+def spell_cell(value: Any) -> str:
+    """A value as the text of a cell: none is empty, and what is no text stays as JSON spells it."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -9,6 +9,7 @@ import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from ..errors import ImageError
@@ -144,6 +145,11 @@ class _Table:
     kept: Sequence[int]
     split: str | None
 
+    @cached_property
+    def _images(self) -> ImageSource:
+        # Once for both tasks: cutting rows out of Parquet reads them.
+        return self.source.subset(self.kept)
+
     def label(self, column: str, classes: Mapping[str, str] | None, columns: Sequence[str]) -> LabelledImages:
         """The images with the classes of a column."""
         rows = self.source.attributes
@@ -166,7 +172,7 @@ class _Table:
             raise ImageError(f"cannot measure on {self.path}: {column} is {only!r} everywhere, two classes are needed.")
         order = list(names)
         return LabelledImages(
-            self.source.subset(self.kept),
+            self._images,
             tuple(names[key] for key in order),
             tuple(order.index(rows[i][column]) for i in self.kept),
             tuple(" / ".join([names[rows[i][column]], *(f"{c} {rows[i][c]}" for c in columns)]) for i in self.kept),

@@ -17,19 +17,21 @@ from ..files.walk import walk_folder
 from .decode import Decoding
 from .demo_name import is_demo
 from .labelled import load_labelled_images
-from .labelled_options import DEFAULT_TEMPLATES, LabelledOptions, Purpose
-from .listing import METADATA_NAMES, MISSING
+from .labelled_options import DEFAULT_TEMPLATES, LabelledOptions, Purpose, is_split
+from .listing import METADATA_NAMES, MISSING, find_metadata
+from .packed.parquet import PARQUET_SUFFIXES
 from .published.animals import find_halves, load_counter_animal
 from .published.asked import Asked, read_rows
 from .published.captions import CaptionSet
 from .published.celeba import celeba_file, load_celeba
 from .published.clip_benchmark import find_webdataset, load_webdataset
 from .published.faces import is_utkface, load_fairface, load_utkface
+from .published.hub_parquet import is_parquet, load_parquet
 from .published.imagenet9 import find_imagenet9, load_imagenet9
 from .published.nested import find_spawrious, is_spuco, is_urban_cars, load_spawrious, load_spuco, load_urban_cars
 from .published.subpop import find_subpop, load_subpop
 from .published.sugarcrepe import find_sugarcrepe, load_sugarcrepe
-from .published.typographic import TYPOGRAPHIC, find_scam, load_scam, load_typographic
+from .published.typographic import TYPOGRAPHIC, find_scam, is_scam, load_scam, load_typographic
 from .skew import RetrievalSet
 from .source import ImageSource, LabelledImages
 
@@ -54,12 +56,13 @@ _READERS: Mapping[Layout, Callable[[Path, Asked], Read]] = {
     "spuco": load_spuco,
     "imagenet9": load_imagenet9,
     "sugarcrepe": load_sugarcrepe,
+    "parquet": load_parquet,
 }
 # Those that may be one file, of which the last are told from others by what is in it; all others are folders.
 _TABLES = ("subpopbench", "scam", "sugarcrepe")
-_FILES = ("table", "waterbirds", "folders", *_TABLES)
+_FILES = ("table", "waterbirds", "folders", "parquet", *_TABLES)
 # Those whose readers refuse a second task themselves, or have columns for it.
-_RETENTION = ("table", "waterbirds", *_TABLES, "utkface", "spawrious", "urbancars", "spuco")
+_RETENTION = ("table", "waterbirds", "parquet", *_TABLES, "utkface", "spawrious", "urbancars", "spuco")
 
 
 def load_dataset(
@@ -94,9 +97,8 @@ def load_dataset(
         raise ImageError(f"cannot read {path} as {found}: there is no such folder. Give the folder of the data set.")
     if found in _READERS:
         return _READERS[found](path, Asked(label, classes, tuple(group_by), split, retention, purpose))
-    _require_table(path, found)
     columns = {"label": label, "classes": classes, "group_by": group_by, "split": split, "retention": retention}
-    return load_labelled_images(path, purpose=purpose, **columns)
+    return load_labelled_images(_find_table(path, found), purpose=purpose, **columns)
 
 
 def load_selection_set(path: str | Path, **options: Any) -> LabelledImages:
@@ -152,13 +154,18 @@ def detect_layout(path: Path) -> Layout:
         if (is_folder or name in _TABLES) and is_there(path):
             return name
     if not is_folder:
-        return "table"
+        return _name_parquet(path) if path.suffix.lower() in PARQUET_SUFFIXES else "table"
     # Walked once for all of them: a folder may hold millions of files.
-    names = [os.path.basename(name) for name, _ in walk_folder(path).files]
+    files = [name for name, _ in walk_folder(path).files]
+    names = [os.path.basename(name) for name in files]
     for name, are_named_so in _NAMED.items():
         if are_named_so(names):
             return name
-    return "folders"
+    return _name_parquet(path) if is_parquet(path, files) else "folders"
+
+
+def _name_parquet(path: Path) -> Layout:
+    return "scam" if is_scam(path) else "parquet"
 
 
 def _is_table(path: Path) -> bool:
@@ -193,16 +200,24 @@ _SIGNS: Mapping[Layout, Callable[[Path], object]] = {
 _NAMED: Mapping[Layout, Callable[[Sequence[str]], bool]] = {"utkface": is_utkface, "typographic": _is_typographic}
 
 
-def _require_table(path: Path, layout: Layout) -> None:
-    table = path / "metadata.csv" if path.is_dir() else path
-    if layout == "folders" and (table.is_file() or not path.is_dir()):
-        raise ImageError(f"cannot read {path} as folders: it is a table of paths. Use --layout table.")
-    if layout in ("table", "waterbirds") and path.is_dir() and not table.is_file():
-        raise ImageError(
-            f"cannot read {path} as {layout}: it has no metadata.csv. Add one, or choose another --layout."
-        )
+def _find_table(path: Path, layout: Layout) -> Path:
+    """The table that a layout is read from; the folder itself where its folders are the classes or splits with tables.
+
+    Raises:
+        ImageError: If the path is not of that layout.
+    """
+    table = find_metadata(path) if path.is_dir() else path
+    if layout == "folders":
+        if not path.is_dir() or _is_table(path):
+            raise ImageError(f"cannot read {path} as folders: it is a table of paths. Use --layout table.")
+        return path
+    if table is None and any(find_metadata(folder) for folder in path.iterdir() if is_split(folder.name)):
+        return path
+    if table is None:
+        names = " or ".join(METADATA_NAMES)
+        raise ImageError(f"cannot read {path} as {layout}: it has no {names}. Add one, or choose another --layout.")
     if layout == "waterbirds" and table.is_file():
-        columns = set(read_rows(table)[0])
-        missing = sorted({"img_filename", "y", "split", "place"} - columns)
+        missing = sorted({"img_filename", "y", "split", "place"} - set(read_rows(table)[0]))
         if missing:
             raise ImageError(f"cannot read {table} as waterbirds: no column {missing[0]}. Use --layout table.")
+    return table

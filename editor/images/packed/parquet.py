@@ -18,8 +18,10 @@ PARQUET_SUFFIXES, ARROW_SUFFIXES = (".parquet",), (".arrow",)
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content", "data")
 NAME_COLUMNS = ("__key__", "key", "id", "filename", "file_name", "path")
 STATUS_COLUMN, FETCHED = "status", "success"
+# Types of single values that have a spelling of their own.
+_VALUES = ("int", "uint", "bool", "halffloat", "float", "double", "dictionary<values=string", "string_view")
 # Rows that are in memory at a time: each of them holds a whole encoded image.
-_ROWS = 64
+ROWS = 64
 
 
 def holds_images(location: Location) -> bool:
@@ -28,8 +30,18 @@ def holds_images(location: Location) -> bool:
     Raises:
         ImageError: If the file is no Parquet.
     """
-    with _parquet(location) as table:
-        return any(_kind(field.type) == "image" for field in table.schema_arrow)
+    with open_file(location) as table:
+        return any(kind_of(field.type) == "image" for field in table.schema_arrow)
+
+
+def list_columns(location: Location) -> list[str]:
+    """The names of a Parquet file's columns.
+
+    Raises:
+        ImageError: If the file is no Parquet.
+    """
+    with open_file(location) as table:
+        return list(table.schema_arrow.names)
 
 
 def cut_parquet(location: Location, rows: int) -> list[tuple[int, int, int]]:
@@ -38,7 +50,7 @@ def cut_parquet(location: Location, rows: int) -> list[tuple[int, int, int]]:
     Raises:
         ImageError: If the file is no Parquet or holds no column of images.
     """
-    with _parquet(location) as table:
+    with open_file(location) as table:
         # Refused while units are listed, not when one of them is opened.
         find_columns(table.schema_arrow, location)
         counts = [table.metadata.row_group(i).num_rows for i in range(table.metadata.num_row_groups)]
@@ -58,9 +70,9 @@ def open_parquet(location: Location, first: int, last: int) -> ImageSource:
     Raises:
         ImageError: If the file is damaged or holds no column of images.
     """
-    with _parquet(location) as table:
+    with open_file(location) as table:
         columns = find_columns(table.schema_arrow, location)
-        batches = table.iter_batches(batch_size=_ROWS, row_groups=list(range(first, last + 1)), columns=columns.present)
+        batches = table.iter_batches(batch_size=ROWS, row_groups=list(range(first, last + 1)), columns=columns.present)
         return _spool(batches, columns, location, f"{location.name}#{first}")
 
 
@@ -102,7 +114,7 @@ def find_columns(schema: Any, location: Location) -> _Columns:
     Raises:
         ImageError: If there is none.
     """
-    kinds = {field.name: _kind(field.type) for field in schema}
+    kinds = {field.name: kind_of(field.type) for field in schema}
     images = [name for name, kind in kinds.items() if kind == "image"]
     named = next((name for name in IMAGE_COLUMNS if name in images), None)
     if named is None and len(images) != 1:
@@ -114,12 +126,15 @@ def find_columns(schema: Any, location: Location) -> _Columns:
     return _Columns(named or images[0], key, STATUS_COLUMN if kinds.get(STATUS_COLUMN) == "text" else None)
 
 
-def _kind(found: Any) -> str:
+def kind_of(found: Any) -> str:
+    """What a column of an Arrow type may hold: `image` (bytes), `text`, a single `value`, or `other`."""
     text = str(found)
     inside = {found.field(i).name for i in range(found.num_fields)} if text.startswith("struct") else set()
     if text.startswith(("binary", "large_binary", "fixed_size_binary")) or "bytes" in inside:
         return "image"
-    return "text" if text in ("string", "large_string") else "other"
+    if text in ("string", "large_string"):
+        return "text"
+    return "value" if text.startswith(_VALUES) else "other"
 
 
 def _spool(batches: Iterator[Any], columns: _Columns, location: Location, label: str) -> ImageSource:
@@ -132,7 +147,7 @@ def _spool(batches: Iterator[Any], columns: _Columns, location: Location, label:
                 continue
             name = key or (value.get("path") if isinstance(value, dict) else None)
             names.append(f"{label}/{rows - 1}{f':{name}' if name else ''}")
-            places.append(spool.append(_content(value, location)))
+            places.append(spool.append(read_content(value, location)))
     spool.file.flush()
     if not names:
         raise ImageError(f"cannot read images from {location.path}: {rows or 'no'} rows, none with an image.")
@@ -152,7 +167,7 @@ def _read_rows(batch: Any, columns: _Columns) -> Iterator[tuple[Any, Any, Any]]:
     return zip(read[0], read[1], read[2], strict=True)
 
 
-def _content(value: Any, location: Location) -> bytes:
+def read_content(value: Any, location: Location) -> bytes:
     """The image's bytes; nothing where there are none, which is then reported as an unreadable image."""
     if not isinstance(value, dict):
         return value or b""
@@ -165,7 +180,12 @@ def _content(value: Any, location: Location) -> bytes:
 
 
 @contextmanager
-def _parquet(location: Location) -> Iterator[Any]:
+def open_file(location: Location) -> Iterator[Any]:
+    """A Parquet file of pyarrow.
+
+    Raises:
+        ImageError: If pyarrow is not installed, or the file cannot be read.
+    """
     pq = _arrow(location, parquet=True)
     with _reading(location), open_location(location.path) as stream, pq.ParquetFile(stream) as table:
         yield table

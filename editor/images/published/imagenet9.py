@@ -1,4 +1,8 @@
-"""ImageNet-9: the same objects on their own backgrounds, on others of their class, and on those of other classes."""
+"""ImageNet-9: the same objects on their own backgrounds, on others of their class, and on those of other classes.
+
+Folders and the gap are those of its own evaluation (backgrounds_challenge at 46d224b, `in9_eval.py` and README), the
+classes' folders those that SubpopBench opens in it.
+"""
 
 from __future__ import annotations
 

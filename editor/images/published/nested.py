@@ -1,4 +1,8 @@
-"""Sets whose folders say the class and what comes with it: Spawrious, UrbanCars, SpuCo's birds and dogs."""
+"""Sets whose folders say the class and what comes with it: Spawrious, UrbanCars, SpuCo's birds and dogs.
+
+The folders of UrbanCars and SpuCo are those that their own readers open (Whac-A-Mole's `dataset/urbancars.py` at
+c91b097, SpuCo's `spuco_birds.py` and `spuco_dogs.py` at 9184246).
+"""
 
 from __future__ import annotations
 

@@ -21,10 +21,27 @@ from .celeba import CELEBA_CLASSES
 from .imagenet9 import WORDS
 
 COLUMNS = ("filename", "split", "y", "a")
-# In the order of their numbers; the table's name or that of its folder says which set it is.
+# In the order of their numbers; the table's name or that of its folder says which set it is. Read from what writes the
+# tables (SubpopBench's `scripts/download.py` at 4d3dbbe); those of BREEDS are its superclasses in the order of their
+# WordNet numbers, as its hierarchy (BREEDS-Benchmarks at f83be50) gives them.
 _LIVING17 = (
     *("salamander", "turtle", "lizard", "snake", "spider", "grouse", "parrot", "crab", "dog", "wolf", "fox"),
     *("domestic cat", "bear", "beetle", "butterfly", "ape", "monkey"),
+)
+_ENTITY13 = (
+    *("garment", "bird", "reptile", "arthropod", "mammal", "accessory", "craft", "equipment", "furniture"),
+    *("instrument", "man-made structure", "wheeled vehicle", "produce"),
+)
+_ENTITY30 = (
+    *("snake", "passerine", "lizard", "arachnid", "aquatic bird", "crustacean", "carnivore", "insect", "ungulate"),
+    *("primate", "bony fish", "barrier", "building", "electronic equipment", "footwear", "garment", "headdress"),
+    *("home appliance", "kitchen utensil", "measuring instrument", "motor vehicle", "musical instrument", "neckwear"),
+    *("sports equipment", "tableware", "tool", "vessel", "dish", "vegetable", "fruit"),
+)
+_NONLIVING26 = (
+    *("bag", "ball", "boat", "body armor", "bottle", "bus", "car", "chair", "coat", "digital computer", "dwelling"),
+    *("fence", "hat", "keyboard instrument", "store", "outbuilding", "percussion instrument", "pot", "roof", "ship"),
+    *("skirt", "stringed instrument", "timepiece", "truck", "wind instrument", "squash"),
 )
 _WORDS: Mapping[str, Sequence[str]] = {
     "waterbirds": tuple(WATERBIRDS.values()),
@@ -32,9 +49,13 @@ _WORDS: Mapping[str, Sequence[str]] = {
     "metashift": ("dog", "cat"),
     "backgrounds_challenge": WORDS,
     "living17": _LIVING17,
+    "entity13": _ENTITY13,
+    "entity30": _ENTITY30,
+    "nonliving26": _NONLIVING26,
 }
 # Where the images of those lie whose paths are relative to a folder that the code names.
 _FOLDERS = ("waterbird_complete95_forest2water2", "img_align_celeba", "img_align_celeba/img_align_celeba")
+# From names to numbers: that is how the tables' `y` is looked up in it.
 _NICO_WORDS = "dg_label_id_mapping.json"
 
 

@@ -8,10 +8,13 @@ from pathlib import Path
 
 from ...errors import ImageError
 from ...files.tables import is_missing, name_row
+from ..labelled import label_source
 from ..labelled_options import ALL
 from ..listing import TABLE_SUFFIXES, find_metadata, list_folder, read_csv_source
+from ..packed.parquet import list_columns
 from ..source import ImageSource, LabelledImages
 from .asked import Asked, require_column
+from .hub_parquet import find_parquet, read_parquet
 
 SCAM_COLUMNS = ("type", "object_label", "attack_word")
 TYPOGRAPHIC = re.compile(r"label=(?P<label>.+)_text=(?P<text>.+)", re.DOTALL)
@@ -51,7 +54,8 @@ def load_typographic(path: Path, asked: Asked) -> LabelledImages:
 
 def find_scam(path: Path) -> Path | None:
     """The table with SCAM's columns: the given one, or that in the given folder or the one that it unpacks to."""
-    folders = (path, path / "images", path / "train")
+    # Its repository holds `images.zip`, an image folder of the one split `train`, in the place of `images/train/`.
+    folders = (path, path / "images", path / "train", path / "images" / "train")
     tables = [path] if path.is_file() else [table for folder in folders if (table := find_metadata(folder))]
     return next((table for table in tables if _has_scam_columns(table)), None)
 
@@ -65,20 +69,37 @@ def _has_scam_columns(table: Path) -> bool:
     return table.suffix in TABLE_SUFFIXES and all(column in line for column in SCAM_COLUMNS)
 
 
+def is_scam(path: Path) -> bool:
+    """Whether Parquet files have SCAM's columns, as its repository on the Hugging Face hub keeps them."""
+    return set(SCAM_COLUMNS) <= set(list_columns(find_parquet(path)[0]))
+
+
+def _read_scam(path: Path) -> tuple[Path, ImageSource]:
+    """What messages name, and the images with their columns."""
+    table = find_scam(path)
+    if table is not None:
+        return table, read_csv_source(table)
+    if not find_parquet(path):
+        raise ImageError(f"cannot read {path} as SCAM: no table with {', '.join(SCAM_COLUMNS)}. Give its folder.")
+    found = read_parquet(path)
+    return found.place, found.source
+
+
 def load_scam(path: Path, asked: Asked) -> LabelledImages:
     """`type,object_label,attack_word`: each image is asked for its object or the word beside it, as in the paper.
 
     Groups are the types (`SCAM`, `NoSCAM`, `SynthSCAM`) unless `--group-by` says otherwise; `--split` names one type.
+    With `--label` it is a table as any other.
 
     Raises:
         ImageError: If there is no such table, a cell is empty, or a name is no class.
     """
-    table = find_scam(path)
-    if table is None:
-        raise ImageError(f"cannot read {path} as SCAM: no table with {', '.join(SCAM_COLUMNS)}. Give its folder.")
-    if asked.label or asked.retention:
-        raise ImageError(f"cannot use --label or --retention with {path}: SCAM has its own columns. Leave them out.")
-    source = read_csv_source(table)
+    table, source = _read_scam(path)
+    if asked.label:
+        # One column of it, as of any table: to erase what is written, or the types.
+        return label_source(table, source, asked)
+    if asked.retention:
+        raise ImageError(f"cannot use --retention with {path}: SCAM has a task of its own. Name a --label too.")
     first, columns = source.attributes[0], asked.group_by or SCAM_COLUMNS[:1]
     for column in (*SCAM_COLUMNS, *columns):
         require_column(table, first, column)
