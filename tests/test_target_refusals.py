@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
+import open_clip
 import pytest
 import torch
 
@@ -16,7 +19,7 @@ from clipedit.editor.images.demo_name import demo_folder
 from clipedit.export.consumers.model_name import spell_model_name
 from clipedit.export.edited_folder import write_edited_model
 from clipedit.export.pages.model_card import write_model_card
-from clipedit.export.targets import transformers_js
+from clipedit.export.targets import immich, transformers_js
 from clipedit.export.targets.registry import load_target, require_target
 from clipedit.export.verify.reference import load_reference, write_reference
 
@@ -146,12 +149,44 @@ def test_an_edited_folder_is_told_from_its_base_on_images_of_the_users_too(
 
 
 def test_names_that_users_chose_cannot_leave_the_folder(demo_model: clipedit.Model, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     model = replace(demo_model, name="../../a b`$(x)`", pretrained="/etc/weights.safetensors")
     assert spell_model_name(model) == "a_b___x____weights"
     write_model_card(model, tmp_path, load_target("immich"))
     assert 'folder = "a_b___x____weights"' in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "spelled", "said"),
+    [
+        ("ViT-B-32:laion2b_s34b_b79k", "ViT-B-32__laion2b-s34b-b79k", "is on it as `ViT-B-32__laion2b-s34b-b79k`."),
+        ("ViT-B-16-quickgelu:openai", "ViT-B-16__openai", "is on it as `ViT-B-16__openai`."),
+        ("ViT-L-14:dfn2b", "ViT-L-14-quickgelu__dfn2b", "with 7 numbers, and this one has embeddings of {}. Give it"),
+        ("my model", "my_model", "lists no my_model, which has embeddings of {}. Give it the place of one of that"),
+    ],
+)
+def test_immich_says_which_names_of_its_list_fit(
+    name: str, spelled: str, said: str, demo_model: clipedit.Model, tmp_path: Path
+) -> None:
+    name, _, pretrained = name.partition(":")
+    length, model = demo_model.tower.d_embed, replace(demo_model, name=name, pretrained=pretrained or None)
+    listed = {length: ("ViT-B-32__laion2b-s34b-b79k", "ViT-B-16__openai"), 7: ("ViT-L-14-quickgelu__dfn2b",)}
+    with mock.patch.object(immich, "LISTED", listed):
+        place = immich.find_place(model)
+        write_model_card(model, tmp_path, load_target("immich"))
+    assert place.name == spelled and said.format(length) in place.sentence
+    assert place.fits == (spelled in listed[length])
+    card = (tmp_path / "README.md").read_text()
+    assert place.sentence in card and f'folder = "{spelled}"' in card
+
+
+def test_immich_has_no_place_for_a_length_of_its_own(demo_model: clipedit.Model, tmp_path: Path) -> None:
+    target = load_target("immich")
+    with pytest.warns(UserWarning, match="lists no demo, which has .*refuses that length; it has 512, 640"):
+        target.write(demo_model, tmp_path, target.profile)
+    # The lengths are those of open_clip's own configurations.
+    names = [(name, length) for length, named in immich.LISTED.items() for name in named]
+    configs = [(open_clip.get_model_config(name.split("__")[0]), length) for name, length in names]
+    assert all(config is not None and config["embed_dim"] == length for config, length in configs)
 
 
 NODE_SAYS = {

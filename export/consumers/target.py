@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from ...editor.models.open_clip_config import CONFIG_NAME, read_open_clip_config
 from ..graphs.profile import Profile
 from ..verify.reference import Reference
 from .consumer import Consumer
+from .model_name import spell_model_name
 from .shipped import Statement
 
 Writer = Callable[[Model, Path, Profile], None]
@@ -23,6 +24,11 @@ Teller = Callable[[Path, Reference, Profile], list[Statement]]
 AS_STORED = (
     "`PIL.Image.open` gives photos as their pixels are stored; turn them upright with `PIL.ImageOps.exif_transpose`."
 )
+
+
+def describe_name(model: Model) -> Mapping[str, str]:
+    """For targets whose cards say no more of a model than its name."""
+    return {"name": spell_model_name(model)}
 
 
 def tell_nothing(folder: Path, reference: Reference, profile: Profile) -> list[Statement]:
@@ -63,6 +69,7 @@ class Target:
         own_layout: What is written, in full precision, of a model that was read from such a folder: its readers know
             the layout that it has.
         keeps_rules: Whether its consumer resizes by the rules of the folder that the model came from.
+        describe: What its card is given of the model: a `name`, safe as that of a folder, and what else the card takes.
         photos: What its consumer does with a photo's EXIF orientation, as the card says it.
     """
 
@@ -77,6 +84,7 @@ class Target:
     require_no_code: Callable[[Path], None] | None = None
     own_layout: Target | None = None
     keeps_rules: bool = False
+    describe: Callable[[Model], Mapping[str, str]] = describe_name
     photos: str = AS_STORED
 
     @property

@@ -29,7 +29,6 @@ from ...editor.measure.table import MOST_GROUPS, read_details
 from ...editor.measure.thresholds import ThresholdShift, format_threshold_shift
 from ...editor.measure.verdict import Verdict, describe_seen, read_verdict
 from ...editor.models.model import Model
-from ..consumers.model_name import spell_model_name
 from ..consumers.target import Target
 from ..consumers.text_cleaning import describe_uncleaned
 from ..graphs.adapters import adapter_files
@@ -68,7 +67,7 @@ def write_model_card(
     """
     if not (model.has_texts and model.has_images):
         return
-    recipe, name, adapters = model.recipe, spell_model_name(model), _list_adapters(target, folder)
+    recipe, facts, adapters = model.recipe, target.describe(model), _list_adapters(target, folder)
     height, width = model.image_shape
     # Of the size that the model takes, so that a consumer's way of resizing cannot change what the card prints.
     example = example_source(1).open(0).resize((width, height))
@@ -83,7 +82,7 @@ def write_model_card(
     # The target's part is a template of its own, rendered first and put in as our own text.
     loading = environment.from_string(target.card).render(
         precision=precision,
-        name=_Verbatim(name),
+        **{key: _Verbatim(value) for key, value in facts.items()},
         load_base=_Verbatim(_base_arguments(recipe)),
         # The code switches the image graph: an edit of texts alone has no file for it.
         adapters=[_Verbatim(json.dumps(row.files[0])) for row in adapters if row.changes_images],
@@ -96,7 +95,7 @@ def write_model_card(
         uncleaned=[_Verbatim(line) for line in _list_uncleaned(model, target)],
         images=images,
         version=__version__,
-        title=name.replace("__", " "),
+        title=facts["name"].replace("__", " "),
         document=recipe.document if recipe else None,
         adapters=adapters,
         verdict=read_verdict(measured) if recipe else None,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,39 @@ from ..graphs.profile import GraphSpec, Profile
 from ..verify.reference import Reference
 
 PREPROCESS_NAME = "visual/preprocess_cfg.json"
+# By the length of its embeddings, each model of open_clip that Immich lists: names in its machine learning's
+# `models/constants.py` at 3356a00, lengths in the server's `CLIP_MODEL_INFO` at 6626cef (1.117), of SigLIP 2 in
+# open_clip's configurations. Left out are nllb, XLM-Roberta and M-CLIP, whose texts Immich reads in ways of their own.
+LISTED: Mapping[int, Sequence[str]] = {
+    512: (
+        *("ViT-B-32__openai", "ViT-B-32__laion2b-s34b-b79k", "ViT-B-32__laion2b_e16", "ViT-B-32__laion400m_e31"),
+        *("ViT-B-32__laion400m_e32", "ViT-B-16__openai", "ViT-B-16__laion400m_e31", "ViT-B-16__laion400m_e32"),
+        *("RN101__openai", "RN101__yfcc15m"),
+    ),
+    640: ("ViT-B-16-plus-240__laion400m_e31", "ViT-B-16-plus-240__laion400m_e32", "RN50x4__openai"),
+    768: (
+        *("ViT-L-14__openai", "ViT-L-14__laion2b-s32b-b82k", "ViT-L-14__laion400m_e31", "ViT-L-14__laion400m_e32"),
+        *("ViT-L-14-336__openai", "ViT-L-14-quickgelu__dfn2b", "RN50x16__openai", "ViT-B-16-SigLIP__webli"),
+        *("ViT-B-16-SigLIP-256__webli", "ViT-B-16-SigLIP-384__webli", "ViT-B-16-SigLIP-512__webli"),
+        *("ViT-B-16-SigLIP-i18n-256__webli", "ViT-B-16-SigLIP2__webli", "ViT-B-32-SigLIP2-256__webli"),
+    ),
+    1024: (
+        *("ViT-H-14__laion2b-s32b-b79k", "ViT-H-14-quickgelu__dfn5b", "ViT-H-14-378-quickgelu__dfn5b"),
+        *("ViT-g-14__laion2b-s12b-b42k", "RN50__openai", "RN50__yfcc15m", "RN50__cc12m", "RN50x64__openai"),
+        *("ViT-L-16-SigLIP-256__webli", "ViT-L-16-SigLIP-384__webli", "ViT-L-16-SigLIP2-256__webli"),
+        *("ViT-L-16-SigLIP2-384__webli", "ViT-L-16-SigLIP2-512__webli"),
+    ),
+    1152: (
+        *("ViT-SO400M-14-SigLIP-384__webli", "ViT-SO400M-14-SigLIP2__webli", "ViT-SO400M-14-SigLIP2-378__webli"),
+        *("ViT-SO400M-16-SigLIP2-256__webli", "ViT-SO400M-16-SigLIP2-384__webli", "ViT-SO400M-16-SigLIP2-512__webli"),
+    ),
+    1536: ("ViT-gopt-16-SigLIP2-256__webli", "ViT-gopt-16-SigLIP2-384__webli"),
+}
+# How many names of the list are said.
+_MOST_NAMED = 4
 CARD = """\
-Immich knows models by a fixed list of names. Put `{{ name }}/` in the place of a model of the same architecture, in the
-cache of its machine-learning container (`/cache/clip/<name of that model>/`), restart it, choose that model under
+Immich knows models by a fixed list of names, each with the length of its embeddings. {{ place }} Put `{{ name }}/` in
+the cache of its machine-learning container (`/cache/clip/<name on the list>/`), restart it, choose that name under
 Settings, Machine Learning, Smart Search, and run the Smart Search job on **all** assets: old vectors are of another
 model. (These steps were not
 run here. The code below was: it does with these files what Immich does.)
@@ -66,7 +97,8 @@ print("cosine", f"{float(image @ text):.4f}")
 def write_immich(model: Model, folder: Path, profile: Profile) -> None:
     """Write both graphs for batches of one, normalised, and what Immich reads beside them.
 
-    Immich knows models by a fixed list of names: put these files in the place of a model of the same architecture.
+    Immich knows models by a fixed list of names: for a model that is not on it, or is there with another length, a
+    warning says which names fit.
 
     Raises:
         ExportError: If the target cannot hold the preprocessing or the tokenizer.
@@ -74,11 +106,52 @@ def write_immich(model: Model, folder: Path, profile: Profile) -> None:
     require_clip_preprocessing(model, profile.target)
     require_clip_text(model, profile.target)
     # Immich keeps a folder for each model, by its name.
-    inner = folder / spell_model_name(model)
+    place = find_place(model)
+    if not place.fits:
+        warnings.warn(place.sentence, stacklevel=2)
+    inner = folder / place.name
     write_graphs(model, inner, profile)
     for name, content in describe_sidecars(model.config, model.image_shape).items():
         (inner / name).write_text(json.dumps(content, indent=2, default=list) + "\n", encoding="utf-8")
     write_tokenizer_files(model, inner / "textual")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model stands in Immich's list: its `name` as Immich spells it, whether it `fits`, and a sentence."""
+
+    name: str
+    fits: bool
+    sentence: str
+
+
+def find_place(model: Model) -> Place:
+    """The model's name on Immich's list, or those that would fit."""
+    spelled, length = spell_model_name(model), model.tower.d_embed
+    known = {_fold(name): (name, size) for size, names in LISTED.items() for name in names}
+    name, expected = known.get(_fold(spelled), (spelled, None))
+    if expected == length:
+        return Place(name, fits=True, sentence=f"This one is on it as `{name}`.")
+    found = f"lists {name} with {expected} numbers, and this one has" if expected else f"lists no {name}, which has"
+    return Place(name, fits=False, sentence=f"Immich {found} embeddings of {length}. {_say_what_fits(length)}")
+
+
+def _say_what_fits(length: int) -> str:
+    names = LISTED.get(length)
+    if not names:
+        return f"It refuses that length; it has {', '.join(map(str, LISTED))}."
+    others = ", ..." if len(names) > _MOST_NAMED else ""
+    return f"Give it the place of one of that length: {', '.join(names[:_MOST_NAMED])}{others}."
+
+
+def _fold(name: str) -> str:
+    """What spellings of one model share: tags with `_` or `-`, and `quickgelu` said or left to the weights."""
+    return name.lower().replace("_", "-").replace("-quickgelu", "")
+
+
+def _describe(model: Model) -> dict[str, str]:
+    place = find_place(model)
+    return {"name": place.name, "place": place.sentence}
 
 
 def describe_sidecars(config: Mapping[str, Any], shape: Sequence[int]) -> dict[str, Any]:
@@ -168,6 +241,7 @@ TARGET = Target(
     load=_load,
     tell=_tell,
     card=CARD,
+    describe=_describe,
     photos="Immich embeds its own previews of photos, which are upright.",
     row=TargetRow(
         "`<name>/visual`, `<name>/textual`, as in Immich's cache",
