@@ -129,7 +129,11 @@ def convert_siglip_config(config: Config) -> dict[str, Any]:
     """
     vision, text = read_sections(config)
     if not vision["vision_use_head"]:
-        raise ModelError("cannot convert the model: its image tower has no pooling head. Give a whole `SiglipModel`.")
+        raise ModelError(
+            "cannot convert the model: its image tower has no pooling head (`vision_use_head` is false), so it gives "
+            "tokens and no embedding of an image. Give the `SiglipModel` that it was taken from, edit that, and take "
+            "its tower again."
+        )
     if vision["layer_norm_eps"] != _SIGLIP["layer_norm_eps"]:
         raise ModelError(
             f"cannot convert the model: its layer_norm_eps is {vision['layer_norm_eps']}, timm's SigLIP has 1e-6."
