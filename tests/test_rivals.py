@@ -16,10 +16,12 @@ import clipedit
 from clipedit.editor.components import HeadId
 from clipedit.editor.concepts.concepts import Concept, load_concept
 from clipedit.editor.concepts.directions import concept_directions
+from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.errors import ClipeditError
 from clipedit.editor.images.demo import SHAPES, example_source, labelled_by, labelled_tasks
 from clipedit.editor.images.demo import test_source as reported_source
 from clipedit.editor.measure.demo_measure import SHAPE_TEMPLATES
+from clipedit.editor.rivals import measure
 from clipedit.editor.rivals.causal import compute_divergence, score_causes, swap_backgrounds
 from clipedit.editor.rivals.erasers import fit_splince
 from clipedit.editor.rivals.inferred import fit_translation
@@ -251,6 +253,19 @@ def test_a_plain_list_of_texts_has_an_instance_for_each(setting: Setting) -> Non
     found = replace(setting, concept=concept, classes=("circle", "square"))
     assert [len(part) for part in found.instances] == [1, 1, 1]
     assert found.pairs.shape[:2] == (2, 3)
+
+
+def test_a_directly_edited_model_beside_rivals_has_its_own_figures(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "METHODS", {})
+    assert setting.task is not None
+    recipe = bind_recipe(setting.default.model_copy(update={"effect": "direct"}), setting.scan, setting.model)
+    edited = clipedit.apply_recipe(recipe, setting.model)
+    assert edited.readout_edit is not None
+    rows = measure.measure_rivals(setting, setting.task, others={"edited": edited}).methods
+    alone = clipedit.evaluate({"edited": edited}, setting.task, templates=setting.templates)
+    assert rows["edited"].figures == alone["edited"] != rows["unedited"].figures
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from ..images.source import ImageSource, LabelledImages
 from ..measure.demo_measure import SHAPE_TEMPLATES
 from ..measure.evaluate import Yardstick, build_yardstick
 from ..models.model import Model
-from ..scan.collect import collect_features
+from ..scan.collect import collect_embeddings, collect_features
 from ..scan.tally import Progress
 from .roster import METHODS
 from .setting import Setting
@@ -99,8 +99,9 @@ def measure_rivals(
     features, kept = collect_features(model, own.source, layers=(), progress=progress)
     table = RivalTable(own.measure, {UNEDITED: RivalRow(own.figures(features.embedding, kept))})
     for name, other in (others or {}).items():
-        found = collect_features(other, own.source, layers=(), progress=progress)
-        table.methods[name] = RivalRow(yardstick(other).figures(found[0].embedding, found[1]))
+        # Not their features: what a `direct` edit changes is the embedding alone.
+        embedded = collect_embeddings(other, own.source, progress=progress)
+        table.methods[name] = RivalRow(yardstick(other).figures(*embedded))
     for name, method in METHODS.items():
         try:
             started = time.perf_counter()
