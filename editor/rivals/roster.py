@@ -43,7 +43,7 @@ def ablate_default(setting: Setting) -> Rival:
 
 def choose_by_labels(setting: Setting) -> Rival:
     """The `frontier` selector: heads and strength of the projection by worst group on labelled images."""
-    evidence = Evidence(setting.task, setting.retention)
+    evidence = Evidence(setting.task, setting.retention, cached=setting.cached)
     document = select_recipe(
         setting.scan,
         setting.model,

@@ -20,6 +20,7 @@ from ..errors import ImageError
 from ..images.source import ImageSource, LabelledImages
 from ..models.model import Model
 from ..scan.collect import LabelledEmbeddings, collect_features
+from ..scan.features import CachedFeatures, image_keys
 from ..scan.scan import Scan
 from ..select.selectivity import encode_unit
 from ..select.selectors import select_recipe
@@ -116,6 +117,15 @@ class Setting:
         if self.task is None:
             raise ImageError("it is fitted to labels of classes. Add --labelled DIR.")
         return collect_features(self.model, self.task.source, layers=self.scan.layers)
+
+    @cached_property
+    def cached(self) -> CachedFeatures | None:
+        """The same features as selectors take them; None where there are no labelled images."""
+        if self.task is None:
+            return None
+        (features, kept), keys = self.labelled, image_keys(self.task.source)
+        row_of = {keys[index]: row for row, index in enumerate(kept)}
+        return CachedFeatures(features, row_of, self.model.weights_hash, self.scan.layers)
 
     @cached_property
     def class_labels(self) -> Int[Tensor, " image"]:
