@@ -14,19 +14,17 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from methods import PLACE_SPLITS
 
 from clipedit.demo import texts
-from clipedit.editor.components import Features
 from clipedit.editor.concepts.concepts import Concept
-from clipedit.editor.errors import ClipeditError
 from clipedit.editor.images.demo import (
     SHAPES,
     demo_calibration_source,
@@ -38,9 +36,8 @@ from clipedit.editor.images.demo import (
 from clipedit.editor.images.source import ImageSource
 from clipedit.editor.load import load_model
 from clipedit.editor.measure.demo_measure import SHAPE_TEMPLATES, build_demo_measure
-from clipedit.editor.models.model import Model
-from clipedit.editor.rivals.roster import METHODS
-from clipedit.editor.rivals.setting import Rival, Setting
+from clipedit.editor.rivals.measure import UNEDITED, RivalRow, measure_methods
+from clipedit.editor.rivals.setting import Setting
 from clipedit.editor.scan.collect import collect_features
 from clipedit.editor.scan.scan import scan
 from clipedit.editor.select.attention_region import subset
@@ -56,7 +53,6 @@ FIGURES = {
     "color": "retention",
 }
 COLUMNS = ["world", "model", "split", "method", *FIGURES, "labels used", "plain checkpoint", "seconds"]
-UNEDITED = "unedited"
 # Points of the picture that are nearer than this share a label.
 NEAR = 0.02
 
@@ -65,34 +61,27 @@ def measure_model(name: str, source: ImageSource) -> Iterator[list[object]]:
     """The rows of one model, both splits of the places."""
     model = load_model(name)
     scanned = scan(model, "demo", batch_size=128)
-    found = collect_features(model, source, layers=(), batch_size=256)
+    features, kept = collect_features(model, source, layers=(), batch_size=256)
     for split, listed in PLACE_SPLITS.items():
         concept = Concept.model_validate(texts.concept_documents(listed)["location"])
         task, colors = labelled_tasks(listed)
         some = range(0, len(task.labels), EVERY)
         labelled = [subset(one, some) for one in (task, labelled_by("place", listed), colors)]
         setting = Setting(model, scanned, concept, SHAPES, SHAPE_TEMPLATES, demo_calibration_source(), *labelled)
+        judge = partial(build_demo_measure, source=source, listed=listed)
         head = ["demo", Path(name).name, split]
-        yield [*head, UNEDITED, *show(Rival(), model, found, source, listed), "no", "yes", "0.0"]
-        for method, how in METHODS.items():
-            started = time.perf_counter()
-            try:
-                rival = how.make(setting)
-            except ClipeditError as error:
-                print(f"{name}, split {split}: {method}: {error}", file=sys.stderr)
-                continue
-            seconds = f"{time.perf_counter() - started:.1f}"
-            said = ["yes" if one else "no" for one in (how.labels, rival.is_plain)]
-            yield [*head, method, *show(rival, model, found, source, listed), *said, seconds]
+        yield [*head, UNEDITED, *show(RivalRow(judge(model)(features.embedding, kept)))]
+        for method, found in measure_methods(setting, features, kept, judge):
+            if isinstance(found, str):
+                print(f"{name}, split {split}: {method}: {found}", file=sys.stderr)
+            else:
+                yield [*head, method, *show(found)]
 
 
-def show(
-    rival: Rival, model: Model, found: tuple[Features, list[int]], source: ImageSource, listed: Sequence[str]
-) -> list[str]:
-    """A method's figures."""
-    judged = rival.apply(model) if rival.texts else model
-    row = build_demo_measure(judged, source, listed=listed)(rival.embed(model, found[0]), found[1])
-    return [f"{row[key]:.3f}" for key in FIGURES.values()]
+def show(row: RivalRow) -> list[str]:
+    """The columns of a method after its name."""
+    figures = [f"{row.figures[key]:.3f}" for key in FIGURES.values()]
+    return [*figures, *("yes" if one else "no" for one in (row.labels, row.plain)), f"{row.seconds:.1f}"]
 
 
 def compute_means(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[str, float]]:
@@ -147,15 +136,15 @@ def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
 
     figure = Figure(figsize=(9, 6), layout="constrained")
     axis = figure.subplots()
-    facts = {row["method"]: row for row in rows}
-    for method, mean in compute_means(rows).items():
+    facts, means = {row["method"]: row for row in rows}, compute_means(rows)
+    for method, mean in means.items():
         fact = facts[method]
         color = "tab:green" if method.startswith("clipedit") else "tab:grey" if method == UNEDITED else None
         color = color or ("tab:orange" if fact["labels used"] == "yes" else "tab:blue")
         points = [(float(row[LISTED]), float(row[HELD_OUT])) for row in rows if row["method"] == method]
         axis.plot(*zip(*points, strict=True), ".", color=color, alpha=0.25, markersize=5)
         axis.plot(mean[LISTED], mean[HELD_OUT], "o" if fact["plain checkpoint"] == "yes" else "x", color=color)
-    for point, names in name_points(compute_means(rows)).items():
+    for point, names in name_points(means).items():
         # Below and to the left where several share a point on the right.
         side = {"xytext": (6, 3)} if len(names) == 1 else {"xytext": (-8, -4), "ha": "right", "va": "top"}
         axis.annotate("\n".join(names), point, textcoords="offset points", fontsize=8, **side)

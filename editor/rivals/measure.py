@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..components import Features
 from ..errors import ClipeditError, ImageError
 from ..images.demo import SHAPES
 from ..images.demo_name import is_demo
@@ -14,7 +15,7 @@ from ..images.layouts import Dataset
 from ..images.skew import RetrievalSet
 from ..images.source import ImageSource, LabelledImages
 from ..measure.demo_measure import SHAPE_TEMPLATES
-from ..measure.evaluate import Yardstick, build_yardstick
+from ..measure.evaluate import Measure, Yardstick, build_yardstick
 from ..models.model import Model
 from ..scan.collect import collect_embeddings, collect_features
 from ..scan.tally import Progress
@@ -95,6 +96,10 @@ def measure_rivals(
         return build_yardstick(one, dataset, templates=setting.templates)
 
     own = yardstick(model)
+
+    def judge(one: Model) -> Measure:
+        return (own if one is model else yardstick(one)).figures
+
     # What the last norm gave is all that a readout needs: no method changes what lies before it.
     features, kept = collect_features(model, own.source, layers=(), progress=progress)
     table = RivalTable(own.measure, {UNEDITED: RivalRow(own.figures(features.embedding, kept))})
@@ -102,19 +107,37 @@ def measure_rivals(
         # Not their features: what a `direct` edit changes is the embedding alone.
         embedded = collect_embeddings(other, own.source, progress=progress)
         table.methods[name] = RivalRow(yardstick(other).figures(*embedded))
-    for name, method in METHODS.items():
-        try:
-            started = time.perf_counter()
-            rival = method.make(setting)
-            seconds = time.perf_counter() - started
-        except ClipeditError as error:
-            table.left_out[name] = str(error)
-            continue
-        # Classes are asked of the method's own texts, which may be what it changes.
-        judged = yardstick(rival.apply(model)) if rival.texts else own
-        figures = judged.figures(rival.embed(model, features), kept)
-        table.methods[name] = RivalRow(figures, method.labels, rival.is_plain, seconds)
+    for name, found in measure_methods(setting, features, kept, judge):
+        if isinstance(found, str):
+            table.left_out[name] = found
+        else:
+            table.methods[name] = found
     return table
+
+
+def measure_methods(
+    setting: Setting, features: Features, kept: Sequence[int], judge: Callable[[Model], Measure]
+) -> Iterator[tuple[str, RivalRow | str]]:
+    """Every method in turn: its row, or why it could not be made here.
+
+    Args:
+        features, kept: Of the images to report on, from the unedited model, and their positions.
+        judge: How embeddings of these images are measured with a model's texts.
+    """
+    model = setting.model
+    own = judge(model)
+    for name, method in METHODS.items():
+        started = time.perf_counter()
+        try:
+            rival = method.make(setting)
+        except ClipeditError as error:
+            yield name, str(error)
+            continue
+        seconds = time.perf_counter() - started
+        # Classes are asked of the method's own texts, which may be what it changes.
+        measure = judge(rival.apply(model)) if rival.texts else own
+        figures = measure(rival.embed(model, features), kept)
+        yield name, RivalRow(figures, method.labels, rival.is_plain, seconds)
 
 
 def classes_of(dataset: Dataset, templates: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
