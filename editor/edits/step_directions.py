@@ -79,10 +79,7 @@ def head_directions(
     covariance = scan.statistics.feature_covariance(f"L{head.layer}.heads")[head.head]
     most = step.directions or max(1, model.tower.d_head // 4)
     if step.along == "pca":
-        # `spread spread^T = R cov(u) R^T`, the contribution's covariance, which is never built: it is d_embed wide.
-        values, vectors = torch.linalg.eigh(covariance)
-        spread = readout @ (vectors * values.clamp_min(0).sqrt())
-        return torch.linalg.svd(spread, full_matrices=False)[0][:, :most]
+        return principal_directions(readout, covariance)[:, :most]
     concept = step_directions(step, model)
     if concept is None:
         raise RecipeError("cannot find a head's labels that name the concept: the step names none. Add `concept`.")
@@ -94,6 +91,16 @@ def head_directions(
     named = labels[(labels @ concept).square().sum(1) >= NAMED_SHARE * labels.square().sum(1)][:most]
     # Labels are not orthogonal, and projections want an orthonormal basis; none is a basis of width 0.
     return torch.linalg.qr(named.T)[0] if len(named) else torch.zeros(len(readout), 0).to(readout)
+
+
+def principal_directions(
+    readout: Float[Tensor, "d_embed k"], covariance: Float[Tensor, "k k"]
+) -> Float[Tensor, "d_embed component"]:
+    """Orthonormal principal components of what a head writes, from the covariance of its features; largest first."""
+    # `spread spread^T = R cov(u) R^T`, the contribution's covariance, which is never built: it is d_embed wide.
+    values, vectors = torch.linalg.eigh(covariance)
+    spread = readout @ (vectors * values.clamp_min(0).sqrt())
+    return torch.linalg.svd(spread, full_matrices=False)[0]
 
 
 def require_labels(labelled: LabelledEmbeddings | None, step: Step) -> LabelledEmbeddings:

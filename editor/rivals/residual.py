@@ -12,7 +12,9 @@ from torch import Tensor
 from ..components import Features, HeadId
 from ..edits.operations import AffineMap
 from ..edits.refit import compute_distilled_readout
+from ..edits.step_directions import principal_directions
 from ..select.head_subsets import HeadSubsets
+from .selectors import head_covariances
 from .setting import Rival, Setting
 
 STEPS, RATE, SCALE = 200, 0.03, 100.0
@@ -61,14 +63,10 @@ def reweight_components(setting: Setting) -> Rival:
 
 def find_components(setting: Setting, subsets: HeadSubsets) -> list[PrincipalHead]:
     """Every scanned head in its principal components, from the scan's sums."""
-    statistics, found = setting.scan.statistics, []
-    for head, readout in zip(subsets.heads, subsets.readouts, strict=True):
-        group = f"L{head.layer}.heads"
-        values, vectors = torch.linalg.eigh(statistics.feature_covariance(group)[head.head])
-        # `spread spread^T = R cov(u) R^T`
-        spread = readout @ (vectors * values.clamp_min(0).sqrt())
-        directions = torch.linalg.svd(spread, full_matrices=False)[0]
-        mean = statistics.mean_features(group)[head.head]
+    found = []
+    for head, readout, covariance in zip(subsets.heads, subsets.readouts, head_covariances(setting), strict=True):
+        directions = principal_directions(readout, covariance)
+        mean = setting.scan.statistics.mean_features(f"L{head.layer}.heads")[head.head]
         found.append(PrincipalHead(head, directions, directions.T @ readout, mean))
     return found
 

@@ -43,10 +43,10 @@ def pursue_heads(setting: Setting) -> Rival:
 
 def head_covariances(setting: Setting) -> list[Float[Tensor, "k k"]]:
     """Of `u / |z|`, every scanned head in order."""
+    # The heads of a layer follow each other, all of them: a layer's covariances are computed once.
+    layers = dict.fromkeys(head.layer for head in setting.known.probe.subsets.heads)
     statistics = setting.scan.statistics
-    return [
-        statistics.feature_covariance(f"L{head.layer}.heads")[head.head] for head in setting.known.probe.subsets.heads
-    ]
+    return [covariance for layer in layers for covariance in statistics.feature_covariance(f"L{layer}.heads")]
 
 
 def pursue(covariance: Float[Tensor, "d_embed d_embed"], atoms: Float[Tensor, "text d_embed"], *, steps: int) -> float:
