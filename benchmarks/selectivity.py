@@ -24,6 +24,7 @@ from methods import PLACE_SPLITS
 
 from clipedit.demo.texts import concept_documents
 from clipedit.editor.concepts.concepts import Concept
+from clipedit.editor.concepts.queries import encode_unit
 from clipedit.editor.images.demo import test_source, validation_source
 from clipedit.editor.images.listing import list_images
 from clipedit.editor.load import load_model
@@ -33,7 +34,7 @@ from clipedit.editor.scan.scan import scan
 from clipedit.editor.select.choice import PROJECTION_ALONE, choose_edit
 from clipedit.editor.select.head_subsets import removed_share
 from clipedit.editor.select.plan import default_heads
-from clipedit.editor.select.selectivity import COUNTS, Probe, build_probe, encode_unit, rank_heads
+from clipedit.editor.select.selectivity import COUNTS, Probe, build_probe, rank_heads
 from clipedit.editor.select.whose_heads import Measured, judge, measure, measure_library
 
 # What a few heads hold in each world. Shape and texture are in the demo's images, but sit in MLPs and in color's heads.

@@ -24,6 +24,7 @@ import clipedit
 from clipedit.editor.components import take_rows
 from clipedit.editor.concepts.class_weights import compute_class_weights
 from clipedit.editor.concepts.concepts import load_concept
+from clipedit.editor.concepts.queries import encode_unit
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.direct import compute_recipe_embeddings
 from clipedit.editor.edits.document import RecipeDocument
@@ -36,7 +37,7 @@ from clipedit.editor.measure.evaluate import build_demo_yardstick, build_yardsti
 from clipedit.editor.measure.intervals import compare_outcomes, wilson_interval
 from clipedit.editor.measure.verdict import judge_edit
 from clipedit.editor.scan.collect import collect_embeddings, collect_features
-from clipedit.editor.select.selectivity import cut_folds, encode_unit
+from clipedit.editor.select.selectivity import cut_folds
 from clipedit.export.pages.desk.desk import Desk, desk
 
 ROOM = Path(clipedit.__file__).parent / "export" / "pages" / "desk"

@@ -14,6 +14,7 @@ import clipedit
 from clipedit.editor.components import HeadId
 from clipedit.editor.concepts.concepts import Concept, list_concepts, load_concept
 from clipedit.editor.concepts.directions import concept_directions
+from clipedit.editor.concepts.queries import encode_unit
 from clipedit.editor.concepts.scores import score_heads
 from clipedit.editor.edits.operations import AffineMap
 from clipedit.editor.edits.refit import compute_distilled_readout
@@ -26,7 +27,6 @@ from clipedit.editor.select.selectivity import (
     Probe,
     build_probe,
     compute_selectivity,
-    encode_unit,
     measure_selectivity,
 )
 from clipedit.editor.select.whose_heads import judge, measure, measure_library

@@ -11,6 +11,7 @@ from ..errors import ConceptError
 from ..images.texts import load_texts
 from ..models.model import Model
 from .concepts import Concept
+from .queries import encode_unit
 
 VARIANCE_KEPT, ROUNDING = 0.9, 1e-4
 # The sine below which a direction lies within a kept concept: what is left of it would be noise at full strength.
@@ -71,7 +72,7 @@ def spare_directions(
 
 def encode_pool(model: Model) -> Float[Tensor, "text d_embed"]:
     """Unit embeddings of the model's pool of texts, float64; encode once for many heads."""
-    return F.normalize(model.encode_text(list(load_texts(model_folder=model.folder))).cpu().double(), dim=-1)
+    return encode_unit(model, load_texts(model_folder=model.folder))
 
 
 def compute_mean_differences(

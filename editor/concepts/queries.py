@@ -16,6 +16,11 @@ from ..models.model import Model
 POOL_SAMPLE = 96
 
 
+def encode_unit(model: Model, texts: Sequence[str]) -> Float[Tensor, "text d_embed"]:
+    """Unit embeddings of texts, float64; nothing is checked."""
+    return F.normalize(model.encode_text(list(texts)).cpu().double(), dim=-1)
+
+
 def encode_queries(model: Model, texts: Sequence[str]) -> Float[Tensor, "text d_embed"]:
     """Normalised embeddings of texts.
 
@@ -24,7 +29,7 @@ def encode_queries(model: Model, texts: Sequence[str]) -> Float[Tensor, "text d_
     """
     for text in texts:
         require_text_fits(model, text)
-    return F.normalize(model.encode_text(list(texts)).cpu().double(), dim=-1)
+    return encode_unit(model, texts)
 
 
 def encode_contrast(
@@ -44,7 +49,7 @@ def encode_contrast(
     if against is None and len(texts) > 1 and among_themselves:
         return found - found.mean(0)
     if against is None:
-        return found - F.normalize(model.encode_text(sample_pool(model)).cpu().double(), dim=-1).mean(0)
+        return found - encode_sample(model).mean(0)
     return found - encode_queries(model, against).mean(0) if against else found
 
 
@@ -67,7 +72,7 @@ def require_text_fits(model: Model, text: str) -> None:
         )
 
 
-def sample_pool(model: Model) -> list[str]:
-    """About a hundred texts of the general pool, evenly taken."""
+def encode_sample(model: Model) -> Float[Tensor, "text d_embed"]:
+    """Unit embeddings of about a hundred texts of the general pool, evenly taken."""
     texts = load_texts(model_folder=model.folder)
-    return list(texts[:: max(1, len(texts) // POOL_SAMPLE)])
+    return encode_unit(model, texts[:: max(1, len(texts) // POOL_SAMPLE)])

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from ..errors import ConceptError, require_kinds
 from ..models.model import Model
 from ..notebook import html_table
 from ..scan.scan import Scan
+from .queries import encode_unit
 
 SHOWN = 3
 
@@ -55,7 +55,7 @@ def text_span(scan: Scan, model: Model, *, texts: Sequence[str], texts_per_head:
     groups = [group for group in scan.groups(model) if group.ids[0].kind == "head"]
     readouts = model.tower.compute_readouts(groups)
     pool = list(texts)
-    directions = F.normalize(model.encode_text(pool).cpu().double(), dim=-1)
+    directions = encode_unit(model, pool)
     labels = HeadLabels()
     for group in groups:
         covariance = scan.statistics.feature_covariance(group.name)

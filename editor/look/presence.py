@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..concepts.queries import encode_queries, sample_pool
+from ..concepts.queries import encode_queries, encode_sample
 from ..models.model import Model
 
 # Chosen on the demo's validation images: every place and 99.8 % of shapes that are there are found.
@@ -24,7 +23,7 @@ class Presence:
 
     def __init__(self, model: Model, texts: Sequence[str]):
         self.texts = encode_queries(model, texts)
-        self.pool = F.normalize(model.encode_text(sample_pool(model)).cpu().double(), dim=-1)
+        self.pool = encode_sample(model)
 
     def measure(self, embedding: Float[Tensor, " d_embed"]) -> Float[Tensor, " text"]:
         """The share in [0, 1] of the pool's texts that fit an image less than each text does; any length."""

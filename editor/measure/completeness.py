@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..components import ComponentGroup, Features
+from ..concepts.queries import encode_unit
 from ..concepts.textspan import compute_text_span
 from ..errors import ConceptError, StatisticsError
 from ..images.labelled_options import LabelledOptions
@@ -190,7 +191,7 @@ def _embed_pool(name: str, texts: Sequence[str], model: Model, steps: int) -> Fl
         raise ConceptError(
             f"cannot use the pool {name}: it has {len(texts)} texts, {steps} a head are asked for. Add texts."
         )
-    return F.normalize(model.encode_text(list(texts)).cpu().double(), dim=-1)
+    return encode_unit(model, texts)
 
 
 def _centre(

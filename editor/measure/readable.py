@@ -23,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from ..concepts.concepts import Concept, plain_words
+from ..concepts.queries import encode_unit
 from ..edits.document import Step
 from ..edits.held_out import hold_out
 from ..edits.recipe import Recipe
@@ -34,7 +35,7 @@ from ..models.model import Model
 from ..scan.scan import Scan
 from ..select.choice import plan_removal
 from ..select.head_subsets import removed_by_both
-from ..select.selectivity import Fold, Probe, cut_folds, encode_unit
+from ..select.selectivity import Fold, Probe, cut_folds
 from ..select.whose_heads import Measured, judge
 
 ZERO_SHOT, VARIANCE = "zero-shot accuracy", "share of the variance"

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..components import HeadId
+from ..concepts.queries import encode_unit
 from ..edits.document import Step
-from ..select.selectivity import encode_unit
 from .setting import Rival, Setting, ship_recipe
 
 

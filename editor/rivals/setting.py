@@ -13,6 +13,7 @@ from torch import Tensor
 from ..components import Features
 from ..concepts.class_weights import DEFAULT_TEMPLATES, compute_class_weights
 from ..concepts.concepts import Concept
+from ..concepts.queries import encode_unit
 from ..edits.apply import compute_edited_tensors, fold_projection
 from ..edits.bind import bind_recipe, check_effect
 from ..edits.document import RecipeDocument
@@ -22,7 +23,6 @@ from ..models.model import Model
 from ..scan.collect import LabelledEmbeddings, collect_features
 from ..scan.features import CachedFeatures, image_keys
 from ..scan.scan import Scan
-from ..select.selectivity import encode_unit
 from ..select.selectors import select_recipe
 from ..select.whose_heads import HeldConcepts
 

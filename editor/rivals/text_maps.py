@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..concepts.concepts import load_concept
 from ..concepts.directions import concept_directions
+from ..concepts.queries import encode_unit
 from ..edits.operations import project_output
-from ..select.selectivity import encode_unit
 from .setting import Rival, Setting, differences, project_away, ship_map, ship_text_map
 
 # Of the calibration of Orth-Cali, as its authors set it for zero-shot classes.

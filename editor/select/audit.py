@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..concepts.class_weights import compute_class_weights
 from ..concepts.concepts import Concept, list_concepts, load_concept, plain_words
+from ..concepts.queries import encode_unit
 from ..edits.bind import default_effect
 from ..errors import ConceptError, nearest_names
 from ..images.labelled_options import DEFAULT_TEMPLATES
@@ -29,7 +30,7 @@ from ..scan.scan import Scan
 from .amounts import choose_for
 from .choice import Choice
 from .head_subsets import HeadSubsets, removed_share
-from .selectivity import Probe, encode_unit
+from .selectivity import Probe
 from .whose_heads import HeldConcepts, Judgement, Measured, judge, measure
 
 AuditVerdict = Literal["leans", "held", "other", "absent"]

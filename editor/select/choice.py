@@ -18,8 +18,9 @@ from torch import Tensor
 from ..components import HeadId
 from ..concepts.concepts import Concept
 from ..concepts.directions import spare_directions
+from ..concepts.queries import encode_unit
 from .head_subsets import HeadSubsets, removed_by_both, removed_share
-from .selectivity import Fold, Probe, cut_folds, encode_unit, rank_heads
+from .selectivity import Fold, Probe, cut_folds, rank_heads
 from .whose_heads import Measured, are_related, judge
 
 # Of the projection where no head is taken: its strength has no share of heads to follow.

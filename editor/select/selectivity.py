@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..concepts.concepts import Concept, cut_evenly, load_concept
 from ..concepts.directions import compute_concept_directions
+from ..concepts.queries import encode_unit
 from ..images.texts import load_texts
 from ..models.model import Model
 from ..scan.scan import Scan
@@ -207,8 +208,3 @@ def mean_interval(values: Float[Tensor, " value"]) -> tuple[float, float]:
     )
     spread = quantile * float(values.std()) / count**0.5
     return float(values.mean()) - spread, float(values.mean()) + spread
-
-
-def encode_unit(model: Model, texts: Sequence[str]) -> Float[Tensor, "text d_embed"]:
-    """Unit embeddings of texts, float64."""
-    return F.normalize(model.encode_text(list(texts)).cpu().double(), dim=-1)

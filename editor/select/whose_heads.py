@@ -14,10 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..concepts.concepts import Concept, list_concepts, load_concept
+from ..concepts.queries import encode_unit
 from ..errors import ConceptError
 from ..models.model import Model
 from ..scan.scan import Scan
-from .selectivity import Probe, Selectivity, build_probe, compute_selectivity, encode_unit
+from .selectivity import Probe, Selectivity, build_probe, compute_selectivity
 
 Verdict = Literal["held", "other", "absent"]
 # Set on models of known truth (benchmarks/selectivity.py).

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ....editor.components import Features
 from ....editor.concepts.concepts import Concept
+from ....editor.concepts.queries import encode_unit
 from ....editor.edits.bind import holds_output
 from ....editor.edits.document import Step
 from ....editor.edits.step_directions import step_directions
 from ....editor.errors import ConceptError
 from ....editor.models.model import Model
-from ....editor.select.selectivity import Probe, cut_folds, encode_unit
+from ....editor.select.selectivity import Probe, cut_folds
 from ....editor.select.whose_heads import HeldConcepts, Judgement, Measured, judge, measure
 
 # Beside the one that is removed: those of most selectivity.

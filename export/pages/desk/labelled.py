@@ -14,6 +14,7 @@ from torch import Tensor
 from ....editor.components import Features
 from ....editor.concepts.class_weights import compute_class_weights
 from ....editor.concepts.concepts import Concept
+from ....editor.concepts.queries import encode_unit
 from ....editor.errors import ImageError
 from ....editor.images.demo import COLOR_WORDS, COLORS, PLACES, SHAPES, test_source
 from ....editor.images.demo_name import is_demo
@@ -29,7 +30,6 @@ from ....editor.models.model import Model
 from ....editor.scan.collect import collect_features
 from ....editor.scan.scan import Scan
 from ....editor.scan.tally import Progress
-from ....editor.select.selectivity import encode_unit
 
 READ, SATURATED = "read: ", 0.99
 _TITLES = GOALS | KEPT | {"place_accuracy": "place (still readable)"}
