@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import clipedit
 from clipedit.editor.components import HeadId
 from clipedit.editor.concepts.concepts import Concept, load_concept
-from clipedit.editor.concepts.directions import concept_directions
+from clipedit.editor.concepts.directions import concept_directions, differences
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.errors import ClipeditError
 from clipedit.editor.images.demo import SHAPES, example_source, labelled_by, labelled_tasks
@@ -28,7 +28,7 @@ from clipedit.editor.rivals.inferred import fit_translation
 from clipedit.editor.rivals.residual import find_components, fit_weights
 from clipedit.editor.rivals.roster import METHODS
 from clipedit.editor.rivals.selectors import head_covariances, pursue, remove_best
-from clipedit.editor.rivals.setting import Setting, differences
+from clipedit.editor.rivals.setting import Setting
 from clipedit.editor.rivals.text_maps import CALIBRATION, calibrate, insight_map, scatter_of_pairs
 from clipedit.editor.select.attention_region import subset
 

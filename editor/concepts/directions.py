@@ -45,10 +45,14 @@ def compute_concept_directions(
         )
     if rank == 0 or (directions is not None and not 1 <= directions <= rank):
         raise ConceptError(f"cannot take {directions or 1} directions: the texts span {rank}. Add texts that differ.")
+    return right[: directions or max(1, min(count_leading(singular), most))].T
+
+
+def count_leading(singular: Float[Tensor, " rank"]) -> int:
+    """How many of some singular values, largest first, hold 90 % of the variance."""
     held = (singular.square().cumsum(0) / singular.square().sum()).tolist()
     # The tolerance is for a share that is the limit but for rounding.
-    needed = next(i + 1 for i, share in enumerate(held) if share >= VARIANCE_KEPT - 1e-12)
-    return right[: directions or max(1, min(needed, most))].T
+    return next(i + 1 for i, share in enumerate(held) if share >= VARIANCE_KEPT - 1e-12)
 
 
 def concept_directions(concept: Concept, model: Model, *, directions: int | None = None) -> Tensor:
@@ -73,6 +77,12 @@ def spare_directions(
 def encode_pool(model: Model) -> Float[Tensor, "text d_embed"]:
     """Unit embeddings of the model's pool of texts, float64; encode once for many heads."""
     return encode_unit(model, load_texts(model_folder=model.folder))
+
+
+def differences(vectors: Float[Tensor, "vector d_embed"]) -> Float[Tensor, "pair d_embed"]:
+    """`v_i - v_j` of every two of some vectors, i < j."""
+    rows, columns = torch.triu_indices(len(vectors), len(vectors), offset=1)
+    return vectors[rows] - vectors[columns]
 
 
 def compute_mean_differences(

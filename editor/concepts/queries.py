@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,11 @@ POOL_SAMPLE = 96
 def encode_unit(model: Model, texts: Sequence[str]) -> Float[Tensor, "text d_embed"]:
     """Unit embeddings of texts, float64; nothing is checked."""
     return F.normalize(model.encode_text(list(texts)).cpu().double(), dim=-1)
+
+
+def encode_means(model: Model, instances: Iterable[Sequence[str]]) -> Float[Tensor, "instance d_embed"]:
+    """The mean unit embedding of the texts of every instance: each text weighs the same."""
+    return torch.stack([encode_unit(model, texts).mean(0) for texts in instances])
 
 
 def encode_queries(model: Model, texts: Sequence[str]) -> Float[Tensor, "text d_embed"]:

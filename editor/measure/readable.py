@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from ..concepts.concepts import Concept, plain_words
-from ..concepts.queries import encode_unit
+from ..concepts.queries import encode_means, encode_unit
 from ..edits.document import Step
 from ..edits.held_out import hold_out
 from ..edits.recipe import Recipe
@@ -155,8 +155,7 @@ def read_column(column: Column, answers: Answers) -> tuple[float, int]:
     pairs = [(where[row], found) for row, found in zip(column.rows, column.found, strict=True) if row in where]
     if not pairs:
         return 0.0, 0
-    # Unit embeddings first, so that every text of an instance weighs the same.
-    weights = torch.stack([encode_unit(answers.model, texts).mean(0) for texts in column.texts])
+    weights = encode_means(answers.model, column.texts)
     embedded = answers.embeddings[[row for row, _ in pairs]].cpu().double()
     right = (embedded @ F.normalize(weights, dim=1).T).argmax(1)
     truth = torch.tensor([found for _, found in pairs])

@@ -8,10 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..edits.erasure import fit_leace
-from .setting import Rival, Setting, ship_map
-
-# Relative to the largest singular value: below it a direction is rounding.
-ROUNDING = 1e-6
+from .setting import ROUNDING, Rival, Setting, ship_map, span_of
 
 
 def erase(setting: Setting) -> Rival:
@@ -48,19 +45,13 @@ def fit_splince(
     whiten, unwhiten = vectors / values.sqrt(), vectors * values.sqrt()
     # In whitened coordinates [rank, label]: what covaries with each.
     away, stay = (whiten.T @ centred.T @ (one.double() - one.double().mean(0)) / len(centred) for one in (erased, kept))
-    both = torch.cat([_basis(stay), _complement(torch.cat([away, stay], 1))], 1)
+    both = torch.cat([span_of(stay), _complement(torch.cat([away, stay], 1))], 1)
     reader = _complement(away)
     oblique = both @ torch.linalg.pinv(reader.T @ both) @ reader.T
     return unwhiten @ oblique @ whiten.T
 
 
-def _basis(columns: Float[Tensor, "rank label"]) -> Float[Tensor, "rank span"]:
-    """An orthonormal basis of what some columns span."""
-    left, singular, _ = torch.linalg.svd(columns, full_matrices=False)
-    return left[:, singular > ROUNDING * singular[0].clamp_min(ROUNDING)]
-
-
 def _complement(columns: Float[Tensor, "rank label"]) -> Float[Tensor, "rank rest"]:
     """An orthonormal basis of everything at right angles to some columns."""
-    span = _basis(columns)
+    span = span_of(columns)
     return torch.linalg.qr(torch.cat([span, torch.eye(len(span)).double()], 1))[0][:, span.shape[1] :]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ..concepts.queries import encode_means
 from ..errors import StatisticsError
 from .setting import Rival, Setting
 
@@ -24,7 +24,7 @@ def translate_images(setting: Setting) -> Rival:
     """
     if setting.scan.sample is None:
         raise StatisticsError("the scan kept no sample of images. Scan again.")
-    texts = F.normalize(torch.stack([part.mean(0) for part in setting.instances]), dim=1)
+    texts = F.normalize(encode_means(setting.model, setting.instances), dim=1)
     return Rival(inference=fit_translation(setting.scan.sample.features.embedding, texts))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -25,6 +25,9 @@ from ..scan.features import CachedFeatures, image_keys
 from ..scan.scan import Scan
 from ..select.selectors import select_recipe
 from ..select.whose_heads import HeldConcepts
+
+# Relative to the largest singular value: below it a direction is rounding.
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,10 @@ class Setting:
         """The edit that the tool itself would make, in the readout, where every method here acts."""
         return select_recipe(self.scan, self.model, concept=self.concept, known=self.known, effect="distilled")
 
-    @cached_property
-    def instances(self) -> list[Float[Tensor, "wording d_embed"]]:
-        """Unit embeddings of the texts of every instance; of a plain list each text is one."""
-        parts = self.concept.instances or {text: (text,) for text in self.concept.texts}
-        return [encode_unit(self.model, texts) for texts in parts.values()]
+    @property
+    def instances(self) -> list[tuple[str, ...]]:
+        """The texts of every instance; of a plain list each text is one."""
+        return list((self.concept.instances or {text: (text,) for text in self.concept.texts}).values())
 
     @cached_property
     def pairs(self) -> Float[Tensor, "context instance d_embed"]:
@@ -102,7 +104,7 @@ class Setting:
 
         Instances with more wordings than the shortest one lend their first.
         """
-        parts = list((self.concept.instances or {text: (text,) for text in self.concept.texts}).values())
+        parts = self.instances
         wordings = min(map(len, parts))
         rows = [[f"a {name}, {part[index]}" for part in parts] for name in self.classes for index in range(wordings)]
         return encode_unit(self.model, [text for row in rows for text in row]).unflatten(0, (len(rows), len(parts)))
@@ -177,16 +179,8 @@ def ship_text_map(maps: Float[Tensor, "d_embed d_embed"], model: Model) -> Rival
     return Rival(texts=fold_projection("texts", tensors, model.tower.tensor_names(), lambda name: state[name].double()))
 
 
-def project_away(basis: Float[Tensor, "d_embed direction"]) -> Float[Tensor, "d_embed d_embed"]:
-    """`I - Q Q^T`, where `Q` is an orthonormal basis of what some directions span."""
-    left, singular, _ = torch.linalg.svd(basis, full_matrices=False)
+def span_of(columns: Float[Tensor, "d_embed column"]) -> Float[Tensor, "d_embed span"]:
+    """An orthonormal basis of what some columns span."""
+    left, singular, _ = torch.linalg.svd(columns, full_matrices=False)
     # Directions that others span already would come back as noise at full strength.
-    span = left[:, singular > 1e-6 * singular[0]]
-    return torch.eye(len(basis)).double() - span @ span.T
-
-
-def differences(vectors: Sequence[Tensor] | Tensor) -> Float[Tensor, "pair d_embed"]:
-    """`v_i - v_j` of every two of some vectors, i < j."""
-    stacked = vectors if isinstance(vectors, Tensor) else torch.stack(list(vectors))
-    rows, columns = torch.triu_indices(len(stacked), len(stacked), offset=1)
-    return stacked[rows] - stacked[columns]
+    return left[:, singular > ROUNDING * singular[0].clamp_min(ROUNDING)]

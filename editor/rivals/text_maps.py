@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..concepts.concepts import load_concept
-from ..concepts.directions import concept_directions
-from ..concepts.queries import encode_unit
+from ..concepts.directions import concept_directions, count_leading, differences
+from ..concepts.queries import encode_means
 from ..edits.operations import project_output
-from .setting import Rival, Setting, differences, project_away, ship_map, ship_text_map
+from .setting import Rival, Setting, ship_map, ship_text_map, span_of
 
 # Of the calibration of Orth-Cali, as its authors set it for zero-shot classes.
 CALIBRATION = 1000.0
@@ -34,10 +34,7 @@ def project_differences(setting: Setting) -> Rival:
     """
     centred = centre_contexts(setting.pairs).flatten(0, 1)
     _, singular, right = torch.linalg.svd(centred, full_matrices=False)
-    held = (singular.square().cumsum(0) / singular.square().sum()).tolist()
-    # As many as hold nine tenths of them, like a concept's own directions.
-    needed = next(count for count, share in enumerate(held, 1) if share >= 0.9 - 1e-12)
-    return ship_map(project_output(right[:needed].T, 1.0), setting.model)
+    return ship_map(project_output(right[: count_leading(singular)].T, 1.0), setting.model)
 
 
 def calibrate_texts(setting: Setting) -> Rival:
@@ -77,13 +74,13 @@ def correct_by_insights(setting: Setting) -> Rival:
     Its authors take both from a language model. Here the harmful ones come from the concept's file, the helpful ones
     from the concept that it keeps, else from the classes.
     """
-    harmful = differences([part.mean(0) for part in setting.instances])
+    harmful = differences(encode_means(setting.model, setting.instances))
     keep = setting.concept.keep
     if keep is None:
         helpful = differences(setting.class_weights().double())
     else:
         kept = load_concept(keep, setting.model.folder)
-        helpful = differences(torch.stack([encode_unit(setting.model, part).mean(0) for part in kept.parts().values()]))
+        helpful = differences(encode_means(setting.model, kept.parts().values()))
     return ship_map(insight_map(harmful, helpful), setting.model)
 
 
@@ -91,6 +88,5 @@ def insight_map(
     harmful: Float[Tensor, "pair d_embed"], helpful: Float[Tensor, "other d_embed"]
 ) -> Float[Tensor, "d_embed d_embed"]:
     """`(I + H H^T)(I - Q Q^T)`: what RoboShot does image by image is one matrix, so that a checkpoint holds it."""
-    away = project_away(harmful.T)
-    # `I + H H^T` from the complement, which `project_away` gives.
-    return (2 * torch.eye(len(away)).double() - project_away(helpful.T)) @ away
+    # A strength below zero adds what a projection takes away: `I + H H^T`.
+    return project_output(span_of(helpful.T), -1.0) @ project_output(span_of(harmful.T), 1.0)

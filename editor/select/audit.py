@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
 from typing import Any, Literal
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ..concepts.class_weights import compute_class_weights
 from ..concepts.concepts import Concept, list_concepts, load_concept, plain_words
+from ..concepts.directions import differences
 from ..concepts.queries import encode_unit
 from ..edits.bind import default_effect
 from ..errors import ConceptError, nearest_names
@@ -289,9 +289,8 @@ def _choose(model: Model, concepts: Sequence[str | Concept] | None) -> set[str]:
 
 def _build_margins(known: HeldConcepts, classes: Sequence[str], templates: Sequence[str]) -> Margins:
     weights = compute_class_weights(known.model, classes, templates).double()
-    pairs = list(combinations(range(len(classes)), 2)) if len(classes) <= MOST_PAIRED else []
-    # [margin, d_embed]
-    rows = torch.stack([weights[a] - weights[b] for a, b in pairs]) if pairs else weights - weights.mean(0)
+    # [margin, d_embed]; a single class has no other.
+    rows = differences(weights) if 1 < len(classes) <= MOST_PAIRED else weights - weights.mean(0)
     return Margins(_embedding_covariance(known.probe.subsets), rows.T, _build_null_pool(known.probe, classes))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch import Tensor
 from ....editor.components import Features
 from ....editor.concepts.class_weights import compute_class_weights
 from ....editor.concepts.concepts import Concept
-from ....editor.concepts.queries import encode_unit
+from ....editor.concepts.queries import encode_means
 from ....editor.errors import ImageError
 from ....editor.images.demo import COLOR_WORDS, COLORS, PLACES, SHAPES, test_source
 from ....editor.images.demo_name import is_demo
@@ -247,7 +246,7 @@ def _ask_concepts(found: Labelled, model: Model, concepts: Sequence[Concept], ro
         column = find_column(concept, rows)
         if column is None or len(column.rows) < LEAST_IMAGES:
             continue
-        weights = torch.stack([encode_unit(model, texts).mean(0) for texts in column.texts])
+        weights = encode_means(model, column.texts)
         right = [-1] * len(rows)
         for row, instance in zip(column.rows, column.found, strict=True):
             right[row] = instance
