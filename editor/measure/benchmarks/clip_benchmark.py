@@ -34,7 +34,7 @@ def measure_as_benchmark(
         # There is one image to choose from.
         return Benchmark("image_caption_selection", {"image_acc": 1.0, "text_acc": found, "acc": found})
     recalls = [float(right[labels == label].mean()) for label in labels.unique()]
-    among = similarity.topk(min(_TOP, similarity.shape[1]), 1).indices if similarity.shape[1] >= _TOP else None
+    among = similarity.topk(_TOP, 1).indices if similarity.shape[1] >= _TOP else None
     return Benchmark(
         "zeroshot_classification",
         {
@@ -45,11 +45,11 @@ def measure_as_benchmark(
     )
 
 
-def write_result(folder: Path, dataset: str, model: str, found: Benchmark, *, overwrite: bool = False) -> Path:
+def write_result(folder: Path, dataset: str, model: str, found: Benchmark) -> Path:
     """Write `<dataset>_<pretrained>_<model>_en_<task>.json`; `model` is `NAME:PRETRAINED`, a name or a folder.
 
     Raises:
-        ExportError: If the file is there already, or cannot be written.
+        ExportError: If it cannot be written.
     """
     name, _, pretrained = model.partition(":") if not Path(model).exists() else (Path(model).name, "", model)
     record = spell_result(dataset, name, pretrained, found)
