@@ -177,7 +177,7 @@ def test_weights_of_one_change_no_head_and_others_scale_its_components(setting: 
 
 
 def test_residual_weights_answer_their_own_images_better(setting: Setting) -> None:
-    texts, (features, _) = setting.class_weights().double(), setting.labelled
+    texts, (features, _) = setting.class_weights, setting.labelled
     heads = find_components(setting, setting.known.probe.subsets)
     weights = fit_weights(heads, features, setting.class_labels, texts)
     moved = sum(one.coordinates(features) * (w - 1) @ one.directions.T for one, w in zip(heads, weights, strict=True))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import ImageError
 from ..look.readings import combine_shares, weights_of
-from ..look.spatial import compute_seen, compute_token_shares, last_heads
+from ..look.spatial import compute_token_shares, last_heads
 from ..scan.collect import iterate_pixels
 from ..scan.tally import MAX_BAD
 from .selectors import remove_best
@@ -36,24 +36,20 @@ def score_causes(setting: Setting) -> Float[Tensor, " head"]:
     """Mean fall of the divergence between the answers for an image and for its object on another background."""
     if setting.images is None:
         raise ImageError("it looks at pixels, which a scan does not hold. Add --images DIR.")
-    weights, model = setting.class_weights().double(), setting.model
+    weights, model, readouts = setting.class_weights, setting.model, setting.known.probe.subsets.readouts
     groups = [group for group in setting.scan.groups(model) if group.ids[0].kind == "head"]
-    readouts = {name: one.double() for name, one in model.tower.compute_readouts(groups).items()}
-    falls, seen = torch.zeros(sum(len(group.ids) for group in groups)).double(), 0
+    # [head, k], in the order of the readouts.
+    means = torch.cat([setting.scan.statistics.mean_features(group.name) for group in groups])
+    falls, seen = torch.zeros(len(readouts)).double(), 0
     for pixels in _iterate(setting):
         both = [model.tower.collect_features(one, groups) for one in (pixels, swap_backgrounds(setting, pixels))]
         whole = [one.embedding.double().cpu() for one in both]
         before = compute_divergence(*(answer(one, weights) for one in whole)).sum()
-        at = 0
-        for group in groups:
-            mean = setting.scan.statistics.mean_features(group.name)
-            for head, readout in enumerate(readouts[group.name]):
-                without = [
-                    z - (one.groups[group.name][:, head].double().cpu() - mean[head]) @ readout.T
-                    for z, one in zip(whole, both, strict=True)
-                ]
-                falls[at] += before - compute_divergence(*(answer(one, weights) for one in without)).sum()
-                at += 1
+        # [image, head, k]
+        moved = [torch.cat([one.groups[group.name] for group in groups], 1).double().cpu() - means for one in both]
+        for head, readout in enumerate(readouts):
+            without = [z - u[:, head] @ readout.T for z, u in zip(whole, moved, strict=True)]
+            falls[head] += before - compute_divergence(*(answer(one, weights) for one in without)).sum()
         seen += len(pixels)
     return falls / max(seen, 1)
 
@@ -71,10 +67,9 @@ def _iterate(setting: Setting) -> Iterator[Tensor]:
 
 def swap_backgrounds(setting: Setting, pixels: Float[Tensor, "image 3 height width"]) -> Tensor:
     """Every image's object on the background of the next image of the batch."""
-    weights, heads = setting.class_weights().double(), last_heads(setting.model)
+    weights, heads = setting.class_weights, last_heads(setting.model)
     directions = weights - weights.mean(0)
-    seen = compute_seen(setting.model, directions, heads)
-    shares = compute_token_shares(setting.model, pixels, directions, heads=heads, seen=seen).on_image()
+    shares = compute_token_shares(setting.model, pixels, directions, heads=heads).on_image()
     # Where the classes are told apart: the same map for all of them.
     maps = torch.stack([combine_shares(one, "evidence", weights_of(heads, None))[..., 0] for one in shares])
     objects = (maps > maps.mean((1, 2), keepdim=True)).float()[:, None]

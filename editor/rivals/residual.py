@@ -52,7 +52,7 @@ def reweight_components(setting: Setting) -> Rival:
     """
     (features, _), subsets = setting.labelled, setting.known.probe.subsets
     heads = find_components(setting, subsets)
-    weights = fit_weights(heads, features, setting.class_labels, setting.class_weights().double())
+    weights = fit_weights(heads, features, setting.class_labels, setting.class_weights)
     edits = {
         one.head: one.rescale(readout, found)
         for one, readout, found in zip(heads, subsets.readouts, weights, strict=True)

@@ -151,14 +151,15 @@ class Setting:
         labels = torch.tensor([attribute.labels[index] for index in kept])
         return LabelledEmbeddings(features.final, features.embedding, labels)
 
+    @cached_property
     def class_weights(self) -> Float[Tensor, "class d_embed"]:
-        """Unit vectors of the classes."""
-        return compute_class_weights(self.model, self.classes, self.templates)
+        """Unit vectors of the classes, float64."""
+        return compute_class_weights(self.model, self.classes, self.templates).double()
 
 
-def ship_recipe(document: RecipeDocument, setting: Setting, labelled: LabelledEmbeddings | None = None) -> Rival:
+def ship_recipe(document: RecipeDocument, setting: Setting) -> Rival:
     """The checkpoint of a `distilled` recipe."""
-    recipe = bind_recipe(document, setting.scan, setting.model, labelled=labelled)
+    recipe = bind_recipe(document, setting.scan, setting.model)
     state = setting.model.module.state_dict()
     names = {name for key, name in setting.model.tower.tensor_names().items() if key.startswith("texts")}
     found = compute_edited_tensors(recipe, lambda name: state[name])

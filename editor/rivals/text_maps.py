@@ -77,7 +77,7 @@ def correct_by_insights(setting: Setting) -> Rival:
     harmful = differences(encode_means(setting.model, setting.instances))
     keep = setting.concept.keep
     if keep is None:
-        helpful = differences(setting.class_weights().double())
+        helpful = differences(setting.class_weights)
     else:
         kept = load_concept(keep, setting.model.folder)
         helpful = differences(encode_means(setting.model, kept.parts().values()))
