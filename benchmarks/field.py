@@ -21,10 +21,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from methods import PLACE_SPLITS
+from methods import PLACE_SPLITS, location_of
 
-from clipedit.demo import texts
-from clipedit.editor.concepts.concepts import Concept
 from clipedit.editor.images.demo import (
     SHAPES,
     demo_calibration_source,
@@ -63,11 +61,12 @@ def measure_model(name: str, source: ImageSource) -> Iterator[list[object]]:
     scanned = scan(model, "demo", batch_size=128)
     features, kept = collect_features(model, source, layers=(), batch_size=256)
     for split, listed in PLACE_SPLITS.items():
-        concept = Concept.model_validate(texts.concept_documents(listed)["location"])
         task, colors = labelled_tasks(listed)
         some = range(0, len(task.labels), EVERY)
         labelled = [subset(one, some) for one in (task, labelled_by("place", listed), colors)]
-        setting = Setting(model, scanned, concept, SHAPES, SHAPE_TEMPLATES, demo_calibration_source(), *labelled)
+        setting = Setting(
+            model, scanned, location_of(listed), SHAPES, SHAPE_TEMPLATES, demo_calibration_source(), *labelled
+        )
         judge = partial(build_demo_measure, source=source, listed=listed)
         head = ["demo", Path(name).name, split]
         yield [*head, UNEDITED, *show(RivalRow(judge(model)(features.embedding, kept)))]

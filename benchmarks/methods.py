@@ -91,7 +91,7 @@ class Bench:
 
     @property
     def concept(self) -> Concept:
-        return Concept.model_validate(texts.concept_documents(self.listed)["location"])
+        return location_of(self.listed)
 
     def row(self, embeddings: torch.Tensor, weights: dict[str, torch.Tensor] | None = None) -> Row:
         chosen = weights or task_weights(self.model)
@@ -136,6 +136,11 @@ class Bench:
             extra = tuple(step for step in recipe.document.steps if step.target == "output")
             documents = [d.model_copy(update={"steps": (*d.steps, *extra)}) for d in documents]
         return mean_rows([self.row(self.embed(self.bind(document))) for document in documents])
+
+
+def location_of(listed: Sequence[str]) -> Concept:
+    """The demo's concept `location` with some of its places."""
+    return Concept.model_validate(texts.concept_documents(listed)["location"])
 
 
 def hold(source: ImageSource) -> ImageSource:

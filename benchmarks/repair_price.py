@@ -61,10 +61,13 @@ def write_photographs(folder: Path, count: int, *, width: int = 640, height: int
 def measure_repair(
     rounds: int, counts: list[int], names: list[str], megapixels: list[str], kinds: tuple[str, ...] = ("cold", "warm")
 ) -> None:
-    """`remove-heads` with report, fidelity and verification against a plain pass of open_clip; whole processes."""
+    """`remove-heads` with report, fidelity and verification against a plain pass of open_clip.
+
+    Whole processes; the models have random weights.
+    """
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            base = write_base(Path(folder), name)
+            base = write_base(Path(folder), clipedit.load_model(name))
             for size in megapixels:
                 for count in counts:
                     photographs = Path(folder) / f"photographs-{size}-{count}"
@@ -74,9 +77,9 @@ def measure_repair(
                     )
 
 
-def write_base(folder: Path, name: str) -> Path:
-    """A folder that open_clip reads, with random weights."""
-    model, base = clipedit.load_model(name), folder / "base"
+def write_base(folder: Path, model: clipedit.Model) -> Path:
+    """A model as open_clip reads it, in a folder of its own."""
+    base = folder / "base"
     base.mkdir()
     state = {key: tensor.contiguous() for key, tensor in model.module.state_dict().items()}
     save_file(state, base / "open_clip_model.safetensors", metadata={"format": "pt"})

@@ -20,10 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from methods import PLACE_SPLITS
+from methods import PLACE_SPLITS, location_of
 
-from clipedit.demo.texts import concept_documents
-from clipedit.editor.concepts.concepts import Concept
 from clipedit.editor.concepts.queries import encode_unit
 from clipedit.editor.images.demo import test_source, validation_source
 from clipedit.editor.images.listing import list_images
@@ -31,10 +29,10 @@ from clipedit.editor.load import load_model
 from clipedit.editor.measure.demo_measure import build_demo_measure
 from clipedit.editor.scan.collect import collect_features
 from clipedit.editor.scan.scan import scan
-from clipedit.editor.select.choice import PROJECTION_ALONE, choose_edit
+from clipedit.editor.select.choice import PROJECTION_ALONE, choose_edit, plan_removal
 from clipedit.editor.select.head_subsets import removed_share
 from clipedit.editor.select.plan import default_heads
-from clipedit.editor.select.selectivity import COUNTS, Probe, build_probe, rank_heads
+from clipedit.editor.select.selectivity import COUNTS, Probe, build_probe
 from clipedit.editor.select.whose_heads import Measured, judge, measure, measure_library
 
 # What a few heads hold in each world. Shape and texture are in the demo's images, but sit in MLPs and in color's heads.
@@ -46,15 +44,10 @@ def world_of(name: str) -> str:
     return "people" if Path(name).name.startswith("people") else "demo"
 
 
-def location_of(places: str) -> Concept:
-    """The demo's concept `location`, listing one half of its places."""
-    return Concept.model_validate(concept_documents(PLACE_SPLITS[places])["location"])
-
-
 def library_of(probe: Probe, name: str, places: str) -> dict[str, Measured]:
     """The library on a model; in the demo's world with the `location` of one half."""
-    library = measure_library(probe)
-    return library | ({"location": measure(probe, location_of(places))} if world_of(name) == "demo" else {})
+    own = {"location": measure(probe, location_of(PLACE_SPLITS[places]))} if world_of(name) == "demo" else {}
+    return measure_library(probe) | own
 
 
 def write_verdicts(name: str, calibration: str, counts: list[int], places: str) -> Iterator[list[object]]:
@@ -79,12 +72,11 @@ def write_choice(name: str, split: str, places: str) -> Iterator[list[object]]:
     source = test_source() if split == "test" else validation_source()
     features, kept = collect_features(model, source, layers=())
     measured = build_demo_measure(model, source, listed=PLACE_SPLITS[places])
-    concept, library = location_of(places), library_of(probe, name, places)
+    concept, library = location_of(PLACE_SPLITS[places]), library_of(probe, name, places)
     choice = choose_edit(probe, concept, library, most=default_heads(scanned, model))
     every = choose_edit(probe, concept, library, most=len(probe.subsets.heads), project=False)
     weighed = {one.heads: one for one in every.weighed}
-    span = probe.directions(encode_unit(model, concept.texts))
-    ranked = rank_heads(probe, encode_unit(model, concept.texts))
+    span, ranked = plan_removal(probe, encode_unit(model, concept.texts))
     for count, one in weighed.items():
         held = max(0.0, removed_share(probe.subsets.quadratic_forms(span), ranked[:count]))
         for kind, strength in (("none", 0.0), ("share squared", held**2), ("constant", PROJECTION_ALONE)):

@@ -7,7 +7,6 @@ Random weights at real size: speed does not depend on what they hold.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -18,8 +17,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from repair_price import SIZES, measure_repair
-from safetensors.torch import save_file
+from repair_price import SIZES, measure_repair, write_base
 from timing import describe, interleaved, seconds
 
 import clipedit
@@ -98,20 +96,21 @@ def measure_text_span() -> None:
     print(f"TextSpan, 64 heads of 64, 768 dimensions, 3,000 texts, 20 each: median {statistics.median(times):.2f} s")
 
 
-def edited_model(model: clipedit.Model, effect: str) -> tuple[clipedit.Model, clipedit.Recipe]:
+def edited_model(model: clipedit.Model) -> clipedit.Model:
     scanned = clipedit.scan(model, image_source(16), batch_size=8, workers=0)
     step = Step(
         operation="mean-ablate", heads=tuple(f"L{layer}H{head}" for layer in (8, 9, 10, 11) for head in range(3))
     )
-    document = RecipeDocument(schema_version=1, name="speed", base=Base(model=model.name), effect=effect, steps=(step,))  # type: ignore[arg-type]
-    recipe = bind_recipe(document, scanned, model)
-    return clipedit.apply_recipe(recipe, model), recipe
+    document = RecipeDocument(
+        schema_version=1, name="speed", base=Base(model=model.name), effect="distilled", steps=(step,)
+    )
+    return clipedit.apply_recipe(bind_recipe(document, scanned, model), model)
 
 
 def measure_edited(model: clipedit.Model, rounds: int) -> None:
     import onnxruntime
 
-    edited, _ = edited_model(model, "distilled")
+    edited = edited_model(model)
     pixels = torch.randn(8, 3, 224, 224)
     ratios = interleaved(lambda: edited.encode_image(pixels), lambda: model.encode_image(pixels), rounds)
     print(f"edited / unedited encode_image, ViT-B-16, batch 8: {describe(ratios)}", flush=True)
@@ -133,10 +132,7 @@ def measure_apply(rounds: int) -> None:
     model = clipedit.load_model("ViT-L-14")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "base").mkdir()
-        state = {key: tensor.contiguous() for key, tensor in model.module.state_dict().items()}
-        save_file(state, folder / "base" / "open_clip_model.safetensors", metadata={"format": "pt"})
-        (folder / "base" / "open_clip_config.json").write_text(json.dumps(dict(model.config), default=list))
+        weights = write_base(folder, model) / "open_clip_model.safetensors"
         scanned = clipedit.scan(model, image_source(4), batch_size=4, workers=0)
         for effect in ("distilled", "total"):
             step = Step(operation="mean-ablate", heads=tuple(f"L23H{head}" for head in range(12)))
@@ -148,10 +144,9 @@ def measure_apply(rounds: int) -> None:
                 steps=(step,),  # type: ignore[arg-type]
             )
             bind_recipe(document, scanned, model).save(folder / f"{effect}.yaml")
-        largest = max(tensor.numel() * tensor.element_size() for tensor in state.values())
-        size = (folder / "base" / "open_clip_model.safetensors").stat().st_size
-        del model, state, scanned
-        weights = folder / "base" / "open_clip_model.safetensors"
+        largest = max(tensor.nbytes for tensor in model.module.state_dict().values())
+        size = weights.stat().st_size
+        del model, scanned
         plain = (
             f"cp {weights} {folder}/copy && sync {folder}/copy && sha256sum {weights} > /dev/null && rm {folder}/copy"
         )
