@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ..editor.choices import Decode, Exif, Layout, Reading, Side
+from ..editor.choices import AskedPrecision, Decode, Exif, Layout, Reading, Side
 from .checks import forget_cache, require_aligner, require_features, require_images, require_scan
 
 ModelOption = Annotated[
@@ -66,6 +66,13 @@ DecodeOption = Annotated[
     typer.Option(
         help="Large JPEGs in full, as open_clip reads them, or smaller where that leaves twice what the model takes "
         "(`scaled`, the default)."
+    ),
+]
+PrecisionOption = Annotated[
+    AskedPrecision | None,
+    typer.Option(
+        help="Of the scan's forward pass; sums are float64 in any case. `auto`: bf16 where the device multiplies it, "
+        "three times faster on such CPUs."
     ),
 ]
 ScanArgument = Annotated[Path, typer.Argument(callback=require_scan, help="A file that `clipedit scan` wrote.")]

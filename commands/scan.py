@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..editor.choices import PassPrecision
 from ..editor.files.whole import require_free_file
 from ..editor.images.demo_name import DEMO
 from ..editor.scan.align_options import AlignOptions
@@ -23,6 +22,7 @@ from .options import (
     MaxBadOption,
     ModelOption,
     OverwriteFileOption,
+    PrecisionOption,
     PretrainedOption,
     ScanOutOption,
     TowerOption,
@@ -86,9 +86,7 @@ def scan(
         ),
     ] = None,
     device: DeviceOption = "cpu",
-    precision: Annotated[
-        PassPrecision | None, typer.Option(help="Of the forward pass; sums are float64 in any case.")
-    ] = None,
+    precision: PrecisionOption = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the forward pass: minutes at the start, less for every image.")
     ] = False,

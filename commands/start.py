@@ -54,6 +54,7 @@ from .options import (
     NoCacheOption,
     OutOption,
     OverwriteOption,
+    PrecisionOption,
     PretrainedOption,
     RetentionOption,
     ScanOption,
@@ -86,7 +87,7 @@ PANELS = {
     # How labelled images are read, those to choose by and those to measure on.
     "Measure": (
         *("dataset", "layout", "classes", "templates", "label", "group_by", "split", "top", "retention"),
-        *("fail_if_worse", "batch_size", "max_bad", "exif", "decode", "no_cache"),
+        *("fail_if_worse", "batch_size", "max_bad", "exif", "decode", "precision", "no_cache"),
     ),
     "Output": ("out", "overwrite", "dry_run", "report", "plot", "as_json", "quiet", "log_json", "config", "help"),
 }
@@ -228,6 +229,7 @@ def remove_heads(
     max_bad: MaxBadOption = None,
     exif: ExifOption = None,
     decode: DecodeOption = None,
+    precision: PrecisionOption = None,
     out: OutOption = DEFAULT_OUT,
     overwrite: OverwriteOption = False,
     report: Annotated[
@@ -286,9 +288,8 @@ def _require_usage(asked: Mapping[str, Any]) -> None:
 
 def _name_inputs(asked: Mapping[str, Any]) -> dict[str, Any]:
     named: dict[str, Any] = {name: asked[name] for name in ("images", "scan", "concept", "keep")}
-    return named | {
-        "scan_options": given(**{name: asked[name] for name in ("batch_size", "max_bad", "exif", "decode")})
-    }
+    scanned = ("batch_size", "max_bad", "exif", "decode", "precision")
+    return named | {"scan_options": given(**{name: asked[name] for name in scanned})}
 
 
 def _name_outputs(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ Exif = Literal["upright", "ignore"]
 # JPEGs in full, or at a half, a quarter or an eighth where that leaves twice what a model takes.
 Decode = Literal["exact", "scaled"]
 ScoreMeasure = Literal["covariance-share", "correlation"]
-# Of the forward pass of a scan; of the weights of an export.
+# Of the forward pass of a scan, and as it is asked for; of the weights of an export.
 PassPrecision = Literal["fp32", "bf16", "fp16"]
+AskedPrecision = Literal["fp32", "bf16", "fp16", "auto"]
 WeightPrecision = Literal["fp32", "fp16", "int8"]

@@ -17,7 +17,7 @@ import clipedit
 from clipedit import cli
 from clipedit.editor.images.batches import Batch
 from clipedit.editor.images.demo import demo_calibration_source
-from clipedit.editor.models.devices import require_device, sums_device
+from clipedit.editor.models.devices import choose_precision, require_device, sums_device
 from clipedit.editor.scan.features import load_features
 from clipedit.editor.scan.scanner import Scanner
 from clipedit.editor.scan.statistics import Statistics, add_features, empty_statistics
@@ -99,6 +99,47 @@ def test_lower_precision_keeps_scores(demo_model: clipedit.Model, precision: str
     scores = [clipedit.score_heads(scan, demo_model, concept="location") for scan in (lower, full)]
     by_name = [{score.component: score.score for score in found} for found in scores]
     assert max(abs(by_name[0][name] - by_name[1][name]) for name in by_name[1]) < 0.05
+
+
+def top_heads(model: clipedit.Model, source: Any, precision: str, **options: Any) -> dict[str, list[str]]:
+    scanned = clipedit.scan(model, source, precision=precision, workers=0, **options)  # type: ignore[arg-type]
+    scored = {name: clipedit.score_heads(scanned, model, concept=name) for name in ("location", "color")}
+    return {name: [str(score.component) for score in scores[:8]] for name, scores in scored.items()}
+
+
+def test_lower_precision_chooses_the_same_heads(demo_model: clipedit.Model) -> None:
+    source = demo_calibration_source(128)
+    assert top_heads(demo_model, source, "bf16") == top_heads(demo_model, source, "fp32")
+
+
+@pytest.mark.slow
+def test_lower_precision_chooses_the_same_heads_at_real_size() -> None:
+    torch.manual_seed(0)
+    model, source = clipedit.load_model("ViT-B-16"), demo_calibration_source(48)
+    layers = {"layers": [8, 9, 10, 11]}
+    assert top_heads(model, source, "bf16", **layers) == top_heads(model, source, "fp32", **layers)
+
+
+def test_auto_is_bf16_where_the_device_multiplies_it(
+    demo_model: clipedit.Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cpu = torch.device("cpu")
+    for known, expected in (
+        ({"amx_bf16": True}, "bf16"),
+        ({"amx_bf16": False, "avx512_bf16": True}, "bf16"),
+        ({"avx512_f": True}, "fp32"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known, raising=False)
+        assert choose_precision("auto", cpu) == expected
+        clipedit.scan(demo_model, demo_calibration_source(4), precision="auto", workers=0).save(tmp_path / expected)
+        assert clipedit.load_scan(tmp_path / expected).precision == expected
+    with pytest.raises(clipedit.StatisticsError, match="precision"):
+        clipedit.load_scan(tmp_path / "bf16").merge(clipedit.load_scan(tmp_path / "fp32"))
+    assert choose_precision("auto", torch.device("mps")) == "fp32"
+    assert choose_precision("fp16", cpu) == "fp16"
+    for supported, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, s=supported: s)
+        assert choose_precision("auto", torch.device("cuda")) == expected
 
 
 def failing_above(size: int, error: Exception, model: clipedit.Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from ..choices import PassPrecision
+from ..choices import AskedPrecision, PassPrecision
 from ..errors import ModelError
 
 Result = TypeVar("Result")
@@ -51,6 +51,17 @@ def sums_device(device: torch.device) -> torch.device:
 def lower_precision(device: torch.device, precision: PassPrecision) -> AbstractContextManager[object]:
     """Matrix products in bf16 or fp16 inside the block; weights, norms and what is kept stay as they are."""
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, DTYPES[precision])
+
+
+def choose_precision(asked: AskedPrecision, device: torch.device) -> PassPrecision:
+    """What is asked for; of `auto` bf16 where the device multiplies it by instructions of its own, else fp32."""
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    # Other CPUs emulate it, slower than fp32.
+    known = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return "bf16" if known.get("amx_bf16") or known.get("avx512_bf16") else "fp32"
 
 
 def start_size(device: torch.device) -> int:

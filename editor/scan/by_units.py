@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ..choices import Decode, Exif, PassPrecision
+from ..choices import AskedPrecision, Decode, Exif
 from ..errors import ImageError, StatisticsError, require_kinds
 from ..images.batches import Batch
 from ..images.source import ImageSource
 from ..images.units import AnySource, WorkUnit, choose_shard, list_units
+from ..models.devices import choose_precision
 from ..models.model import Model
 from .partials import Partials, find_difference, partial_path, read_description, remove_partials
 from .scan import choose_layers, describe_scan, read_batches
@@ -79,7 +80,7 @@ def scan_units(
     self_attention: bool = False,
     workers: int | None = None,
     max_bad: float = MAX_BAD,
-    precision: PassPrecision = "fp32",
+    precision: AskedPrecision = "fp32",
     compiled: bool = False,
     exif: Exif = "upright",
     decode: Decode = "scaled",
@@ -111,7 +112,8 @@ def scan_units(
     mine = choose_shard(units, shard)
     folder = Path(folder)
     parts = choose_layers(model, layers), mlps, self_attention
-    scanner = Scanner(model, *parts, batch_size, precision, compiled, exif, decode)
+    how = choose_precision(precision, model.device)
+    scanner = Scanner(model, *parts, batch_size, how, compiled, exif, decode)
     if not resume:
         remove_partials(folder)
     done = find_done(folder, units, scanner, max_bad=max_bad, say=say)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ..choices import Decode, Exif, Side
+from ..choices import Decode, Exif, PassPrecision, Side
 from .sample import Sample
 from .statistics import Statistics
 
@@ -50,6 +50,7 @@ class _Description(BaseModel):
     sample: _Sample | None = None
     exif: Exif = "ignore"
     decode: Decode = "exact"
+    precision: PassPrecision = "fp32"
 
 
 def check_description(described: Any) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def check_description(described: Any) -> dict[str, Any]:
     if isinstance(described, dict) and "n" in described:
         described = {key: value for key, value in described.items() if key != "n"} | {"folds": [described["n"]]}
     _Description.model_validate(described)
-    return {"function": None, "sample": None, "exif": "ignore", "decode": "exact"} | described
+    return {"function": None, "sample": None, "exif": "ignore", "decode": "exact", "precision": "fp32"} | described
 
 
 def check_sums(statistics: Statistics) -> Statistics:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..choices import Decode, Exif, PassPrecision, Side
+from ..choices import AskedPrecision, Decode, Exif, PassPrecision, Side
 from ..components import ComponentGroup, Features
 from ..errors import ModelError, StatisticsError, describe_given, require_kinds, require_path
 from ..files.inputs import require_scan_file
@@ -21,6 +21,7 @@ from ..images.batches import Batch, load_batches
 from ..images.listing import list_images
 from ..images.source import ImageSource
 from ..images.texts import list_texts
+from ..models.devices import choose_precision
 from ..models.identity import describe_function, find_function_difference
 from ..models.loaders import lasting_name
 from ..models.model import Model
@@ -36,9 +37,8 @@ KIND, OLD_KIND = "clipedit-scan-2", "clipedit-scan-1"
 # The fewest images that a fold is judged on.
 LEAST_FOLD = 4
 # In which scans must be alike to be summed.
-SETTINGS = (
-    *("weights_hash", "function", "aligner_digest", "tower", "layers", "mlps", "self_attention", "exif", "decode"),
-)
+SETTINGS = ("weights_hash", "function", "aligner_digest", "tower", "layers", "mlps", "self_attention")
+SETTINGS += ("exif", "decode", "precision")
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Scan:
         tower: `image`, or `text` where texts were scanned.
         unit: For a partial scan, its work unit and how it was computed (`editor/scan/partials.py`); None for others.
         more_bad: Images that could not be read and are not named in `bad`.
-        exif: Whether photos were turned upright or read as they are stored, as versions did that did not say.
-        decode: Whether large JPEGs were decoded in full, as versions did that did not say.
+        exif, decode, precision: Whether photos were turned upright, whether large JPEGs were decoded in full, and that of
+            the pass; versions that did not say ignored EXIF, decoded in full and computed in fp32.
         function: What the model computes with its weights (`editor/models/identity.py`); None for scans of format 1.
         sample: Features of a few images; None for scans of format 1.
         folds: The sums, in parts that an image falls into by its key. What is fitted on some is judged on the others;
@@ -82,6 +82,7 @@ class Scan:
     sample: Sample | None = None
     exif: Exif = "ignore"
     decode: Decode = "exact"
+    precision: PassPrecision = "fp32"
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -213,7 +214,7 @@ def scan(
     workers: int | None = None,
     max_bad: float = MAX_BAD,
     keep_features: Path | None = None,
-    precision: PassPrecision = "fp32",
+    precision: AskedPrecision = "fp32",
     compiled: bool = False,
     exif: Exif = "upright",
     decode: Decode = "scaled",
@@ -231,7 +232,7 @@ def scan(
         workers: Processes that read images.
         max_bad: Share of unreadable images that is tolerated, in [0, 1].
         keep_features: A file to write the features of every image to; see `editor/scan/features.py` for its size.
-        precision: Of matrix products in the forward pass; sums are float64 in any case.
+        precision: Of matrix products in the forward pass; sums are float64 in any case. `auto`: see `choose_precision`.
         compiled: Let `torch.compile` make the forward pass: minutes at the start, less for every image.
         exif: `ignore` reads photos as they are stored, as open_clip does, and not turned as their EXIF says.
         decode: `exact` decodes all pixels of large JPEGs, as open_clip does; `scaled` a half, a quarter or an eighth of
@@ -244,7 +245,8 @@ def scan(
     require_kinds("scan images", model=(model, Model))
     source = list_texts(images) if model.side == "text" else list_images(images)
     chosen = choose_layers(model, layers)
-    scanner = Scanner(model, chosen, mlps, self_attention, batch_size, precision, compiled, exif, decode)
+    how = choose_precision(precision, model.device)
+    scanner = Scanner(model, chosen, mlps, self_attention, batch_size, how, compiled, exif, decode)
     tally = Tally(len(source), max_bad, progress)
     kept = write_features(keep_features, model, scanner.groups, source, chosen) if keep_features else nullcontext(None)
     with kept as write:
@@ -285,6 +287,7 @@ def describe_scan(
         sample=sample,
         exif=scanner.exif,
         decode=scanner.decode,
+        precision=scanner.precision,
     )
 
 
