@@ -56,8 +56,8 @@ class Scan:
         tower: `image`, or `text` where texts were scanned.
         unit: For a partial scan, its work unit and how it was computed (`editor/scan/partials.py`); None for others.
         more_bad: Images that could not be read and are not named in `bad`.
-        exif, decode, precision: Whether photos were turned upright, whether large JPEGs were decoded in full, and that of
-            the pass; versions that did not say ignored EXIF, decoded in full and computed in fp32.
+        exif, decode, precision: Whether photos were turned upright and large JPEGs decoded in full, and what the model
+            multiplied in; versions that did not say ignored EXIF, decoded in full and computed in fp32.
         function: What the model computes with its weights (`editor/models/identity.py`); None for scans of format 1.
         sample: Features of a few images; None for scans of format 1.
         folds: The sums, in parts that an image falls into by its key. What is fitted on some is judged on the others;
