@@ -66,10 +66,11 @@ def test_a_sum_of_table_rows_is_the_direct_edit(
     embeddings = compute_direct_embeddings(recipe, compute_edited_readouts(recipe, demo_model.tower), loaded.features)
     expected = embeddings @ loaded.weights.T
     assert torch.allclose(table.similarity - table.removed[chosen].sum(0), expected, atol=1e-4)
-    worst, overall = measure_subsets(table, subset_rows(table, [frozenset(chosen)]))
+    worst, overall, mean = measure_subsets(table, subset_rows(table, [frozenset(chosen)]))
     right = (expected.argmax(1) == table.labels).float()
     assert float(overall) == pytest.approx(float(right.mean()))
-    assert float(worst) == pytest.approx(min(float(right[table.groups == g].mean()) for g in table.groups.unique()))
+    by_group = [float(right[table.groups == g].mean()) for g in table.groups.unique()]
+    assert float(worst) == pytest.approx(min(by_group)) and float(mean) == pytest.approx(sum(by_group) / len(by_group))
 
 
 @pytest.mark.parametrize("select", ["text-difference", "labelled-contrast", "attention-region", "frontier"])
@@ -103,6 +104,20 @@ def test_the_frontier_meets_its_budget_on_the_images_it_saw(
         choose_within(points, points[0], -90.0)
     with pytest.raises(clipedit.RecipeError, match="no edit improves the worst group. Raise --budget or --heads."):
         choose_within(points[:1], points[0], 1.0)
+
+
+def test_where_the_worst_group_stays_at_0_the_mean_of_groups_decides() -> None:
+    heads = tuple(clipedit.HeadId(0, head) for head in range(3))
+    # Four groups of five images, all answered wrongly; head 0 gives one group back, head 1 two others, head 2 none.
+    groups, similarity = torch.arange(20) // 5, torch.tensor([[0.0, 1.0]]).repeat(20, 1)
+    removed = torch.zeros(3, 20, 2)
+    removed[0, groups == 0, 1] = removed[1, (groups == 1) | (groups == 2), 1] = 2.0
+    table = TaskTable(heads, similarity, removed, torch.zeros(20, dtype=torch.long), groups)
+    points = search_subsets(table, None, most=2)
+    assert all(point.worst_group == 0 for point in points)
+    assert {point.heads: point.mean_of_groups for point in points}[("L0H1",)] == 0.5
+    assert choose_within(points, points[0], 2.0).heads == ("L0H0", "L0H1")
+    assert choose_within(search_subsets(table, None, most=1), points[0], 2.0).heads == ("L0H1",)
 
 
 def test_the_frontier_tries_a_hundred_edits_a_second(demo_scan: clipedit.Scan, demo_model: clipedit.Model) -> None:

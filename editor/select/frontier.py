@@ -19,25 +19,32 @@ BEAM = 8
 
 @dataclass(frozen=True)
 class Point:
-    """One edit on the labelled images, `direct` effect: its worst group and its retention, in [0, 1]."""
+    """One edit on the labelled images, `direct` effect: its worst group, retention and mean of groups, in [0, 1]."""
 
     heads: tuple[str, ...]
     output_strength: float
     worst_group: float
     retention: float
+    mean_of_groups: float = 0.0
+
+    @property
+    def gain(self) -> tuple[float, float]:
+        """What is searched for: of many small groups the worst may be 0 whatever is edited; then their mean decides."""
+        return self.worst_group, self.mean_of_groups
 
 
 def select_by_frontier(scan: Scan, model: Model, plan: EditPlan, evidence: Evidence) -> RecipeDocument:
     """The edit of best worst group that loses at most `evidence.budget` points of retention.
 
     Sets of up to `plan.heads` heads are grown head by head; of each size eight are grown further: those that no other
-    beats on both figures, then those of best worst group. With a concept, projections of its texts out of the output
-    are tried beside each (none, half and all of `plan.output_strength`). The Pareto front is kept in the recipe's
-    `measured`.
+    beats on both figures, then those of best worst group (of equal ones, of best mean of groups). With a concept,
+    projections of its texts out of the output are tried beside each (none, half and all of `plan.output_strength`).
+    The Pareto front is kept in the recipe's `measured`.
 
     Raises:
         ImageError: If there are no labelled images, or a group has fewer than five.
-        RecipeError: If no edit improves the worst group within the budget; the nearest point is named.
+        RecipeError: If no edit improves the worst group, or at an equal one the mean of groups, within the budget; the
+            nearest point is named.
     """
     task = load_task(scan, model, require_labelled(evidence, "frontier"), evidence)
     # Images are read once; a table for each strength is made from their features.
@@ -66,10 +73,10 @@ def search_subsets(
     def measure(subsets: Sequence[frozenset[int]]) -> list[Point]:
         rows = subset_rows(task, subsets)
         # Without a second task, overall accuracy is what must stay.
-        worst, overall = measure_subsets(task, rows)
+        worst, overall, mean = measure_subsets(task, rows)
         retention = measure_subsets(kept, rows)[1] if kept else overall
         names = [tuple(str(task.heads[index]) for index in sorted(chosen)) for chosen in subsets]
-        columns = zip(names, worst.tolist(), retention.tolist(), strict=True)
+        columns = zip(names, worst.tolist(), retention.tolist(), mean.tolist(), strict=True)
         return [Point(heads, output_strength, *figures) for heads, *figures in columns]
 
     found, frontier = measure([frozenset()]), [frozenset()]
@@ -80,7 +87,7 @@ def search_subsets(
         )
         points = measure(grown)
         found += points
-        best = [*pareto_front(points), *sorted(points, key=lambda p: (-p.worst_group, -p.retention))]
+        best = [*pareto_front(points), *sorted(points, key=_best_first)]
         # Each once: the front's points are among the best as well.
         best = list(dict.fromkeys(best))[:beam]
         position = {point: chosen for point, chosen in zip(points, grown, strict=True)}
@@ -90,7 +97,7 @@ def search_subsets(
 
 def pareto_front(points: Iterable[Point]) -> list[Point]:
     """The points that no other beats on both figures, best worst group first; of equal ones that with fewest heads."""
-    ordered = sorted(points, key=lambda p: (-p.worst_group, -p.retention, len(p.heads), p.output_strength))
+    ordered = sorted(points, key=lambda p: (*_best_first(p), len(p.heads), p.output_strength))
     # Best worst group first: a point is on the front if it keeps more than all before it.
     front: list[Point] = []
     for point in ordered:
@@ -100,14 +107,14 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
 
 
 def choose_within(points: Sequence[Point], before: Point, budget: float) -> Point:
-    """The point of best worst group that improves on `before` and loses at most `budget` points of retention.
+    """The point of best gain that improves on `before` and loses at most `budget` points of retention.
 
     Raises:
         RecipeError: If there is none, with the improving point that loses least.
     """
     # The budget is in points; the small term forgives rounding at the border.
     least = before.retention - budget / 100 - 1e-9
-    better = [point for point in points if point.worst_group > before.worst_group]
+    better = [point for point in points if point.gain > before.gain]
     inside = [point for point in better if point.retention >= least]
     if inside:
         return pareto_front(inside)[0]
@@ -124,6 +131,10 @@ def choose_within(points: Sequence[Point], before: Point, budget: float) -> Poin
         f"cannot meet a budget of {budget} points: without an edit the worst group is {before.worst_group:.3f} and "
         f"{before.retention:.3f} is kept, {found}. Raise --budget or --heads."
     )
+
+
+def _best_first(point: Point) -> tuple[float, float, float]:
+    return -point.worst_group, -point.mean_of_groups, -point.retention
 
 
 def describe_front(points: Sequence[Point], before: Point, chosen: Point) -> dict[str, Any]:

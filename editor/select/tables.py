@@ -125,21 +125,23 @@ def tabulate(scan: Scan, model: Model, plan: EditPlan, images: TaskImages) -> Ta
 
 def measure_subsets(
     table: TaskTable, subsets: Bool[Tensor, "subset head"]
-) -> tuple[Float[Tensor, " subset"], Float[Tensor, " subset"]]:
-    """Worst-group and overall accuracy of editing each subset of the heads, in [0, 1]."""
+) -> tuple[Float[Tensor, " subset"], Float[Tensor, " subset"], Float[Tensor, " subset"]]:
+    """Worst-group accuracy, overall accuracy and the mean of groups of editing each subset of the heads, in [0, 1]."""
     images, classes = table.similarity.shape
     count = torch.nn.functional.one_hot(table.groups).float()
     # [image, group]: a product with it is the mean over each group's images.
     count = count / count.sum(0)
-    worst, overall = [], []
+    worst, overall, mean = [], [], []
     # In chunks: [subset, image, class] of all subsets at once would not fit.
     for chunk in subsets.split(max(1, _CHUNK_NUMBERS // (images * classes))):
         # [subset, head] @ [head, image * class] -> [subset, image, class]
         taken = (chunk.float() @ table.removed.flatten(1)).unflatten(1, (images, classes))
         right = ((table.similarity - taken).argmax(2) == table.labels).float()
-        worst.append((right @ count).amin(1))
+        by_group = right @ count  # [subset, image] @ [image, group] -> [subset, group]
+        worst.append(by_group.amin(1))
         overall.append(right.mean(1))
-    return torch.cat(worst), torch.cat(overall)
+        mean.append(by_group.mean(1))
+    return torch.cat(worst), torch.cat(overall), torch.cat(mean)
 
 
 def subset_rows(table: TaskTable, subsets: Sequence[frozenset[int]]) -> Bool[Tensor, "subset head"]:
