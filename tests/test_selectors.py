@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from clipedit.editor.select.attention_region import (
     parse_box,
     prune_in_order,
     subset,
+    write_words_that_fool,
 )
 from clipedit.editor.select.frontier import Point, choose_within, pareto_front, search_subsets
 from clipedit.editor.select.labelled_contrast import compute_excess
@@ -206,6 +208,35 @@ def test_words_are_written_where_the_mask_says(
     assert (before[~mask] == after[~mask]).all() and (before[mask] != after[mask]).mean() > 0.5
     shares = collect_region_shares(demo_scan, demo_model, first_regions(regions, 32))
     assert shares.shape == (32,) and (shares > 0).all() and (shares < 1).all() and shares.std() > 0
+
+
+@pytest.mark.parametrize(("fooling_from", "parts", "lost"), [(6, 6, 8), (4, 4, 8), (99, 3, 2)])
+def test_words_grow_until_they_fool(tasks: tuple, fooling_from: int, parts: int, lost: int) -> None:
+    task = subset(tasks[0], range(10))
+    labels = torch.tensor(task.labels)
+    right = torch.nn.functional.one_hot(labels, len(task.classes)).float()
+
+    def answer(count: int) -> TaskTable:
+        wrong = right.roll(1, 1)
+        heads = (clipedit.HeadId(0, 0),)
+        similarity = torch.cat([wrong[:count], right[count:]])
+        return TaskTable(heads, similarity, torch.zeros(1, *right.shape), labels, torch.zeros(10, dtype=torch.long))
+
+    def look(attacked: LabelledImages) -> TaskTable:
+        # How high the plate is, in parts of the image; words that fool nobody cost two answers at a third.
+        before, after = (np.asarray(one.source.open(3)).astype(int) for one in (task, attacked))
+        rows = np.flatnonzero((before != after).any((1, 2)))
+        seen = round(len(before) / (rows[-1] - rows[0] + 1))
+        return answer(8 if seen <= fooling_from != 99 else 2 if seen == 3 else 0)
+
+    clean = answer(0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        regions, attacked, found = write_words_that_fool(task, clean, look)
+    assert found == {"written_words": {"height": f"1/{parts}", "fooled": lost, "of": 10}}
+    assert int((attacked.similarity.argmax(1) != labels).sum()) == lost and len(regions.attacked.labels) == 10
+    told = [str(one.message) for one in said]
+    assert (len(told) == 1 and "fool the model on 2 of 10 that it has right" in told[0]) if lost == 2 else not told
 
 
 def first_regions(regions, count: int):  # type: ignore[no-untyped-def]

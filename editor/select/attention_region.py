@@ -5,9 +5,11 @@ The region is a user's mask or box, or, for written words, where a word was over
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +32,8 @@ from .plan import EditPlan, Evidence, require_labelled, write_document
 from .tables import TaskTable, load_task, measure_subsets, scanned_heads, subset_rows, tabulate
 
 BATCH = 64
+# Of an image's height, words that are tried until they fool: a sixth first.
+WORD_PARTS = (6, 4, 3, 2)
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,52 @@ def select_by_attention_region(scan: Scan, model: Model, plan: EditPlan, evidenc
         ImageError: If labels, masks or boxes are missing, or a group has fewer than five images.
         ModelError: If the architecture gives no attention.
     """
-    regions = find_regions(require_labelled(evidence, "attention-region"), evidence.regions)
-    shares = collect_region_shares(scan, model, regions)
+    labelled, found = require_labelled(evidence, "attention-region"), {}
     # Overlaid images are new ones: only the others can be in a cache.
     images = replace(evidence, cached=None)
-    attacked, clean = (
-        tabulate(scan, model, plan, load_task(scan, model, task, images)) for task in (regions.attacked, regions.clean)
-    )
+
+    def look(task: LabelledImages) -> TaskTable:
+        return tabulate(scan, model, plan, load_task(scan, model, task, images))
+
+    if evidence.regions is None:
+        clean = look(labelled)
+        regions, attacked, found = write_words_that_fool(labelled, clean, look)
+    else:
+        regions = find_regions(labelled, evidence.regions)
+        clean, attacked = look(regions.clean), look(regions.attacked)
+    shares = collect_region_shares(scan, model, regions)
     chosen = prune_in_order(shares.argsort(descending=True).tolist(), attacked, clean, plan.heads, evidence.budget)
-    return write_document(plan, [attacked.heads[index] for index in chosen], model)
+    document = write_document(plan, [attacked.heads[index] for index in chosen], model)
+    return document.model_copy(update={"measured": found or None})
+
+
+def write_words_that_fool(
+    labelled: LabelledImages, clean: TaskTable, look: Callable[[LabelledImages], TaskTable]
+) -> tuple[Regions, TaskTable, dict[str, Any]]:
+    """Words over the images, as large as it takes for half of the right answers to be lost; else those that cost most.
+
+    Heads that read words cannot be told by words that fool nobody.
+
+    Returns:
+        The images, their table, and how many answers were lost, for the recipe's `measured`.
+    """
+    right, best, lost = _count_right(clean), None, -1
+    for parts in WORD_PARTS:
+        regions = _write_words(labelled, parts)
+        attacked = look(regions.attacked)
+        if (now := right - _count_right(attacked)) > lost:
+            best, lost = (regions, attacked, parts), now
+        if 2 * lost >= right:
+            break
+    assert best is not None
+    regions, attacked, parts = best
+    if 2 * lost < right:
+        warnings.warn(
+            f"words written over the images fool the model on {max(lost, 0)} of {right} that it has right, at "
+            f"1/{parts} of their height: heads that read words are hardly told by them. Give --regions.",
+            stacklevel=2,
+        )
+    return regions, attacked, {"written_words": {"height": f"1/{parts}", "fooled": lost, "of": right}}
 
 
 def find_regions(labelled: LabelledImages, given: Path | str | None) -> Regions:
@@ -140,11 +181,15 @@ def subset(labelled: LabelledImages, indices: Sequence[int]) -> LabelledImages:
     )
 
 
+def _count_right(table: TaskTable) -> int:
+    return int((table.similarity.argmax(1) == table.labels).sum())
+
+
 def _accuracy(table: TaskTable, chosen: frozenset[int]) -> float:
     return float(measure_subsets(table, subset_rows(table, [chosen]))[1])
 
 
-def _write_words(labelled: LabelledImages, seed: int = 0) -> Regions:
+def _write_words(labelled: LabelledImages, parts: int = WORD_PARTS[0], seed: int = 0) -> Regions:
     """Every image with the name of another class written over it."""
 
     def attack(index: int) -> tuple[Image.Image, Box]:
@@ -153,7 +198,7 @@ def _write_words(labelled: LabelledImages, seed: int = 0) -> Regions:
         # From 1 on: never the image's own class.
         shift = 1 + int(generator.integers(0, len(labelled.classes) - 1))
         word = labelled.classes[(labelled.labels[index] + shift) % len(labelled.classes)]
-        return overlay_word(labelled.source.open(index), word, generator)
+        return overlay_word(labelled.source.open(index), word, generator, parts)
 
     source = ImageSource(labelled.source.names, lambda index: attack(index)[0])
     return Regions(

@@ -19,9 +19,11 @@ class Box(NamedTuple):
     bottom: int
 
 
-def overlay_word(image: Image.Image, word: str, generator: np.random.Generator) -> tuple[Image.Image, Box]:
-    """The image with a word on a light plate somewhere in it, a sixth of its height; and where the word is."""
-    height = max(8, image.height // 6)
+def overlay_word(
+    image: Image.Image, word: str, generator: np.random.Generator, parts: int = 6
+) -> tuple[Image.Image, Box]:
+    """The image with a word on a light plate somewhere in it, one of so many parts of its height; and where it is."""
+    height = max(8, image.height // parts)
     width = min(image.width, _word_width(word, height))
     left = int(generator.integers(0, image.width - width + 1))
     top = int(generator.integers(0, max(1, image.height - height + 1)))
