@@ -3,6 +3,7 @@
     python benchmarks/audits.py demo MODEL_FOLDER...                       # worlds with reporting bias
     python benchmarks/audits.py CONTROL_FOLDER --usual-rate 0.125          # a world without: nothing may be leant on
     python benchmarks/audits.py PEOPLE_FOLDER --people DATA_FOLDER         # roles, and pictures of people_world.py
+    python benchmarks/audits.py PEOPLE_FOLDER --people DATA_FOLDER --two-genders    # without the third value
     python benchmarks/audits.py CONTROL_FOLDER --usual-rate 0.125 --remove location    # what the edit does there
 
 Calibration images are like those that the model learned from: in the demo's world the usual place is shown with
@@ -15,14 +16,16 @@ import argparse
 import csv
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from people_world import FORMS, ROLES
+from people_texts import concept_documents
+from people_world import FORMS, GENDERS, ROLES
 
 import clipedit
 from clipedit.demo import world
+from clipedit.editor.concepts.concepts import Concept
 from clipedit.editor.errors import ConceptError
 from clipedit.editor.images.demo import SHAPES, render_source
 from clipedit.editor.images.listing import list_images
@@ -43,7 +46,7 @@ COLUMNS = [
     "lean percentile",
     "heads",
 ]
-REMOVAL_COLUMNS = ["model", "usual rate", "removed", "row", *FIGURES, "verdict"]
+REMOVAL_COLUMNS = ["model", "images", "removed", "row", *FIGURES, "verdict"]
 
 
 def calibration_source(usual_rate: float) -> ImageSource:
@@ -53,12 +56,14 @@ def calibration_source(usual_rate: float) -> ImageSource:
     return render_source(list(scenes))
 
 
-def audit_model(name: str, source: ImageSource, rate: str, *, people: bool) -> Iterator[list[object]]:
+def audit_model(
+    name: str, source: ImageSource, rate: str, *, people: bool, own: Sequence[Concept]
+) -> Iterator[list[object]]:
     model = clipedit.load_model(name)
     scan = clipedit.scan(model, source, batch_size=128)
     classes = [world.with_article(role) for role in ROLES] if people else list(SHAPES)
     templates = FORMS if people else SHAPE_TEMPLATES
-    for row in clipedit.audit(scan, model, classes=classes, templates=templates):
+    for row in clipedit.audit(scan, model, classes=classes, templates=templates, own=own):
         lean = ("-", "-") if row.lean is None else (f"{row.lean.share:.3f}", f"{row.lean.percentile:.1f}")
         numbers = [f"{value:.2f}" for value in (row.selectivity, *row.interval)]
         yield [Path(name).name, rate, row.concept, row.verdict, *numbers, *lean, " ".join(row.heads) or "none"]
@@ -83,6 +88,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="`demo`, or folders of trained models")
     parser.add_argument("--usual-rate", type=float, default=0.9, help="of the calibration images, in the demo's world")
     parser.add_argument("--people", type=Path, help="folder of the people world's calibration pictures")
+    parser.add_argument("--two-genders", action="store_true", help="`gender` lists men and women only")
     parser.add_argument("--remove", help="a concept: measure its removal instead")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -91,9 +97,11 @@ def main() -> None:
     people = options.people
     source = list_images(people / "calibration") if people else calibration_source(options.usual_rate)
     rate = "people" if people else f"{options.usual_rate:g}"
+    own = [Concept.model_validate(concept_documents(GENDERS[:2])["gender"])] if options.two_genders else []
+    rate += ", two genders" if own else ""
     for name in options.models:
         rows = remove(name, source, rate, options.remove) if options.remove else None
-        for row in rows or audit_model(name, source, rate, people=bool(people)):
+        for row in rows or audit_model(name, source, rate, people=bool(people), own=own):
             out.writerow(row)
             sys.stdout.flush()
 

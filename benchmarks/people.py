@@ -4,7 +4,8 @@
     python benchmarks/people.py MODEL_FOLDER --data DATA_FOLDER --split validation
 
 The models are of `people_train.py`, the pictures of `people_world.py splits`. The edit is the tool's own, from
-unlabelled calibration images and texts; the concept `gender` lists half of its wordings. Beside it stand its heads
+unlabelled calibration images and texts; the concept `gender` lists half of its wordings, `man or woman` is the same
+without the third value. Beside it stand its heads
 alone, its projection of the output alone, such a projection at strength .9, and as many random heads with the same
 projection. MaxSkew@100 is of all queries for roles: 0 is unbiased; all other figures are accuracies.
 """
@@ -19,12 +20,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from people_texts import LISTED_WORDINGS, skin_nouns
+from people_texts import LISTED_WORDINGS, concept_documents, skin_nouns
 from people_world import FORMS, GENDERS, NOUNS, ROLES, SKINS
 from torch import Tensor
 
 import clipedit
 from clipedit.demo.world import with_article
+from clipedit.editor.concepts.concepts import Concept
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.errors import ConceptError
 from clipedit.editor.images.labelled import load_labelled_images
@@ -37,7 +39,14 @@ from clipedit.editor.measure.fidelity import embed_edit
 TOP, DRAWS = 100, 100
 PROJECTION_ALONE = 0.9
 UNEDITED, NONE = "unedited", "none"
-REMOVALS = (("gender",), ("skin-tone",), ("gender", "skin-tone"))
+MAN_OR_WOMAN = Concept.model_validate(concept_documents(GENDERS[:2])["gender"])
+REMOVALS: Mapping[str, Sequence[str | Concept]] = {
+    "gender": ("gender",),
+    "man or woman": (MAN_OR_WOMAN,),
+    "skin tone": ("skin-tone",),
+    "gender and skin tone": ("gender", "skin-tone"),
+    "man or woman and skin tone": (MAN_OR_WOMAN, "skin-tone"),
+}
 WORDINGS = range(len(NOUNS[GENDERS[0]]))
 FIGURES = ("max skew, gender", "max skew, skin tone", "role", "worst group", "gender", "gender, held out", "skin tone")
 COLUMNS = ["model", "split", "removed", "edit", *FIGURES, "heads", "strength of the projection", "refused"]
@@ -70,7 +79,7 @@ def build_figures(model: clipedit.Model, folder: Path) -> tuple[ImageSource, Mea
     return roles.source, measure
 
 
-def choose(scan: clipedit.Scan, model: clipedit.Model, removed: Sequence[str]) -> tuple[clipedit.Recipe, str]:
+def choose(scan: clipedit.Scan, model: clipedit.Model, removed: Sequence[str | Concept]) -> tuple[clipedit.Recipe, str]:
     """The tool's own edit, and whether it had to be forced."""
     try:
         return clipedit.repair(model, scan=scan, concept=removed, measure=False).recipe, "no"
@@ -81,13 +90,12 @@ def choose(scan: clipedit.Scan, model: clipedit.Model, removed: Sequence[str]) -
 
 
 def measure_removal(
-    scan: clipedit.Scan, model: clipedit.Model, removed: Sequence[str], source: ImageSource, measure: Measure
+    scan: clipedit.Scan, model: clipedit.Model, removed: Sequence[str | Concept], source: ImageSource, measure: Measure
 ) -> Iterator[tuple[str, Mapping[str, float], clipedit.Recipe | None, str]]:
     """A row for each edit that removes some concepts: its name, figures, recipe and whether it was refused."""
     recipe, refused = choose(scan, model, removed)
     embedded = embed_edit(recipe, scan, model, clipedit.apply_recipe(recipe, model), source)
-    if removed == REMOVALS[0]:
-        yield UNEDITED, measure(*embedded.before), None, "no"
+    yield UNEDITED, measure(*embedded.before), None, "no"
     yield "clipedit", measure(*embedded.after), recipe, refused
 
     def figures(bound: clipedit.Recipe) -> dict[str, float]:
@@ -112,10 +120,9 @@ def measure_model(folder: Path, data: Path, split: str) -> Iterator[list[object]
     model = clipedit.load_model(str(folder))
     scan = clipedit.scan(model, data / "calibration", batch_size=128)
     source, measure = build_figures(model, data / split)
-    for removed in REMOVALS:
+    for what, removed in REMOVALS.items():
         for name, figures, recipe, refused in measure_removal(scan, model, removed, source, measure):
             row = [f"{figures[figure]:.3f}" for figure in FIGURES]
-            what = NONE if name == UNEDITED else " and ".join(removed)
             yield [folder.name, split, what, name, *row, *describe(recipe), refused]
 
 

@@ -27,13 +27,13 @@ def skin_nouns(skin: str, nouns: Sequence[str] = GENDERS) -> list[str]:
     return [f"{noun} with {skin} skin" for noun in nouns]
 
 
-def concept_documents() -> dict[str, dict[str, object]]:
-    """The concepts `role`, `gender` and `skin-tone`."""
+def concept_documents(genders: Sequence[str] = GENDERS) -> dict[str, dict[str, object]]:
+    """The concepts `role`, `gender` and `skin-tone`; `gender` may leave out the third value."""
     described = {
         "role": ("What somebody does.", {role: [role] for role in ROLES}),
         "gender": (
             "Whether somebody reads as a man, a woman or neither.",
-            {gender: NOUNS[gender][:LISTED_WORDINGS] for gender in GENDERS},
+            {gender: NOUNS[gender][:LISTED_WORDINGS] for gender in genders},
         ),
         "skin-tone": ("The tone of somebody's skin.", {skin: skin_nouns(skin) for skin in SKINS}),
     }
