@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shlex
 import shutil
@@ -150,3 +151,59 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "site" / "api" / "index.html").is_file()
+
+
+def build_live_page(folder: Path) -> Path:
+    """Only the page of the live desk and report, without plugins: the whole site takes seconds."""
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    (folder / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "live.md", folder / "docs")
+    shutil.copy(ROOT / "docs" / "look.md", folder / "docs")
+    given = {"hooks": [str(ROOT / "docs" / "live.py")], "markdown_extensions": ["admonition", "attr_list"]}
+    (folder / "mkdocs.yml").write_text(json.dumps({"site_name": "page", "plugins": [], "theme": "mkdocs", **given}))
+    build(load_config(str(folder / "mkdocs.yml"), strict=True))
+    return folder / "site" / "live" / "index.html"
+
+
+def test_the_live_desk_and_report_lie_where_their_page_shows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mkdocs")
+    made = {name: f"<title>{name}</title>" for name in ("desk.html", "report.html")}
+    (tmp_path / "given").mkdir()
+    for name, text in made.items():
+        (tmp_path / "given" / name).write_text(text)
+    monkeypatch.setenv("CLIPEDIT_LIVE", str(tmp_path / "given"))
+    page = build_live_page(tmp_path)
+    frames = re.findall(r"<iframe[^>]* src=\"([^\"]+)\"([^>]*)>", page.read_text())
+    links = re.findall(r"href=\"((?:desk|report)\.html)\"", page.read_text())
+    assert [name for name, _ in frames] == links == list(made)
+    assert {name: (page.parent / name).read_text() for name in links} == made
+    # Scripts of the desk run, but not as the site's own; the report has none.
+    assert all("sandbox" in rest and "same-origin" not in rest for _, rest in frames)
+    assert "allow-scripts" in frames[0][1] and "allow" not in frames[1][1]
+    assert "CLIPEDIT_LIVE" not in page.read_text()
+
+
+def test_a_site_without_the_live_pages_says_how_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mkdocs")
+    monkeypatch.delenv("CLIPEDIT_LIVE", raising=False)
+    page = build_live_page(tmp_path)
+    assert "<iframe" not in page.read_text() and 'href="desk.html"' not in page.read_text()
+    assert "python docs/live.py live" in page.read_text()
+    assert [path.name for path in page.parent.iterdir()] == ["index.html"]
+
+
+def test_a_live_page_that_was_not_made_stops_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("mkdocs")
+    from mkdocs.exceptions import Abort
+
+    (tmp_path / "desk.html").write_text("a desk alone")
+    monkeypatch.setenv("CLIPEDIT_LIVE", str(tmp_path))
+    with pytest.raises(Abort):
+        build_live_page(tmp_path)
+    assert f"has no report.html. Make them with `python docs/live.py {tmp_path}`" in caplog.text

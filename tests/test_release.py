@@ -95,6 +95,8 @@ def test_the_release_workflow_publishes_only_a_tag_that_is_the_version() -> None
     runs = "\n".join(step.get("run", "") for step in workflow["jobs"]["build"]["steps"])
     assert '= "v$(python' in runs and "twine check --strict" in runs and "pytest" in runs
     assert workflow["jobs"]["publish"]["needs"] == "build"
+    site = "\n".join(step.get("run", "") for step in workflow["jobs"]["site"]["steps"])
+    assert site.index("docs/live.py live") < site.index("CLIPEDIT_LIVE=live mkdocs build --strict")
     assert workflow["permissions"] == {"contents": "read"}
     assert workflow["jobs"]["publish"]["permissions"] == {"id-token": "write"}
 
