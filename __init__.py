@@ -27,6 +27,7 @@ _HOMES = {
         "ExportError",
         "ImageError",
         "ModelError",
+        "PluginError",
         "RecipeError",
         "StatisticsError",
         "VectorError",
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from .editor.errors import ExportError as ExportError
     from .editor.errors import ImageError as ImageError
     from .editor.errors import ModelError as ModelError
+    from .editor.errors import PluginError as PluginError
     from .editor.errors import RecipeError as RecipeError
     from .editor.errors import StatisticsError as StatisticsError
     from .editor.errors import VectorError as VectorError

@@ -15,6 +15,7 @@ from .commands import audit, edit, heads, library, look, measure, monitor, scan,
 from .commands.console import fail, tell_error, warn
 from .commands.running.configuration import name_variables
 from .commands.running.exits import Exit
+from .commands.running.plugin_options import OpenCommand
 from .commands.running.shared import ConfigOption, LogJsonOption, QuietOption, take_shared
 from .commands.running.voice import VOICE, begin, end
 from .editor.errors import ClipeditError
@@ -38,7 +39,7 @@ GROUPS: dict[str, dict[str, Callable[..., None]]] = {
         "report": look.report,
     },
     "Ship": {"export": ship.export, "verify": ship.verify, "reproduce": ship.reproduce, "push": ship.push},
-    "Library": {"models": library.models, "schema": library.schema},
+    "Library": {"models": library.models, "plugins": library.plugins, "schema": library.schema},
 }
 
 # The base of all wrong usage, wherever Typer keeps it; its message is shown plain, not in a box.
@@ -47,8 +48,8 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 for _group, _commands in GROUPS.items():
     for _name, _command in _commands.items():
-        _kind: dict[str, Any] = {"cls": start.PanelledCommand} if _name == "remove-heads" else {}
-        app.command(_name, rich_help_panel=_group, **_kind)(take_shared(_command))
+        _kind = start.PanelledCommand if _name == "remove-heads" else OpenCommand
+        app.command(_name, rich_help_panel=_group, cls=_kind)(take_shared(_command))
 app.add_typer(library.concepts_app, name="concepts", rich_help_panel="Library")
 app.add_typer(library.recipes_app, name="recipes", rich_help_panel="Library")
 

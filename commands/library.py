@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from ..editor.errors import PluginError, nearest_names
 from ..editor.images.demo_name import DEMO
+from ..editor.plugins import PLUGIN_WORDS
 from .checks import concepts_folder
 from .console import out_console, print_json, print_table, printable, progress, say_next, write_line
 from .options import JsonOption, ModelOption
 from .running.shared import take_shared
+from .running.voice import say
 
 concepts_app = typer.Typer(no_args_is_help=True, help="The concepts that can be removed.")
 recipes_app = typer.Typer(no_args_is_help=True, help="The shipped recipes: published lists of heads.")
@@ -110,6 +113,30 @@ def models(
     else:
         cells = [[row.family, row.library, row.model, row.heads, row.reason or ", ".join(row.effects)] for row in rows]
         print_table(["family", "library", "model", "layers x heads", "effects, or why not"], cells)
+
+
+def plugins(
+    kind: Annotated[
+        str | None, typer.Argument(help="`layout`, `operation`, `selector`, `target` or `tower`; by default all.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what installed packages add, and load it.
+
+    Says of each plugin whether it can be used, and why not.
+    """
+    if kind is not None and kind not in PLUGIN_WORDS:
+        raise PluginError(f"cannot list plugins: unknown kind {kind!r}. {nearest_names(kind, PLUGIN_WORDS)}")
+    from ..export.plugins import check_plugins
+
+    found = check_plugins(kind)
+    if as_json:
+        print_json([vars(one) for one in found])
+    elif found:
+        rows = [[one.kind, one.name, one.package, one.reason or "can be used"] for one in found]
+        print_table(["kind", "name", "package", "state"], rows)
+    else:
+        say("no plugins are installed")
 
 
 def schema(

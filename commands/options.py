@@ -9,8 +9,10 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ..editor.choices import AskedPrecision, Decode, Exif, Layout, Reading, Side
+from ..editor.choices import AskedPrecision, Decode, Exif, Reading, Side
+from ..editor.plugins import LAYOUT
 from .checks import forget_cache, require_aligner, require_features, require_images, require_scan
+from .running.plugin_options import option_of
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="`demo`, an open_clip or timm name, a folder, `hf:FOLDER`, or `hf-hub:ORG/NAME`.")
@@ -90,7 +92,7 @@ _DATASET: Any = typer.Option(
 )
 DatasetOption = Annotated[str, _DATASET]
 MaybeDatasetOption = Annotated[str | None, _DATASET]
-LayoutOption = Annotated[Layout | None, typer.Option(help="The layout, where it is not what is seen.")]
+LayoutOption = Annotated[str | None, option_of(LAYOUT, help="The layout, where it is not what is seen.")]
 LabelledOption = Annotated[
     str | None,
     typer.Option(

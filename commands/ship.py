@@ -11,7 +11,7 @@ import typer
 
 from ..editor.choices import WeightPrecision
 from ..editor.files.whole import require_apart
-from ..export.targets.registry import require_target_name, spell_target_names
+from ..export.targets.registry import TARGET_KIND, require_target_name, spell_target_names
 from .checks import require_verified
 from .console import print_checks, print_json, print_table, progress, say, say_next, say_result, write_line
 from .labelled import open_labelled, read_options, require_own_columns
@@ -50,7 +50,7 @@ def export(
     model: Annotated[str, typer.Argument(help="A model: a folder, `demo`, or an open_clip name.")],
     target: Annotated[
         str,
-        typer.Option(callback=require_target_name, help=spell_target_names()),
+        typer.Option(callback=require_target_name, help=spell_target_names(TARGET_KIND.own)),
     ],
     recipes: Annotated[
         list[str] | None,

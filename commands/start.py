@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
-from ..editor.choices import Along, Effect, HeadOperation, Selection
+from ..editor.choices import Along, Effect
 from ..editor.files.whole import require_free_folder
 from ..editor.images.demo_name import DEMO
+from ..editor.plugins import OPERATION, SELECTOR
 from ..editor.select.options import EditOptions, HeadChoice
 from ..export.output import Output
 from .checks import require_concepts
@@ -66,6 +66,7 @@ from .options import (
     given,
     split_columns,
 )
+from .running.plugin_options import OpenCommand, option_of
 from .running.shared import configured
 from .tables.plan import print_plan
 from .tables.repair import print_repair
@@ -94,7 +95,7 @@ PANELS = {
 _PANEL_OF = {option: panel for panel, options in PANELS.items() for option in options}
 
 
-class PanelledCommand(TyperCommand):
+class PanelledCommand(OpenCommand):
     """A command whose help shows its options in the panels above."""
 
     def get_params(self, ctx: Any) -> list[Any]:
@@ -153,12 +154,12 @@ def remove_heads(
     scan: ScanOption = None,
     aligner: AlignerOption = None,
     tower: TowerOption = "image",
-    operation: Annotated[HeadOperation, typer.Option(help="What happens to the heads.")] = EditOptions.operation,
+    operation: Annotated[str, option_of(OPERATION, help="What happens to the heads.")] = EditOptions.operation,
     effect: Annotated[
         Effect | None,
         typer.Option(help="How the edit enters the model: distilled, or of a tower alone total, where none is named."),
     ] = EditOptions.effect,
-    select: Annotated[Selection, typer.Option(help="How the heads are chosen.")] = HeadChoice.select,
+    select: Annotated[str, option_of(SELECTOR, help="How the heads are chosen.")] = HeadChoice.select,
     heads: Annotated[
         int | None,
         typer.Option(

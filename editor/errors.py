@@ -10,6 +10,7 @@
     +-- RecipeError       recipes that cannot be read or applied
     +-- ExportError       targets that cannot hold the model, folders that cannot be written
     +-- VerificationError an export that does not compute what it should
+    +-- PluginError       what an installed package adds to clipedit cannot be used
 
 Messages say what could not be done, what was found, what is needed, and what fixes it.
 """
@@ -68,6 +69,10 @@ class VerificationError(ClipeditError):
     def __init__(self, message: str, checks: Sequence[Any] = ()):
         super().__init__(message)
         self.checks = tuple(checks)
+
+
+class PluginError(ClipeditError):
+    """What an installed package adds to clipedit is not there, or cannot be used."""
 
 
 # What gives an object of a class that users hand from one function to the next; by name, since the classes stand above.

@@ -73,6 +73,7 @@ def find_written(name: str, precision: WeightPrecision = "fp32") -> Target:
             return folder.at(precision)
     if name not in target_names():
         raise VerificationError(
-            f"cannot verify it: its target {name!r} is unknown. {nearest_names(name, target_names())}"
+            f"cannot verify it: its target {name!r} is unknown. {nearest_names(name, target_names())} "
+            "Is the plugin that has it installed?"
         )
     return load_target(name).at(precision)

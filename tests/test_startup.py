@@ -100,6 +100,7 @@ WRONG = {
     "verify": ["verify", "missing"],
     "push": ["push", "missing", "ours/encoder", "--licence", "mit"],
     "reproduce": ["reproduce", "missing"],
+    "plugins": ["plugins", "nosuch"],
     "schema": ["schema", "nosuch"],
     "reproduce, no export": ["reproduce", "."],
 }

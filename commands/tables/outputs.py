@@ -278,6 +278,16 @@ class ModelRow(TypedDict):
     reason: str | None
 
 
+@with_config(_CLOSED)
+class PluginRow(TypedDict):
+    """A plugin of `plugins`; `reason` says why it cannot be used."""
+
+    kind: Literal["layout", "operation", "selector", "target", "tower"]
+    name: str
+    package: str
+    reason: str | None
+
+
 OUTPUTS: dict[str, Any] = {
     "audit": AuditOutput,
     "concepts-list": list[ConceptRow],
@@ -289,6 +299,7 @@ OUTPUTS: dict[str, Any] = {
     "log": LogOutput,
     "models": list[ModelRow],
     "monitor": MonitorOutput,
+    "plugins": list[PluginRow],
     "remove-heads": RepairOutput,
     "reproduce": list[DifferenceRow],
     "retrieve": RetrieveOutput,

@@ -17,7 +17,7 @@ from ..models.identity import describe_function
 from ..models.model import Model
 from ..scan.collect import LabelledEmbeddings
 from ..scan.scan import Scan
-from .document import Base, Calibration, Fold, RecipeDocument, Step
+from .document import Base, Calibration, Fold, RecipeDocument, Step, describe_plugins
 from .erasure import fit_leace
 from .head_maps import HeadMaps, compose_head_maps, warn_of_plain_ablation
 from .operations import project_jointly
@@ -80,6 +80,7 @@ def bind_recipe(
             function=describe_function(model.config),
         ),
         "calibration": Calibration(fingerprint=scan.fingerprint, images=scan.statistics.n),
+        "plugins": describe_plugins(document.steps),
     }
     # Everything up to here is float64; a recipe stores float32.
     rounded = {name: tensor.float() for name, tensor in tensors.items()}

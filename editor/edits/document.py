@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,8 @@ from ..errors import ExportError, RecipeError, nearest_names, require_path
 from ..files.bounded import load_yaml
 from ..files.whole import is_plain_name
 from ..identities import HeadId
+from ..plugin_names import NameOf
+from ..plugins import OPERATION, find_plugins
 
 # Of a folder that was edited, and of an export.
 RECIPE_FILES = ("recipe.yaml", "reproduce/recipe.yaml")
@@ -40,8 +43,8 @@ class Step(_Section):
         strength: Of the whole step, in [0, 1].
     """
 
-    operation: Literal[HeadOperation, "leace"]
-    then: tuple[HeadOperation, ...] = ()
+    operation: Annotated[Literal[HeadOperation, "leace"] | str, NameOf(OPERATION, reserved=True)]
+    then: tuple[Annotated[HeadOperation | str, NameOf(OPERATION)], ...] = ()
     target: Literal["heads", "output", "texts", "mlps", "self-attention", "layers"] = "heads"
     heads: tuple[str, ...] = ()
     layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
@@ -132,7 +135,11 @@ class TensorFile(_Section):
 
 
 class RecipeDocument(_Section):
-    """What the YAML file says."""
+    """What the YAML file says.
+
+    Attributes:
+        plugins: By operation, the package that it is of and its version, for operations that are not clipedit's own.
+    """
 
     schema_version: Literal[1]
     name: str
@@ -145,6 +152,7 @@ class RecipeDocument(_Section):
     calibration: Calibration | None = None
     fold: Fold | None = None
     tensors: TensorFile | None = None
+    plugins: dict[str, str] | None = None
     measured: dict[str, Any] | None = None
 
     @property
@@ -209,10 +217,24 @@ def load_document(path: str | Path) -> tuple[RecipeDocument, Path]:
         path = known[str(path)]
     path = path / "recipe.yaml" if path.is_dir() else path
     try:
-        return RecipeDocument.model_validate(load_yaml(path)), path
+        plain = load_yaml(path)
+        return RecipeDocument.model_validate(plain, context=_read_recorded(plain)), path
     except FileNotFoundError:
         raise RecipeError(f"cannot read the recipe {path}: no such file.") from None
     except ValidationError as error:
         raise RecipeError(f"cannot use the recipe {path}: {describe_validation(error)}. Correct it there.") from None
     except (OSError, ValueError) as error:
         raise RecipeError(f"cannot read the recipe {path}: {error}.") from None
+
+
+def _read_recorded(plain: Any) -> dict[str, Any]:
+    """The plugins that a file names: a bound recipe holds what their operations computed, and can do without them."""
+    named = plain.get("plugins") if isinstance(plain, dict) else None
+    return {"recorded" if plain.get("tensors") else "missing": named} if isinstance(named, dict) else {}
+
+
+def describe_plugins(steps: Sequence[Step]) -> dict[str, str] | None:
+    """The plugins that some steps' operations are of; None where all are clipedit's own."""
+    plugins = find_plugins(OPERATION)
+    named = {name for step in steps for name in (step.operation, *step.then)}
+    return {name: plugins[name].distribution for name in sorted(named) if name in plugins} or None

@@ -16,7 +16,7 @@ from ..models.model import Model
 from ..scan.collect import LabelledEmbeddings
 from ..scan.scan import Scan
 from .document import Step
-from .operations import OPERATIONS, AffineMap, OperationInput, identity_map, stack_copies, with_strength
+from .operations import AffineMap, OperationInput, find_operation, identity_map, stack_copies, with_strength
 from .singular import compute_singular_directions
 from .step_directions import head_directions, require_room, step_directions
 
@@ -116,6 +116,6 @@ def _specialise(
 
 def _then(before: AffineMap, step: Step, given: OperationInput, mean: Float[Tensor, "head k"]) -> AffineMap:
     for operation in (step.operation, *step.then):
-        maps, keep_mean = OPERATIONS[operation](given)
+        maps, keep_mean = find_operation(operation)(given)
         before = before.then(with_strength(maps, step.strength), keep_mean, mean)
     return before

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..components import ComponentGroup
-from ..errors import RecipeError
+from ..errors import PluginError, RecipeError, nearest_names
+from ..plugins import OPERATION, Plugin, find_plugins, load_plugin, why_no_function
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,37 @@ OPERATIONS: dict[str, Operation] = {
     "keep-only": keep_only,
     "reweight": reweight,
 }
+
+
+def find_operation(name: str) -> Operation:
+    """The operation of a name: clipedit's own, or a plugin's, whose answers are checked.
+
+    Raises:
+        RecipeError: If there is none.
+        PluginError: If a plugin's cannot be used.
+    """
+    if name in OPERATIONS:
+        return OPERATIONS[name]
+    plugin = find_plugins(OPERATION).get(name)
+    if plugin is None:
+        raise RecipeError(
+            f"no operation {name!r}: is the plugin that has it installed? {nearest_names(name, OPERATIONS)}"
+        )
+    loaded = load_plugin(plugin, why_no_function)
+    return lambda given: _require_map(plugin, plugin.call(loaded, given), given)
+
+
+def _require_map(plugin: Plugin, answer: Any, given: OperationInput) -> tuple[Tensor, bool]:
+    heads, _, k = given.readouts.shape
+    found: tuple[Any, Any] = answer if isinstance(answer, tuple) and len(answer) == 2 else (answer, None)
+    maps, keep_mean = found
+    fits = isinstance(maps, Tensor) and maps.shape == (heads, k, k) and isinstance(keep_mean, bool)
+    if not fits or not maps.isfinite().all():
+        raise PluginError(
+            f"cannot use {plugin}: it must answer `(B, keep_mean)`, `B` finite and of shape {[heads, k, k]}. Report it "
+            "to its authors."
+        )
+    return maps.to(given.readouts), keep_mean
 
 
 def with_strength(maps: Float[Tensor, "head k k"], strength: float) -> Float[Tensor, "head k k"]:

@@ -48,7 +48,7 @@ class LabelledOptions:
         top: K of MaxSkew@K, for FairFace; lowered to half of the images where it is more.
     """
 
-    layout: Layout | None = None
+    layout: Layout | str | None = None
     label: str | None = None
     group_by: tuple[str, ...] = ()
     split: str | None = None

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..choices import Layout
-from ..errors import ImageError
+from ..errors import ImageError, PluginError, nearest_names
 from ..files.walk import walk_folder
+from ..plugins import LAYOUT, ask_plugin, find_plugins, load_plugin, load_usable, why_no_function
 from .decode import Decoding
 from .demo_name import is_demo
 from .labelled import load_labelled_images
@@ -42,7 +43,7 @@ MAX_BAD = 0.01
 # What a set is read into: images with classes, with neutral queries, or with captions.
 Read = LabelledImages | RetrievalSet | CaptionSet
 # Each layout of a published data set, and what reads it.
-_READERS: Mapping[Layout, Callable[[Path, Asked], Read]] = {
+_READERS: Mapping[str, Callable[[Path, Asked], Read]] = {
     "celeba": load_celeba,
     "fairface": load_fairface,
     "counteranimal": load_counter_animal,
@@ -68,7 +69,7 @@ _RETENTION = ("table", "waterbirds", "parquet", *_TABLES, "utkface", "spawrious"
 def load_dataset(
     path: str | Path,
     *,
-    layout: Layout | None = None,
+    layout: Layout | str | None = None,
     label: str | None = None,
     classes: Mapping[str, str] | None = None,
     group_by: Sequence[str] = (),
@@ -88,17 +89,42 @@ def load_dataset(
 
     Raises:
         ImageError: If the folder does not have the layout, or a column, class or split is missing.
+        PluginError: If the layout is a plugin's that cannot be used.
     """
     path = Path(path)
     found = layout or detect_layout(path)
+    asked = Asked(label, classes, tuple(group_by), split, retention, purpose)
+    if found not in LAYOUT.own:
+        return _read_by_plugin(found, path, asked)
     if retention and found not in _RETENTION:
         raise ImageError(f"cannot use --retention with {path}: the layout {found} has no columns for it. Leave it out.")
     if found not in _FILES and not path.is_dir():
         raise ImageError(f"cannot read {path} as {found}: there is no such folder. Give the folder of the data set.")
     if found in _READERS:
-        return _READERS[found](path, Asked(label, classes, tuple(group_by), split, retention, purpose))
+        return _READERS[found](path, asked)
     columns = {"label": label, "classes": classes, "group_by": group_by, "split": split, "retention": retention}
     return load_labelled_images(_find_table(path, found), purpose=purpose, **columns)
+
+
+def why_no_layout(loaded: Any) -> str | None:
+    """What a plugin's layout lacks: `is_there(path)` sees whether a path has it, and `read(path, asked)` reads it."""
+    lacking = next((name for name in ("is_there", "read") if not hasattr(loaded, name)), None)
+    if lacking is not None:
+        return f"it has no {lacking}"
+    return why_no_function(loaded.is_there) or why_no_function(loaded.read)
+
+
+def _read_by_plugin(name: str, path: Path, asked: Asked) -> Read:
+    plugin = find_plugins(LAYOUT).get(name)
+    if plugin is None:
+        raise ImageError(f"cannot read {path} as {name}: no such layout. {nearest_names(name, LAYOUT.names())}")
+    found = plugin.call(load_plugin(plugin, why_no_layout).read, path, asked)
+    if not isinstance(found, Read):
+        raise PluginError(
+            f"cannot use {plugin}: it must answer LabelledImages, RetrievalSet or CaptionSet, not "
+            f"{type(found).__name__}."
+        )
+    return found
 
 
 def load_selection_set(path: str | Path, **options: Any) -> LabelledImages:
@@ -147,12 +173,15 @@ def _require_present(source: ImageSource, path: str | Path) -> None:
         )
 
 
-def detect_layout(path: Path) -> Layout:
+def detect_layout(path: Path) -> Layout | str:
     """The layout of a path, by what is there."""
     is_folder = path.is_dir()
     for name, is_there in _SIGNS.items():
         if (is_folder or name in _TABLES) and is_there(path):
             return name
+    for plugin, layout in load_usable(LAYOUT, why_no_layout):
+        if ask_plugin(plugin, layout.is_there, path):
+            return plugin.name
     if not is_folder:
         return _name_parquet(path) if path.suffix.lower() in PARQUET_SUFFIXES else "table"
     # Walked once for all of them: a folder may hold millions of files.
@@ -200,7 +229,7 @@ _SIGNS: Mapping[Layout, Callable[[Path], object]] = {
 _NAMED: Mapping[Layout, Callable[[Sequence[str]], bool]] = {"utkface": is_utkface, "typographic": _is_typographic}
 
 
-def _find_table(path: Path, layout: Layout) -> Path:
+def _find_table(path: Path, layout: str) -> Path:
     """The table that a layout is read from; the folder itself where its folders are the classes or splits with tables.
 
     Raises:

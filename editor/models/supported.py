@@ -15,7 +15,7 @@ from torch import nn
 
 from ..choices import EFFECTS
 from ..errors import ModelError, nearest_names
-from ..towers.build import TOWERS
+from ..towers.build import list_towers
 from ..towers.refusals import explain_refusals
 from .fitting import quiet
 from .hub.reach import reaching_hub
@@ -102,13 +102,13 @@ def describe_model(name: str, *, library: str, family: str = "") -> Support:
     try:
         with torch.device("meta"), quiet():
             module = _build(name, library)
-            reasons = [tower.refusal(module) for tower in TOWERS]
+            reasons = list_towers(module)
             # A tower that gives no reason takes the module.
-            if None not in reasons:
-                return Support(
-                    family, library, name, None, (), (), explain_refusals(module, [str(why) for why in reasons])
-                )
-            tower = TOWERS[reasons.index(None)](module)
+            kind = next((tower for tower, reason in reasons.items() if reason is None), None)
+            if kind is None:
+                why = explain_refusals(module, [str(reason) for reason in reasons.values()])
+                return Support(family, library, name, None, (), (), why)
+            tower = kind(module)
             effects = tuple(effect for effect in EFFECTS if tower.why_not(effect) is None)
     except (
         OSError,

@@ -23,7 +23,7 @@ def make_recipe(
     *,
     concept: str | Concept | Sequence[str | Concept],
     keep: str | Concept | None = None,
-    operation: HeadOperation = EditOptions.operation,
+    operation: HeadOperation | str = EditOptions.operation,
     effect: Effect | None = EditOptions.effect,
     heads: int | None = None,
     strength: float = EditOptions.strength,

@@ -28,7 +28,7 @@ class EditOptions:
         leace: Also erase labels from the output, last.
     """
 
-    operation: HeadOperation = "mean-ablate"
+    operation: HeadOperation | str = "mean-ablate"
     effect: Effect | None = None
     heads: int | None = None
     strength: float = 1.0
@@ -57,9 +57,9 @@ class HeadChoice:
             are few.
     """
 
-    select: Selection = "text-difference"
+    select: Selection | str = "text-difference"
     labelled: str | None = None
-    layout: Layout | None = None
+    layout: Layout | str | None = None
     label: str | None = None
     group_by: tuple[str, ...] = ()
     split: str | None = None

@@ -63,7 +63,7 @@ class EditPlan:
     effect: Effect = DEFAULT_EFFECT
     keep: Concept | str | None = None
     choice: Mapping[str, Any] | None = None
-    operation: HeadOperation = EditOptions.operation
+    operation: HeadOperation | str = EditOptions.operation
     strength: float = EditOptions.strength
     directions: int | None = EditOptions.directions
     along: Along = EditOptions.along

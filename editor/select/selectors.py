@@ -9,8 +9,9 @@ from ..choices import Along, Effect, HeadOperation
 from ..concepts.concepts import Concept, load_concept
 from ..edits.bind import check_effect, default_effect
 from ..edits.document import RecipeDocument, Step
-from ..errors import ConceptError, RecipeError, nearest_names, require_kinds
+from ..errors import ConceptError, PluginError, RecipeError, nearest_names, require_kinds
 from ..models.model import Model
+from ..plugins import SELECTOR, find_plugins, load_plugin, why_no_function
 from ..scan.scan import Scan
 from .amounts import settle_amounts
 from .attention_region import select_by_attention_region
@@ -43,7 +44,7 @@ def select_recipe(
     evidence: Evidence | None = None,
     concept: str | Concept | None = None,
     keep: str | Concept | None = None,
-    operation: HeadOperation = EditOptions.operation,
+    operation: HeadOperation | str = EditOptions.operation,
     effect: Effect | None = EditOptions.effect,
     heads: int | None = None,
     strength: float = EditOptions.strength,
@@ -59,7 +60,7 @@ def select_recipe(
     """An unbound recipe with the heads that a selector chooses; `bind_recipe` gives it its numbers.
 
     Args:
-        select: `text-difference`, `labelled-contrast`, `attention-region` or `frontier`.
+        select: `text-difference`, `labelled-contrast`, `attention-region`, `frontier`, or a plugin's.
         evidence: Labelled images and the like, for selectors that need them.
         concept: Needed by `text-difference`, and by operations that work along its texts.
         heads: How many; by default as `settle_amounts` finds.
@@ -73,8 +74,7 @@ def select_recipe(
         ConceptError, ImageError, StatisticsError: If what the selector needs is missing.
     """
     require_kinds("choose heads", scan=(scan, Scan), model=(model, Model))
-    if select not in SELECTORS:
-        raise RecipeError(f"unknown selector {select!r}. {nearest_names(select, SELECTORS)}")
+    chosen_by = find_selector(select)
     effect = effect or default_effect(model)
     check_effect(effect, model)
     removed = load_concept(concept, model.folder) if isinstance(concept, str) else concept
@@ -107,7 +107,30 @@ def select_recipe(
     )
     seen = evidence or Evidence()
     warn_of_overlap(plan, seen, model)
-    return SELECTORS[select](scan, model, plan, seen)
+    return chosen_by(scan, model, plan, seen)
+
+
+def find_selector(name: str) -> Selector:
+    """The selector of a name: clipedit's own, or a plugin's.
+
+    Raises:
+        RecipeError: If there is none.
+        PluginError: If a plugin's cannot be used.
+    """
+    if name in SELECTORS:
+        return SELECTORS[name]
+    plugin = find_plugins(SELECTOR).get(name)
+    if plugin is None:
+        raise RecipeError(f"unknown selector {name!r}. {nearest_names(name, SELECTOR.names())}")
+    loaded = load_plugin(plugin, why_no_function)
+
+    def select(*given: Any) -> RecipeDocument:
+        found = plugin.call(loaded, *given)
+        if not isinstance(found, RecipeDocument):
+            raise PluginError(f"cannot use {plugin}: it must answer a RecipeDocument, not {type(found).__name__}.")
+        return found
+
+    return select
 
 
 def select_several(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ...editor.choices import WeightPrecision
 from ...editor.errors import VerificationError
@@ -100,6 +102,11 @@ class Target:
     def shown(self, model: Model) -> Model:
         """The model as its consumer shows it images: by open_clip's rules of resizing, or by the model's own."""
         return model if self.keeps_rules else model.as_shipped
+
+    def guarded(self, call: Callable[..., Any]) -> Target:
+        """The same target, its functions run by `call`, which says whose failure it was."""
+        functions = {name: partial(call, getattr(self, name)) for name in ("write", "load", "tell")}
+        return replace(self, **functions)
 
     def at(self, precision: WeightPrecision) -> Target:
         """The same target in another precision."""

@@ -13,6 +13,7 @@ ROOT = Path(clipedit.__file__).parent
 # From the ground up; names on one line may import one another. A name stands for the module and all that is in it.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("demo.world", "editor.errors", "editor.identities", "editor.components", "editor.notebook", "editor.choices"),
+    ("editor.plugins", "editor.plugin_names"),
     ("editor.files",),
     ("editor.towers",),
     ("editor.images",),

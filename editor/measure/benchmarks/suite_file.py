@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -17,6 +17,8 @@ from ...images.demo_name import is_demo
 from ...images.labelled import load_classes, load_lines
 from ...images.labelled_options import DEFAULT_TEMPLATES, DEFAULT_TOP, LabelledOptions
 from ...images.layouts import Dataset
+from ...plugin_names import NameOf
+from ...plugins import LAYOUT
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class _Entry(BaseModel):
 
     name: str = Field(min_length=1)
     dataset: str = Field(min_length=1)
-    layout: Layout | None = None
+    layout: Annotated[Layout | str, NameOf(LAYOUT)] | None = None
     label: str | None = None
     group_by: tuple[str, ...] = ()
     # YAML reads `split: 2` as a number.

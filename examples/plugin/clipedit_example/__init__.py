@@ -1,0 +1,1 @@
+"""One plugin of clipedit of each kind; `pyproject.toml` names them."""
