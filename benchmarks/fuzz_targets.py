@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from fuzz import Target
+from fuzz_formats import build_format_targets
 from fuzz_inputs import (
     concept_documents,
     make_celeba,
@@ -90,6 +91,7 @@ def build_targets(folder: Path) -> dict[str, Target]:
             partial(_make_model, made / "hf", "config.json"), lambda path: _load_model(f"hf:{path}"), 700
         ),
         "timm folder": Target(partial(_make_model, made / "timm", "config.json"), _load_model, 700),
+        **build_format_targets(folder),
     }
 
 

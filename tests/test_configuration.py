@@ -69,6 +69,19 @@ def test_options_of_all_commands_and_of_nested_ones(run) -> None:  # type: ignor
     assert {"name", "texts", "description"} == json.loads(listed.out)[0].keys()
 
 
+@pytest.mark.parametrize(("command", "option"), [("verify", "trust"), ("push", "public")])
+def test_what_runs_code_or_publishes_is_not_taken_from_a_file_that_was_found(run, command: str, option: str) -> None:  # type: ignore[no-untyped-def]
+    configure(f"[{command}]\n{option} = true\n")
+    found = run(command, "nothing", *["ours/encoder"] * (command == "push"))
+    assert found.code == 1 and f"[{command}] {option} is taken from a file that you name only" in found.err
+    # Not even for another command, whose run it would not change: the file says what it must not.
+    assert run("score", "nothing.safetensors", "--concept", "location").err == found.err
+    named = run("--config", "clipedit.toml", command, "nothing", *["ours/encoder"] * (command == "push"))
+    assert named.code == 1 and "taken from" not in named.err
+    configure(f"[{command}]\n{option} = false\n")
+    assert "taken from" not in run(command, "nothing", *["ours/encoder"] * (command == "push")).err
+
+
 REFUSED = {
     "unknown option": ("[score]\nconcpet = 'x'\n", "concpet in [score] is no option. Did you mean concept"),
     "unknown command": ("[scoer]\n", "scoer at the top is no command, nor an option of all. Did you mean score"),

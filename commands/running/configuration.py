@@ -19,6 +19,9 @@ CONFIG_NAME, PREFIX = "clipedit.toml", "CLIPEDIT"
 # What asks and stops, and the file itself: nothing to configure.
 NOT_IN_FILES = ("help", "version", "config", "install-completion", "show-completion")
 
+# What runs code of others or publishes: a file that came with a folder must not say it.
+ONLY_NAMED = ("trust", "public")
+
 
 class ConfigurationError(ClipeditError):
     """A configuration file cannot be read, or says what no command takes."""
@@ -49,8 +52,11 @@ def list_options(command: Any) -> dict[str, Any]:
     return {max(option.opts, key=len).lstrip("-"): option for option in options}
 
 
-def load_configuration(path: Path, root: Any) -> dict[str, Any]:
+def load_configuration(path: Path, root: Any, *, named: bool = True) -> dict[str, Any]:
     """Read a file and check all of it, sections of other commands too.
+
+    Args:
+        named: Whether the user named it; else it was found where the command runs.
 
     Returns:
         Its sections as Click takes them: parameters by name, commands as maps of their own.
@@ -62,7 +68,20 @@ def load_configuration(path: Path, root: Any) -> dict[str, Any]:
         plain = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}.") from None
-    return _read_section(plain, root.command, root, path, ())
+    found = _read_section(plain, root.command, root, path, ())
+    if not named:
+        _require_harmless(found, path)
+    return found
+
+
+def _require_harmless(found: Mapping[str, Any], path: Path) -> None:
+    for command, options in found.items():
+        said = [name for name in ONLY_NAMED if isinstance(options, dict) and options.get(name)]
+        if said:
+            raise ConfigurationError(
+                f"cannot read {path}: [{command}] {said[0]} is taken from a file that you name only, since this one "
+                f"may have come with the folder. Give --{said[0]}, or --config {path}."
+            )
 
 
 def _read_section(

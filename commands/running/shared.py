@@ -46,10 +46,11 @@ def _configure(context: typer.Context, given: Path | None) -> Path | None:
     if context is root:
         return given
     # Beside the command's name, before it, or where the command runs.
-    path = given or root.params.get("config") or Path(CONFIG_NAME)
-    if given is None and root.params.get("config") is None and not path.is_file():
+    named = given or root.params.get("config")
+    path = named or Path(CONFIG_NAME)
+    if named is None and not path.is_file():
         return None
-    section = whole = load_configuration(path, root)
+    section = whole = load_configuration(path, root, named=named is not None)
     for name in _names(context):
         section = section.get(name, {})
     context.default_map = section
