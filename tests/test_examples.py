@@ -68,6 +68,29 @@ def test_an_index_in_qdrant_is_carried_over_and_finds_more_that_is_right(
     assert carried > old and abs(carried - again) < 0.03
 
 
+@pytest.mark.slow
+def test_a_server_answers_with_every_edit_as_a_single_thread_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    testclient = pytest.importorskip("fastapi.testclient")
+    said = run_example("serve.py", tmp_path, monkeypatch, capsys).splitlines()
+    assert said[0] == "edits served: base, remove-location, remove-color" and said[-1].endswith(": 0")
+    served = runpy.run_path(str(EXAMPLES / "serve.py"))
+    client, image = testclient.TestClient(served["build_app"](tmp_path / "onnx")), next(tmp_path.glob("images/*.png"))
+    assert client.get("/edits").json() == ["base", "remove-location", "remove-color"]
+    whole = image.read_bytes()
+    base, edited = (client.post(f"/embed{edit}", content=whole).json() for edit in ("", "?edit=remove-location"))
+    assert len(base) == len(edited) and base != edited
+    for edit, content, code in (
+        ("none", whole, 404),
+        ("base", bytes(served["MOST_BYTES"] + 1), 413),
+        ("base", b"%!PS-Adobe-3.0 EPSF-3.0", 400),
+        ("base", whole[: len(whole) // 2], 400),
+        ("base", b"", 400),
+    ):
+        assert client.post(f"/embed?edit={edit}", content=content).status_code == code
+
+
 def test_the_notebook_is_stored_without_outputs() -> None:
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     assert cells and all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
