@@ -283,3 +283,26 @@ def test_pixels_that_are_no_whole_number_of_patches_are_refused() -> None:
     require_whole_patches(module, [160, 160])
     with pytest.raises(clipedit.ModelError, match=r"\[160, 159\] pixels are no whole number of patches of \[16, 16\]"):
         require_whole_patches(module, [160, 159])
+
+
+@pytest.mark.parametrize("name", ["V", "W\x00"])
+def test_an_adapter_of_other_tensors_than_the_graph_takes_is_refused(name: str, tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime
+    import torch
+
+    from clipedit.export.consumers.onnx_runtime import as_function, load_adapter, open_session
+
+    text = '<ir_version: 9, opset_import: ["": 18]> linear (float[n,2] x, float[2,2] W) => (float[n,2] y)'
+    onnx.save(
+        onnx.parser.parse_model(text + " <float[2,2] W = {1, 0, 0, 1}> { y = MatMul(x, W) }"), tmp_path / "m.onnx"
+    )
+    session, run = open_session(tmp_path / "m.onnx", half=False), {}
+    for tensor in ("W", name):
+        adapter = onnxruntime.AdapterFormat()
+        adapter.set_parameters({tensor: onnxruntime.OrtValue.ortvalue_from_numpy(np.full((2, 2), 2, np.float32))})
+        adapter.export_adapter(str(tmp_path / "a.onnx_adapter"))
+        run[tensor] = as_function(session, None, load_adapter(tmp_path / "a.onnx_adapter"))
+    assert run["W"](torch.ones(1, 2)).tolist() == [[4.0, 4.0]]
+    with pytest.raises(clipedit.VerificationError, match="cannot run a graph with its adapter"):
+        run[name](torch.ones(1, 2))

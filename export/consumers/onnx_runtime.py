@@ -98,13 +98,9 @@ def as_function(session: Any, batch: int | None = None, adapter: Any = None) -> 
     name, switch = session.get_inputs()[0].name, _Switch(adapter)
 
     def run(inputs: Tensor) -> Tensor:
-        return torch.cat(
-            [
-                # The last part of a fixed batch must be whole too, which batches of one always are.
-                torch.from_numpy(session.run(None, {name: part.numpy()}, switch.options)[0])
-                for part in inputs.split(batch or len(inputs))
-            ]
-        )
+        # The last part of a fixed batch must be whole too, which batches of one always are.
+        parts = inputs.split(batch or len(inputs))
+        return torch.cat([torch.from_numpy(switch.run(session, {name: part.numpy()})) for part in parts])
 
     return run
 
@@ -121,3 +117,17 @@ class _Switch:
 
             self.options = onnxruntime.RunOptions()
             self.options.add_active_adapter(adapter)
+
+    def run(self, session: Any, given: dict[str, Any]) -> Any:
+        """The first output.
+
+        Raises:
+            VerificationError: If the adapter holds tensors that the graph does not take.
+        """
+        if self.adapter is None:
+            return session.run(None, given)[0]
+        try:
+            return session.run(None, given, self.options)[0]
+        except Exception as error:  # The runtime's own kinds; a name that is no UTF-8 is an error of Python.
+            said = " ".join(str(error).split()).rpartition(" : ")[2]
+            raise VerificationError(f"cannot run a graph with its adapter: {said}. Export again.") from None
