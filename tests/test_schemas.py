@@ -71,6 +71,7 @@ COMMANDS: dict[str, list[str]] = {
     "log": ["log", "{made}/edited"],
     "models": ["models", "ViT-B-32"],
     "monitor": ["monitor", "{made}/scan.safetensors", "demo"],
+    "retrieve": ["retrieve", "demo", "--text", "a circle", "--concept", "color", "--index", "{made}/index.safetensors"],
     "score": ["score", "{made}/scan.safetensors", "--concept", "location"],
 }
 
@@ -86,7 +87,7 @@ def test_what_a_command_prints_is_valid(run, made: Path, monkeypatch, name: str)
     # Closed: a figure that is called otherwise is no longer valid.
     spelled = json.dumps(value)
     key = {"audit": "verdict", "dry-run": "heads", "label": "text", "log": "base", "monitor": "limit"}.get(name)
-    key = key or {"concepts-list": "texts", "models": "family", "score": "component"}[name]
+    key = key or {"concepts-list": "texts", "models": "family", "retrieve": "because", "score": "component"}[name]
     with pytest.raises(jsonschema.ValidationError):
         validate(json.loads(spelled.replace(f'"{key}":', f'"{key}s":')), name)
 
@@ -117,3 +118,5 @@ def test_figures_stand_beside_groups() -> None:
 
 def test_every_output_is_of_a_command_that_prints_json() -> None:
     assert set(COMMANDS) <= set(OUTPUTS)
+    # What these print takes a measurement or an export: a schema without a case of its own must be one of them.
+    assert set(OUTPUTS) - set(COMMANDS) == {"evaluate", "export", "remove-heads", "reproduce", "verify"}

@@ -249,9 +249,10 @@ class HitRow(TypedDict):
 
 @with_config(_CLOSED)
 class RetrieveOutput(TypedDict):
-    """What `retrieve` prints: the heads that images were compared by, and the images."""
+    """What `retrieve` prints: the heads that images were compared by, why they are a poor guide, and the images."""
 
     heads: list[str]
+    because: str
     images: list[HitRow]
 
 
