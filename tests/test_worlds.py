@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -22,7 +23,7 @@ from clipedit.editor.concepts.concepts import Concept
 from clipedit.editor.images.labelled import write_metadata
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
-OURS = ("people_world", "people_texts", "people_train", "people", "audits")
+OURS = ("people_world", "people_texts", "people_train", "people", "people_directions")
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +119,11 @@ def test_figures_of_people_tell_roles_genders_and_who_is_found_first(people: Mod
     assert roles["role"] == roles["worst group"] == 1
     assert genders["gender"] > 0.6 and genders["role"] < 0.2
     assert genders["max skew, gender"] > roles["max skew, gender"] >= 0
+
+
+def test_a_random_order_of_drawings_is_more_skewed_than_one_of_images(people: ModuleType) -> None:
+    directions = importlib.import_module("people_directions")
+    cells = len(people.ROLES) * len(people.GENDERS) * len(people.SKINS) * len(people.STYLES)
+    portraits = people.draw_balanced_portraits(6 * cells, seed=5)
+    images, drawings = (mean for _, mean, _ in directions.find_floors(tuple(map(asdict, portraits))))
+    assert 0 < images < drawings < np.log(216 / 100)
