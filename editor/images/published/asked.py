@@ -48,6 +48,15 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return [{name: value.strip() for name, value in row.items()} for row in rows]
 
 
+def read_heading(table: Path, most: int) -> str:
+    """The first line of a table, at most so many characters of it; empty where it cannot be read."""
+    try:
+        with table.open(encoding="utf-8-sig") as stream:
+            return stream.readline(most)
+    except (OSError, ValueError):  # What cannot be read is told by the reader of tables.
+        return ""
+
+
 def require_column(table: Path, first: Mapping[str, str], column: str) -> None:
     """Refuse a table whose first row lacks a column.
 

@@ -16,7 +16,7 @@ from ...files.bounded import load_json
 from ..labelled import WATERBIRDS, Usual, label_source
 from ..listing import source_of_rows
 from ..source import LabelledImages
-from .asked import Asked, read_rows
+from .asked import Asked, read_heading, read_rows
 from .celeba import CELEBA_CLASSES
 from .imagenet9 import WORDS
 
@@ -66,12 +66,8 @@ def find_subpop(path: Path) -> Path | None:
 
 
 def _has_columns(table: Path) -> bool:
-    try:
-        with table.open(encoding="utf-8-sig") as stream:
-            line = stream.readline(1_000)
-    except (OSError, ValueError):  # What cannot be read is told by the reader of tables.
-        return False
-    return set(COLUMNS) <= {name.strip().strip('"') for name in re.split("[,;\t]", line.strip())}
+    heading = read_heading(table, 1_000)
+    return set(COLUMNS) <= {name.strip().strip('"') for name in re.split("[,;\t]", heading.strip())}
 
 
 def load_subpop(path: Path, asked: Asked) -> LabelledImages:

@@ -13,7 +13,7 @@ from ..labelled_options import ALL
 from ..listing import TABLE_SUFFIXES, find_metadata, list_folder, read_csv_source
 from ..packed.parquet import list_columns
 from ..source import ImageSource, LabelledImages
-from .asked import Asked, require_column
+from .asked import Asked, read_heading, require_column
 from .hub_parquet import find_parquet, read_parquet
 
 SCAM_COLUMNS = ("type", "object_label", "attack_word")
@@ -57,16 +57,12 @@ def find_scam(path: Path) -> Path | None:
     # Its repository holds `images.zip`, an image folder of the one split `train`, in the place of `images/train/`.
     folders = (path, path / "images", path / "train", path / "images" / "train")
     tables = [path] if path.is_file() else [table for folder in folders if (table := find_metadata(folder))]
-    return next((table for table in tables if _has_scam_columns(table)), None)
+    return next((table for table in tables if table.suffix in TABLE_SUFFIXES and _has_scam_columns(table)), None)
 
 
 def _has_scam_columns(table: Path) -> bool:
-    try:
-        with table.open(encoding="utf-8-sig") as stream:
-            line = stream.readline(10_000)
-    except (OSError, ValueError):  # What cannot be read is told by the reader of tables.
-        return False
-    return table.suffix in TABLE_SUFFIXES and all(column in line for column in SCAM_COLUMNS)
+    heading = read_heading(table, 10_000)
+    return all(column in heading for column in SCAM_COLUMNS)
 
 
 def is_scam(path: Path) -> bool:
