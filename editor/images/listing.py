@@ -98,7 +98,7 @@ def read_split_tables(folder: Path) -> ImageSource | None:
     tables = [(item.name, table) for item in inner if (table := find_metadata(item))]
     if not tables:
         return None
-    sources = [(split, _named_below(split, read_csv_source(table))) for split, table in tables]
+    sources = [(split, named_below(split, read_csv_source(table))) for split, table in tables]
     rows = [{**row, "split": split} for split, source in sources for row in source.attributes]
     # The tables may differ in columns: what a row lacks is empty.
     columns = dict.fromkeys(name for row in rows for name in row)
@@ -106,7 +106,8 @@ def read_split_tables(folder: Path) -> ImageSource | None:
     return replace(join_sources([source for _, source in sources]), attributes=filled)
 
 
-def _named_below(folder: str, source: ImageSource) -> ImageSource:
+def named_below(folder: str, source: ImageSource) -> ImageSource:
+    """The same images, each named as if it lay in a folder."""
     return replace(source, names=tuple(f"{folder}/{name}" for name in source.names))
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from ...errors import ImageError
 from ..labelled import Usual, label_source
 from ..labelled_options import ALL
-from ..listing import list_folder
-from ..source import ImageSource, LabelledImages, join_sources
+from ..listing import list_folder, named_below
+from ..source import LabelledImages, join_sources
 from .asked import Asked
 
 # With the object there, and without it: there a right answer is read from the background.
@@ -47,16 +47,16 @@ def load_imagenet9(path: Path, asked: Asked) -> LabelledImages:
         ImageError: If there is no variant, or not the one asked for.
     """
     root = find_imagenet9(path)
-    there = _variants(root) if root else []
     if root is None:
         raise ImageError(
             f"cannot read {path} as ImageNet-9: it has no VARIANT/val/CLASS, as original/val/00_dog. Give its folder."
         )
+    there = _variants(root)
     with_object = [name for name in there if name in WITH_OBJECT]
     asked_for = {None: with_object or there, ALL: there}.get(asked.split, [asked.split or ""])
     if not set(asked_for) <= set(there):
         raise ImageError(f"cannot use --split {asked.split} with {path}: there are {', '.join(there)}.")
-    source = join_sources([_read_variant(root, name) for name in asked_for])
+    source = join_sources([named_below(name, list_folder(root / name / "val", labelled=True)) for name in asked_for])
     rows = tuple({"variant": name.split("/", 1)[0], "class": Path(name).parent.name} for name in source.names)
     wrong = next((name for name, row in zip(source.names, rows, strict=True) if row["class"] not in CLASSES), None)
     if wrong is not None:
@@ -66,8 +66,3 @@ def load_imagenet9(path: Path, asked: Asked) -> LabelledImages:
     found = label_source(path, replace(source, attributes=rows), replace(asked, split=None), usual)
     gap = BACKGROUND_GAP if {"mixed_same", "mixed_rand"} <= set(asked_for) else None
     return replace(found, subsets=tuple(row["variant"] for row in rows), gap=gap, split=asked.split)
-
-
-def _read_variant(root: Path, name: str) -> ImageSource:
-    found = list_folder(root / name / "val", labelled=True)
-    return replace(found, names=tuple(f"{name}/{one}" for one in found.names))
