@@ -23,13 +23,16 @@ class Asked:
     retention: str | None = None
     purpose: Purpose = "report"
 
-    def require_no_columns(self, path: Path, layout: str) -> None:
+    def require_no_columns(self, path: Path, layout: str, *, splits: bool = False) -> None:
         """Refuse columns where the names of folders and files say everything.
+
+        Args:
+            splits: Whether the layout has splits, so that one may be named.
 
         Raises:
             ImageError: Naming the layout.
         """
-        if self.label or self.group_by or self.split:
+        if self.label or self.group_by or (self.split and not splits):
             raise ImageError(f"cannot use columns with {path}: the layout {layout} has none. Leave them out.")
 
 

@@ -36,8 +36,7 @@ def load_webdataset(path: Path, asked: Asked) -> LabelledImages | CaptionSet:
     root = find_webdataset(path)
     if root is None:
         raise ImageError(f"cannot read {path} as CLIP_benchmark: it has no SPLIT/{SHARDS}. Give the folder of the set.")
-    if asked.label or asked.group_by:
-        raise ImageError(f"cannot use columns with {path}: the layout webdataset has none. Leave them out.")
+    asked.require_no_columns(path, "webdataset", splits=True)
     splits = _choose_splits(path, root, asked)
     kind = _read(root / KIND).strip().lower() if (root / KIND).is_file() else "classification"
     shards = [shard for split in splits for shard in _list_shards(root / split)]
