@@ -114,6 +114,8 @@ def _load(folder: Path, device: str) -> HfModel:
     if not projected:
         # The pooled output is then the embedding.
         model_config["embed_dim"] = (vision if kind.towers == ("image",) else text)["hidden_size"]
+        if kind.towers == ("text",):
+            model_config["text_cfg"]["proj_type"] = "none"
     names = folder_names(kind, (vision["num_hidden_layers"], text["num_hidden_layers"]), stored)
     state = convert_from_hf(stored, names)
     module = _build(kind, model_config, whole, projected=projected)
@@ -133,11 +135,11 @@ def _describe(kind: FolderKind, whole: Mapping[str, Any]) -> dict[str, Any]:
     return found if "text" in kind.towers else {key: value for key, value in found.items() if key != "text_cfg"}
 
 
-def _build(kind: FolderKind, model_config: dict[str, Any], whole: Mapping[str, Any], *, projected: bool) -> nn.Module:
+def _build(
+    kind: FolderKind, model_config: Mapping[str, Any], whole: Mapping[str, Any], *, projected: bool
+) -> nn.Module:
     quick, d_embed = model_config.get("quick_gelu", False), model_config["embed_dim"]
     if kind.towers == ("text",):
-        if not projected:
-            model_config["text_cfg"]["proj_type"] = "none"
         return TextTowerAlone(_build_text_tower(d_embed, model_config["text_cfg"], quick))
     if kind.family == "siglip":
         return ImageTowerAlone(_build_trunk(d_embed, whole)) if kind.is_alone else _build_siglip(model_config, whole)
