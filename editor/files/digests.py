@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from .tensors import describe_bytes, hash_tensors, read_header
+from .tensors import describe_bytes, hash_tensors, read_header, stored_entries
 
 
 def digest_file(path: Path) -> dict[str, str]:
@@ -17,16 +16,7 @@ def digest_file(path: Path) -> dict[str, str]:
     Raises:
         ModelError: If the file cannot be read.
     """
-    header = read_header(path)
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        whole = memoryview(view)
-        found = {
-            name: hash_tensors([(name, tensor.dtype, tensor.shape, whole[tensor.start : tensor.end])])
-            for name, tensor in sorted(header.items())
-        }
-        # The map cannot be closed while something looks into it.
-        whole.release()
-        return found
+    return {entry[0]: hash_tensors([entry]) for entry in stored_entries(path, read_header(path))}
 
 
 def digest_state(state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -44,6 +44,8 @@ _DTYPES = {
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _CONVERT = "Convert its state_dict to safetensors in a process that you trust."
 ReadTensor = Callable[[str], Tensor]
+# Name, type, shape and bytes of a tensor.
+Entry = tuple[str, str, tuple[int, ...], bytes | memoryview]
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def load_tensors(path: Path, *kinds: str) -> tuple[dict[str, Tensor], Any]:
         return {name: stream.get_tensor(name) for name in stream.keys()}, described  # noqa: SIM118
 
 
-def hash_tensors(entries: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryview]]) -> str:
+def hash_tensors(entries: Iterable[Entry]) -> str:
     """SHA-256 over `(name, dtype, shape, bytes)` of tensors that come sorted by name."""
     digest = hashlib.sha256()
     for name, dtype, shape, data in entries:
@@ -199,7 +201,7 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
     return hash_tensors(describe_bytes(name, state[name]) for name in sorted(state))
 
 
-def describe_bytes(name: str, tensor: Tensor) -> tuple[str, str, tuple[int, ...], memoryview]:
+def describe_bytes(name: str, tensor: Tensor) -> Entry:
     """A tensor as `hash_tensors` takes it."""
     tensor = tensor.detach().cpu().contiguous()
     # As bytes, since NumPy has no bfloat16; a scalar needs an axis for that.
@@ -222,19 +224,22 @@ def hash_checkpoint(path: Path, names: Mapping[str, str] | None = None) -> str:
 
 
 def _hash_file(path: Path, header: Mapping[str, StoredTensor]) -> str:
+    return hash_tensors(stored_entries(path, header))
+
+
+def stored_entries(path: Path, header: Mapping[str, StoredTensor]) -> Iterator[Entry]:
+    """Tensors of a safetensors file as `hash_tensors` takes them, by name; each until the next is asked for."""
+    page = mmap.PAGESIZE
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        digest = hashlib.sha256()
-        for name in sorted(header):
-            tensor = header[name]
-            digest.update(f"{name}\0{tensor.dtype}\0{','.join(map(str, tensor.shape))}\0".encode())
+        for name, tensor in sorted(header.items()):
+            # The map cannot be closed while something looks into it.
+            with memoryview(view) as whole, whole[tensor.start : tensor.end] as data:
+                yield name, tensor.dtype, tensor.shape, data
             # Whole pages are given back after each tensor, so that resident memory stays near the largest one.
-            digest.update(memoryview(view)[tensor.start : tensor.end])
-            page = mmap.PAGESIZE
             # Only pages that are wholly this tensor's: its neighbours share the outer ones.
             first, last = -(-tensor.start // page) * page, tensor.end // page * page
             if last > first and hasattr(mmap, "MADV_DONTNEED"):
                 view.madvise(mmap.MADV_DONTNEED, first, last - first)
-        return digest.hexdigest()
 
 
 def copy_with_tensors(source: Path, target: Path, tensors: Mapping[str, Tensor]) -> None:
