@@ -7,8 +7,6 @@ to matter: shifts are in units of the calibration's standard deviation, covarian
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,7 +24,7 @@ from ..images.texts import list_texts
 from ..models.model import Model
 from ..scan.scan import Scan, read_batches
 from ..scan.scanner import Scanner
-from ..scan.statistics import Statistics
+from ..scan.statistics import Statistics, sum_statistics
 from ..scan.tally import MAX_BAD, Progress, Tally
 from .held import ConceptDrift, compare_scanned_concepts, find_concepts
 
@@ -194,7 +192,7 @@ class Sides:
     def compare(self, group: ComponentGroup, root: Float[Tensor, "head k k"]) -> dict[str, HeadDrift]:
         """The drift of a group's heads."""
         old_mean, old = _moments(self.calibration, group.name, root)
-        total = functools.reduce(operator.add, self.blocks)
+        total = sum_statistics(self.blocks)
         new_mean, new = _moments(total, group.name, root)
         # What chance adds to the squared distance of two means, in units of one image's variance.
         fewer = 1 / total.n + 1 / self.calibration.n
