@@ -90,8 +90,10 @@ const DeskEngine = (() => {
       const found = {};
       for (const figure of labelled.figures) {
         if (!(figure.key in maths.GOALS) && !(figure.key in maths.KEPT)) continue;
-        const { marks } = this.before.figures[figure.key];
-        const difference = maths.compare(figure, marks, now.figures[figure.key].marks, this.drawn);
+        const before = this.before.figures[figure.key];
+        // Of what is not edited the draws stay as they are.
+        before.side ||= maths.drawSide(figure, before.marks, this.drawn);
+        const difference = maths.compare(before.side, maths.drawSide(figure, now.figures[figure.key].marks, this.drawn));
         if (difference) found[figure.key] = difference;
       }
       return found;

@@ -217,25 +217,23 @@ const DeskMath = (() => {
     return worst;
   }
 
-  /** What a figure changed by, with a paired interval; null where all its groups are small. */
-  function compare(figure, before, after, drawn) {
-    const tasks = figure.tasks
-      .map((cells, task) => {
-        const large = cells.map((cell, at) => at).filter((at) => cells[at].images.length >= LEAST_GROUP);
-        return { cells: large.map((at) => cells[at]), was: large.map((at) => before[task][at]), now: large.map((at) => after[task][at]) };
-      })
-      .filter((task) => task.cells.length);
-    if (!tasks.length) return null;
-    const spread = new Float64Array(drawn.draws);
-    for (const task of tasks) {
-      const was = drawWorst(task.cells, task.was, drawn);
-      const now = drawWorst(task.cells, task.now, drawn);
-      for (let draw = 0; draw < drawn.draws; draw++) spread[draw] += (now[draw] - was[draw]) / tasks.length;
-    }
-    spread.sort();
+  /** One side of a comparison, by task: marks of the groups that are large enough, and the worst of them in every draw. */
+  function drawSide(figure, marks, drawn) {
+    const tasks = figure.tasks.map((cells, task) => {
+      const large = [...cells.keys()].filter((at) => cells[at].images.length >= LEAST_GROUP);
+      return { cells: large.map((at) => cells[at]), marks: large.map((at) => marks[task][at]) };
+    });
+    return tasks.filter((task) => task.cells.length).map((task) => ({ marks: task.marks, worst: drawWorst(task.cells, task.marks, drawn) }));
+  }
+
+  /** What a figure changed by between two sides, with a paired interval; null where all its groups are small. */
+  function compare(before, after) {
+    if (!before.length) return null;
+    const change = (draw) => before.reduce((sum, task, at) => sum + (after[at].worst[draw] - task.worst[draw]) / before.length, 0);
+    const spread = before[0].worst.map((_, draw) => change(draw)).sort();
     return {
-      before: figureOf(tasks.map((task) => task.was)),
-      after: figureOf(tasks.map((task) => task.now)),
+      before: figureOf(before.map((task) => task.marks)),
+      after: figureOf(after.map((task) => task.marks)),
       low: quantile(spread, 0.025),
       high: quantile(spread, 0.975),
     };
@@ -342,8 +340,8 @@ const DeskMath = (() => {
   }
 
   return {
-    GOALS, KEPT, Readings, answer, boundTurn, compare, composeMap, drawWeights, figureOf, judge, lengthsOf, lossOf,
-    markCell, project, projectLengths, quantile, random, share, varianceOf, wilson,
+    GOALS, KEPT, Readings, answer, boundTurn, compare, composeMap, drawSide, drawWeights, figureOf, judge, lengthsOf,
+    lossOf, markCell, project, projectLengths, quantile, random, share, varianceOf, wilson,
   };
 })();
 
