@@ -8,7 +8,6 @@
   const engine = new DeskEngine.Engine(facts, DeskEngine.decodeBytes(by("data").textContent));
   const mix = new DeskState.Mix(facts.heads.map((head) => head.name), facts.projections.map((one) => one.name));
   const next = DeskMath.random(1);
-  const nothing = { kind: "none", title: "Nothing edited", heads: {}, projections: {} };
   let effect = facts.effects[0];
   let frame = 0;
   let rest = 0;
@@ -82,7 +81,7 @@
 
   function fillChoices() {
     facts.concepts.forEach((one, at) => by("concept").append(make("option", { value: at }, one.name)));
-    const named = [nothing, ...facts.presets, ...facts.front];
+    const named = [DeskState.NOTHING, ...facts.presets, ...facts.front];
     const title = (one) => (one.kind === "front" ? `By labels: ${one.title}` : one.kind === "size" ? `By labels, smaller: ${one.title}` : one.kind === "recipe" ? `Recipe ${one.title}` : one.title);
     by("preset").append(make("option", { value: "", disabled: true, selected: true }, "choose …"));
     named.forEach((one, at) => by("preset").append(make("option", { value: at }, title(one))));
@@ -106,7 +105,7 @@
   /** Of the default edit, for a draw by chance where nothing is edited yet. */
   function defaultStrengths() {
     const other = new DeskState.Mix(mix.heads, mix.projections);
-    other.load(facts.presets.find((one) => one.kind === "default") || nothing);
+    other.load(facts.presets.find((one) => one.kind === "default") || DeskState.NOTHING);
     return other.strengths;
   }
 
@@ -156,7 +155,7 @@
     by("open").addEventListener("click", () => by("file").click());
     by("file").addEventListener("change", async () => {
       try {
-        load({ ...nothing, ...DeskState.readRecipe(await by("file").files[0].text(), mix) });
+        load({ ...DeskState.NOTHING, ...DeskState.readRecipe(await by("file").files[0].text(), mix) });
       } catch (error) {
         say(`Cannot open this recipe: ${error.message}.`);
       }
@@ -187,7 +186,7 @@
   sayEffect();
   sayWhatIsMeasured();
   wire();
-  if (!mix.readFragment(location.hash)) mix.load(facts.presets[0] || nothing);
+  if (!mix.readFragment(location.hash)) mix.load(facts.presets[0] || DeskState.NOTHING);
   const scores = facts.concepts[0].scores;
   heads.look(scores.indexOf(Math.max(...scores)));
   draw();

@@ -182,8 +182,7 @@ const DeskPanels = (() => {
     buildFront() {
       const { front, presets } = this.facts;
       if (!front.length) return;
-      const nothing = { kind: "none", title: "Nothing edited", heads: {}, projections: {} };
-      this.points = [nothing, ...presets, ...front].map((preset) => ({ preset, ...this.axes(this.put.measure(preset)) }));
+      this.points = [DeskState.NOTHING, ...presets, ...front].map((preset) => ({ preset, ...this.axes(this.put.measure(preset)) }));
       const bounds = (values) => {
         const [low, high] = [Math.min(...values), Math.max(...values)];
         const room = Math.max(0.01, (high - low) * 0.12);

@@ -2,6 +2,7 @@
 /* What is on the desk: strengths, their history, the fragment that shares them, and recipes in and out. No document. */
 const DeskState = (() => {
   const STEP = 0.01;
+  const NOTHING = { kind: "none", title: "Nothing edited", heads: {}, projections: {} };
 
   const clean = (value) => Math.min(1, Math.max(0, Math.round(Number(value) / STEP) * STEP)) || 0;
   const short = (value) => String(Number(value.toFixed(4)));
@@ -220,7 +221,7 @@ const DeskState = (() => {
     return found;
   }
 
-  return { Mix, clean, drawHeads, quote, readRecipe, writeRecipe };
+  return { Mix, NOTHING, clean, drawHeads, quote, readRecipe, writeRecipe };
 })();
 
 if (typeof module !== "undefined") module.exports = DeskState;
