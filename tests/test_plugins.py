@@ -273,14 +273,18 @@ def test_the_whole_path_through_plugins_on_the_command_line(built: Path, tmp_pat
     made = call("remove-heads", "--concept", "location", *how, "-o", "repaired", "--force", "--json")
     assert made["heads"] and len({head.partition("H")[0] for head in made["heads"]}) == 1
     assert f"amplify: {NAMED}" in (tmp_path / "repaired" / "recipe.yaml").read_text()
-    checks = call("export", "repaired", "--target", "open-clip-zip", "-o", "out", "--json")["checks"]
+    checks = call("export", "repaired", "--target", "open-clip-zip", "-o", "out", "--force", "--json")["checks"]
     assert checks and json.loads((tmp_path / "out" / "verification.json").read_text())["target"] == "open-clip-zip"
     assert all(check["holds"] for check in call("verify", "out", "--json"))
     write_sidecars(tmp_path / "set", 24)
     assert "worst_group" in next(iter(call("evaluate", "demo", "--dataset", "set", "--json").values()))
     (tmp_path / "beit").mkdir()
     module = tiny_beit(use_rel_pos_bias=True)
-    save_config_for_hf(module, str(tmp_path / "beit" / "config.json"), model_args={**SMALL, "use_rel_pos_bias": True})
+    config = tmp_path / "beit" / "config.json"
+    save_config_for_hf(module, str(config), model_args={**SMALL, "use_rel_pos_bias": True})
+    described = json.loads(config.read_text())
+    described["pretrained_cfg"]["input_size"] = [3, 32, 32]
+    config.write_text(json.dumps(described))
     save_tensors(tmp_path / "beit" / "model.safetensors", module.state_dict(), "format", "pt")
     call("scan", "set", "--model", "beit", "-o", "scan.safetensors")
     assert clipedit.load_scan(tmp_path / "scan.safetensors").statistics.n == 24
