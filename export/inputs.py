@@ -10,7 +10,6 @@ from ..editor.edits.document import RecipeDocument
 from ..editor.errors import RecipeError, StatisticsError
 from ..editor.images.demo import labelled_by, labelled_tasks, test_source
 from ..editor.images.demo_name import DEMO, is_demo
-from ..editor.images.labelled import load_labelled_images
 from ..editor.images.layouts import load_selection_set
 from ..editor.images.source import ImageSource
 from ..editor.models.model import Model
@@ -71,10 +70,9 @@ def load_evidence(choice: HeadChoice) -> Evidence:
     if is_demo(choice.labelled):
         task, second = labelled_tasks()
     elif choice.labelled is not None:
-        names = ("layout", "label", "group_by", "split", "classes")
+        names = ("layout", "label", "group_by", "split", "classes", "retention")
         task = load_selection_set(choice.labelled, **{name: getattr(choice, name) for name in names})
-        if choice.retention:
-            second = load_labelled_images(choice.labelled, label=choice.retention, split=choice.split)
+        second = task.retention
     evidence = Evidence(task, second, choice.regions, choice.budget, cached)
     # Here as well as in the selector: the images are scanned in between.
     require_labelled(evidence, choice.select)
@@ -97,5 +95,5 @@ def load_erased(
     if is_demo(choice.labelled):
         task = labelled_by(choice.erase)
     else:
-        task = load_labelled_images(choice.labelled, label=choice.erase, split=choice.split)
+        task = load_selection_set(choice.labelled, layout=choice.layout, label=choice.erase, split=choice.split)
     return collect_labelled(model, task, progress=follow("labelled"))

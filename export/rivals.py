@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ..editor.concepts.concepts import Concept, load_concept
 from ..editor.errors import ImageError
+from ..editor.images.decode import Decoding
 from ..editor.images.demo import labelled_by, labelled_tasks
 from ..editor.images.demo_name import DEMO, is_demo
-from ..editor.images.labelled import load_labelled_images
 from ..editor.images.labelled_options import LabelledOptions
 from ..editor.images.layouts import Dataset, load_selection_set, open_dataset
 from ..editor.images.listing import list_images
@@ -71,10 +72,12 @@ def _load_labels(
         return task, labelled_by(erase or DEMO_COLUMN), second
     if labelled is None:
         return None, None, None
-    task = load_selection_set(labelled, label=labels.label, group_by=labels.group_by, classes=labels.classes)
+    # The split and the second task are those of the images that are reported on.
+    columns, decoding = replace(labels, split=None, retention=None).columns(), Decoding(labels.exif)
+    task = load_selection_set(labelled, **columns).read_as(decoding)
     if erase is None:
         return task, None, None
-    return task, load_labelled_images(labelled, label=erase, purpose="select"), None
+    return task, load_selection_set(labelled, layout=labels.layout, label=erase).read_as(decoding), None
 
 
 def _require_apart(dataset: Dataset, task: LabelledImages | None) -> None:

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -17,9 +18,13 @@ from clipedit.editor.components import HeadId
 from clipedit.editor.concepts.concepts import Concept, load_concept
 from clipedit.editor.concepts.directions import concept_directions, differences
 from clipedit.editor.edits.bind import bind_recipe
+from clipedit.editor.edits.document import RecipeDocument, Step
 from clipedit.editor.errors import ClipeditError
+from clipedit.editor.images.decode import Decoding
 from clipedit.editor.images.demo import SHAPES, example_source, labelled_by, labelled_tasks
 from clipedit.editor.images.demo import test_source as reported_source
+from clipedit.editor.images.labelled_options import LabelledOptions
+from clipedit.editor.images.source import OpenPath
 from clipedit.editor.measure.demo_measure import SHAPE_TEMPLATES
 from clipedit.editor.rivals import measure
 from clipedit.editor.rivals.causal import compute_divergence, score_causes, swap_backgrounds
@@ -31,6 +36,9 @@ from clipedit.editor.rivals.selectors import head_covariances, pursue, remove_be
 from clipedit.editor.rivals.setting import Setting
 from clipedit.editor.rivals.text_maps import CALIBRATION, calibrate, insight_map, scatter_of_pairs
 from clipedit.editor.select.attention_region import subset
+from clipedit.editor.select.options import HeadChoice
+from clipedit.export.inputs import follow_nothing, load_erased, load_evidence
+from clipedit.export.rivals import _load_labels
 
 PIXELS = 16
 
@@ -302,6 +310,36 @@ def test_evaluate_shows_every_rival_with_what_it_needs(run, folder: Path, saved:
     assert all(0 <= row["worst_group"] <= row["overall"] <= 1 for row in rows.values())
     with (tmp_path / "rows.csv").open() as stream:
         assert [row["method"] for row in csv.DictReader(stream)] == list(rows)
+
+
+def test_images_to_fit_to_are_read_in_the_layout_and_the_way_that_is_named(folder: Path) -> None:
+    options = LabelledOptions(layout="table", label="shape", split="test", retention="place", exif="ignore")
+    task, places, second = _load_labels("demo", str(folder), "place", options)
+    assert task is not None and places is not None and second is None
+    # Heads are chosen on validation rows, whichever the report is on.
+    assert task.split == places.split == "val" and task.source.names == places.source.names
+    assert task.classes == ("circle", "star") and "ocean" in places.classes
+    for found in (task, places):
+        assert isinstance(found.source.open, OpenPath) and found.source.open.decoding == Decoding("ignore")
+    with pytest.raises(clipedit.ImageError, match="as CLIP_benchmark"):
+        _load_labels("demo", str(folder), None, replace(options, layout="webdataset"))
+
+
+def test_what_is_kept_is_of_the_rows_that_heads_are_chosen_on(folder: Path) -> None:
+    columns = {"label": "shape", "group_by": ("shape",), "retention": "place", "layout": "table"}
+    evidence = load_evidence(HeadChoice(select="labelled-contrast", labelled=str(folder), **columns))  # type: ignore[arg-type]
+    assert evidence.labelled is not None and evidence.retention is not None
+    assert evidence.labelled.split == "val"
+    assert evidence.retention.source.names == evidence.labelled.source.names
+
+
+def test_what_is_erased_is_of_the_rows_that_heads_are_chosen_on(folder: Path, demo_model: clipedit.Model) -> None:
+    choice = HeadChoice(labelled=str(folder), erase="place")
+    document = RecipeDocument.model_construct(steps=(Step.model_construct(operation="leace", along=None),))
+    collect = mock.Mock(side_effect=ZeroDivisionError)
+    with mock.patch("clipedit.export.inputs.collect_labelled", collect), pytest.raises(ZeroDivisionError):
+        load_erased(document, demo_model, choice, follow_nothing)
+    assert collect.call_args.args[1].split == "val"
 
 
 @pytest.mark.slow
