@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import clipedit
@@ -287,6 +288,26 @@ def test_the_path_runs_on_an_image_tower_alone(clip_folder: Path, tmp_path: Path
     )
     edited = clipedit.apply_aligner(clipedit.load_model(tmp_path / "out"), clip_folder / "clip")
     assert edited.encode_text(["water"]).shape == (1, 24)
+
+
+def test_evaluate_measures_an_image_tower_with_the_texts_of_its_clip(
+    clip_folder: Path, tmp_path: Path, run: Callable[..., Any]
+) -> None:
+    for number, name in enumerate(("red", "green", "blue") * 4):
+        (tmp_path / name).mkdir(exist_ok=True)
+        image = Image.effect_noise((32, 32), 60 + 10 * number).convert("RGB")
+        Image.blend(image, Image.new("RGB", (32, 32), name), 0.5).save(tmp_path / name / f"{number}.png")
+    alone, whole = clip_folder / "CLIPVisionModelWithProjection", f"hf:{clip_folder / 'clip'}"
+    options = ("--dataset", tmp_path, "--json", "--no-cache")
+    done = run("evaluate", alone, "--aligner", whole, *options)
+    assert done.code == 0, done.err
+    (found,) = json.loads(done.out).values()
+    (expected,) = json.loads(run("evaluate", whole, *options).out).values()
+    assert found == expected and [group["n"] for group in found["groups"]] == [4, 4, 4]
+    done = run("evaluate", alone, *options)
+    assert done.code == 1 and "it has neither texts nor a classifier" in done.err and "add --aligner" in done.err
+    done = run("evaluate", alone, "--aligner", f"hf:{clip_folder / 'other'}", *options)
+    assert done.code == 1 and "Give the CLIP that it came from" in " ".join(done.err.split())
 
 
 def test_the_path_runs_on_a_text_tower_alone(tmp_path: Path, run: Callable[..., Any]) -> None:
