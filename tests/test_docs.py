@@ -136,7 +136,8 @@ def test_the_readme_is_short() -> None:
 
 
 def test_links_of_the_readme_lead_to_files() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text()):
+    text = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text) + re.findall(r"\b(?:src|srcset)=\"([^\"]+)\"", text):
         assert (ROOT / target).exists(), target
 
 
@@ -159,8 +160,8 @@ def build_live_page(folder: Path) -> Path:
     from mkdocs.config import load_config
 
     (folder / "docs").mkdir()
-    shutil.copy(ROOT / "docs" / "live.md", folder / "docs")
-    shutil.copy(ROOT / "docs" / "look.md", folder / "docs")
+    for name in ("live.md", "look.md", "report.png"):
+        shutil.copy(ROOT / "docs" / name, folder / "docs")
     given = {"hooks": [str(ROOT / "docs" / "live.py")], "markdown_extensions": ["admonition", "attr_list"]}
     (folder / "mkdocs.yml").write_text(json.dumps({"site_name": "page", "plugins": [], "theme": "mkdocs", **given}))
     build(load_config(str(folder / "mkdocs.yml"), strict=True))

@@ -2,7 +2,7 @@
 /* What an edit does: verdict, figures, groups, images and the front. Rows are made once and moved afterwards. */
 const DeskPanels = (() => {
   const { make, makeThumb, percent } = DeskHeads;
-  const ICONS = { HELPS: "▲", HARMS: "▼", "NO DIFFERENCE": "＝", "NOT MEASURED": "?" };
+  const ICONS = { HELPS: "▲", HARMS: "▼", "NO DIFFERENCE": "=", "NOT MEASURED": "?" };
   const KINDS = { all: "all", righted: "now right", wronged: "now wrong", other: "still wrong" };
   const SHOWN = 24;
   // Where a track of what is left ends: turned embeddings may hold more of a concept than before.
