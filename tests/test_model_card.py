@@ -45,6 +45,38 @@ def test_the_card_has_the_figures_and_what_users_wrote_stays_text(edited: cliped
     assert f"1. mean-ablate on {len(recipe.heads)} heads ({', '.join(recipe.heads)})" in card
 
 
+def test_figures_of_a_card_are_rounded_and_none_is_left_blank(edited: clipedit.Model, tmp_path: Path) -> None:
+    document = edited.recipe.document
+    steps = [step.model_copy(update={"strength": 0.1 + 0.2}) for step in document.steps[-1:]]
+    nan = float("nan")
+    figures = {
+        "before": {"worst_group": 1 / 3, "overall": nan},
+        "after": {"worst_group": 2 / 3, "place": 0.1 + 0.2, "overall": nan},
+    }
+    document = document.model_copy(update={"steps": [*document.steps[:-1], *steps]})
+    edited = replace(edited, applied=replace(edited.recipe, document=document).with_measured(figures))
+    write_model_card(edited, tmp_path, load_target("open-clip"))
+    card = (tmp_path / "README.md").read_text()
+    words, code = card.split("## How to load it")
+    assert "strength 0.3\n" in words and "strength 1" not in words
+    assert "| model | worst group | place |" in words and "overall" not in words
+    assert "| unedited | 0.333 | not measured |" in words and "| **edited** | 0.667 | 0.300 |" in words
+    assert not re.search(r"\| *\|", words) and not re.search(r"\b\d+\.\d{4,}", words)
+    assert "\n\n\n" not in card
+    # As its code prints them: `print("image ", ...)` puts two spaces.
+    assert re.search(r"^image  -?\d\.\d{4} ", code, re.MULTILINE)
+
+
+def test_a_card_without_figures_says_so_in_one_line(edited: clipedit.Model, tmp_path: Path) -> None:
+    recipe = edited.recipe
+    plain = replace(recipe, document=recipe.document.model_copy(update={"measured": None}))
+    edited = replace(edited, applied=plain)
+    write_model_card(edited, tmp_path, load_target("open-clip"))
+    card = (tmp_path / "README.md").read_text()
+    assert card.split("## What was measured\n\n")[1].startswith("Nothing yet: `clipedit evaluate`")
+    assert "| model |" not in card and "\n\n\n" not in card
+
+
 def test_a_base_gets_a_card_that_says_so(demo_model: clipedit.Model, tmp_path: Path) -> None:
     write_model_card(demo_model, tmp_path, load_target("onnx"))
     assert "without an edit" in (tmp_path / "README.md").read_text()

@@ -45,8 +45,8 @@ class Fidelity:
 
     def __str__(self) -> str:
         return (
-            f"worst cosine {self.worst_cosine:.4f}, mean {self.mean_cosine:.4f}, explains {self.explained:.4f} of the "
-            f"variance of the directly edited embedding ({self.explained_change:.4f} of the change)"
+            f"worst cosine {self.worst_cosine:.3f}, mean {self.mean_cosine:.3f}, explains {self.explained:.3f} of the "
+            f"variance of the directly edited embedding ({self.explained_change:.3f} of the change)"
         )
 
 

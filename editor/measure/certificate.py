@@ -105,8 +105,8 @@ def describe_certificate(found: Certificate | None) -> list[str]:
         )
     if found.probe_change is not None and found.mean_square is not None:
         said.append(
-            f"any linear probe of unit length changes by at most {found.probe_change:.4f} in mean square, an embedding "
-            f"moves by {found.mean_square:.4f} (of its squared length)"
+            f"any linear probe of unit length changes by at most {found.probe_change:.3g} in mean square, an embedding "
+            f"moves by {found.mean_square:.3g} (of its squared length)"
         )
     return said
 

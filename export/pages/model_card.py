@@ -7,6 +7,7 @@ asks to fill it in, and its validation asks the Hub over the network. A test hol
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def write_model_card(
     card = environment.get_template("card.md.j2").render(
         target=target.name,
         precision=precision,
-        loading=_Verbatim(loading),
+        loading=_Verbatim(loading.strip()),
         photos=_Verbatim(target.photos),
         uncleaned=[_Verbatim(line) for line in _list_uncleaned(model, target)],
         images=images,
@@ -104,7 +105,8 @@ def write_model_card(
         rows=rows,
         groups=_list_groups(measured),
         columns=list(dict.fromkeys(column for row in rows.values() for column in row)),
-        expected=_expected_lines(model, example),
+        # As the code prints them, two spaces included.
+        expected=[_Verbatim(line) for line in _expected_lines(model, example)],
         shift=_Verbatim(format_threshold_shift(shift)) if shift else "",
         no_licence=_Verbatim(NO_LICENCE),
     )
@@ -168,7 +170,9 @@ def _measured_rows(measured: Mapping[str, Any] | None) -> dict[str, dict[str, fl
         if name in NOT_ROWS:
             continue
         numbers = (
-            {k: float(v) for k, v in row.items() if isinstance(v, int | float)} if isinstance(row, Mapping) else {}
+            {k: float(v) for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)}
+            if isinstance(row, Mapping)
+            else {}
         )
         # Groups have a table of their own, with numbers of images.
         numbers = {key: value for key, value in numbers.items() if not key.startswith(GROUP)}
