@@ -54,6 +54,8 @@ _HOMES = {
     "editor.scan.scan": ("Scan", "load_scan", "scan"),
     "editor.scan.by_units": ("scan_units",),
     "editor.select.audit": ("Audit", "audit"),
+    "editor.select.discovery.candidates": ("Discovery",),
+    "editor.select.discovery.discover": ("discover",),
     "editor.select.options": ("EditOptions", "HeadChoice"),
     "editor.select.plan": ("EditPlan", "Evidence"),
     "editor.select.selectors": ("select_recipe",),
@@ -130,6 +132,8 @@ if TYPE_CHECKING:
     from .editor.scan.scan import scan as scan
     from .editor.select.audit import Audit as Audit
     from .editor.select.audit import audit as audit
+    from .editor.select.discovery.candidates import Discovery as Discovery
+    from .editor.select.discovery.discover import discover as discover
     from .editor.select.make_recipe import make_recipe as make_recipe
     from .editor.select.options import EditOptions as EditOptions
     from .editor.select.options import HeadChoice as HeadChoice

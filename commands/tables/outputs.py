@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired
 
-from pydantic import ConfigDict, TypeAdapter, with_config
+from pydantic import TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from ...editor.concepts.concepts import Concept
 from ...editor.edits.document import RecipeDocument
 from ...editor.errors import ClipeditError, nearest_names
-
-_CLOSED = ConfigDict(extra="forbid")
-Figure = float | None
+from .audit_output import CLOSED, AuditOutput, Figure, LabelRow
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class ConceptRow(TypedDict):
     """A concept of `concepts list`."""
 
@@ -27,7 +25,7 @@ class ConceptRow(TypedDict):
     description: str
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class ScoreRow(TypedDict):
     """A component of `score`, best first."""
 
@@ -37,15 +35,7 @@ class ScoreRow(TypedDict):
     score: Figure
 
 
-@with_config(_CLOSED)
-class LabelRow(TypedDict):
-    """One text of a head in `label`."""
-
-    text: str
-    variance_share: Figure
-
-
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class GroupRow(TypedDict):
     """A group of `evaluate`, with the ends of its 95 % interval."""
 
@@ -56,7 +46,7 @@ class GroupRow(TypedDict):
     high: Figure
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class CheckRow(TypedDict):
     """A comparison of an export with the model; `verify` says of each whether it holds."""
 
@@ -67,7 +57,7 @@ class CheckRow(TypedDict):
     holds: NotRequired[bool]
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class DriftRow(TypedDict):
     """A head of `monitor`."""
 
@@ -76,7 +66,7 @@ class DriftRow(TypedDict):
     drifted: bool
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class ConceptDriftRow(TypedDict):
     """A concept of `monitor`, in the scan and in what is new; selectivity is null of stored vectors."""
 
@@ -87,7 +77,7 @@ class ConceptDriftRow(TypedDict):
     mean_shift: Figure
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class MonitorOutput(TypedDict):
     """What `monitor` prints; the verdict where a recipe was measured again."""
 
@@ -103,7 +93,7 @@ class MonitorOutput(TypedDict):
     re_measure: bool
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class ReadableRow(TypedDict):
     """How well a concept can be read before and after an edit."""
 
@@ -118,7 +108,7 @@ class ReadableRow(TypedDict):
     left_out: bool
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class RepairOutput(TypedDict):
     """What `remove-heads` prints; `measured` is what the recipe keeps."""
 
@@ -134,7 +124,7 @@ class RepairOutput(TypedDict):
     checks: list[CheckRow]
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class WeighedRow(TypedDict):
     """An edit that was weighed: shares of variance."""
 
@@ -145,7 +135,7 @@ class WeighedRow(TypedDict):
     of: str
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class PlannedConcept(TypedDict):
     """A concept of a dry run: whether a few heads hold it, what was weighed, and the best of that."""
 
@@ -158,7 +148,7 @@ class PlannedConcept(TypedDict):
     chosen: WeighedRow
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class PlanOutput(TypedDict):
     """What `remove-heads --dry-run` prints."""
 
@@ -170,7 +160,7 @@ class PlanOutput(TypedDict):
     refused: str | None
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class ExportOutput(TypedDict):
     """What `export` prints; the verdict where the model was edited."""
 
@@ -180,7 +170,7 @@ class ExportOutput(TypedDict):
     checks: list[CheckRow]
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class BaseRow(TypedDict):
     """The base in `log`."""
 
@@ -189,7 +179,7 @@ class BaseRow(TypedDict):
     weights_hash: str | None
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class EditRow(TypedDict):
     """An edit in `log`."""
 
@@ -201,7 +191,7 @@ class EditRow(TypedDict):
     changed_before: list[str]
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class LogOutput(TypedDict):
     """What `log` prints: the first edit first."""
 
@@ -210,35 +200,7 @@ class LogOutput(TypedDict):
     changed: list[str]
 
 
-@with_config(_CLOSED)
-class AuditRow(TypedDict):
-    """A concept of `audit`; `command` removes it, where that is worth it."""
-
-    concept: str
-    verdict: Literal["held", "other", "absent"]
-    because: str
-    selectivity: Figure
-    interval: list[Figure]
-    lean: Figure
-    lean_percentile: Figure
-    lean_in_heads: Figure
-    heads: list[str]
-    output_strength: Figure
-    removed: Figure
-    elsewhere: Figure
-    command: str | None
-
-
-@with_config(_CLOSED)
-class AuditOutput(TypedDict):
-    """What `audit` prints."""
-
-    concepts: list[AuditRow]
-    images: int
-    classes: list[str]
-
-
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class HitRow(TypedDict):
     """An image that `retrieve` found."""
 
@@ -247,7 +209,7 @@ class HitRow(TypedDict):
     position: int
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class RetrieveOutput(TypedDict):
     """What `retrieve` prints: the heads that images were compared by, why they are a poor guide, and the images."""
 
@@ -256,7 +218,7 @@ class RetrieveOutput(TypedDict):
     images: list[HitRow]
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class DifferenceRow(TypedDict):
     """What `reproduce` found otherwise than recorded."""
 
@@ -266,7 +228,7 @@ class DifferenceRow(TypedDict):
     found: str
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class ModelRow(TypedDict):
     """A model of `models`; `reason` says why it cannot be edited."""
 
@@ -279,7 +241,7 @@ class ModelRow(TypedDict):
     reason: str | None
 
 
-@with_config(_CLOSED)
+@with_config(CLOSED)
 class PluginRow(TypedDict):
     """A plugin of `plugins`; `reason` says why it cannot be used."""
 

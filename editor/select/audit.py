@@ -179,6 +179,7 @@ def audit(
     templates: Sequence[str] = DEFAULT_TEMPLATES,
     concepts: Sequence[str | Concept] | None = None,
     own: Sequence[str | Concept] = (),
+    known: HeldConcepts | None = None,
 ) -> Audit:
     """Ask of every concept whether a few heads hold it, whether the classes lean on it, and what removing it would do.
 
@@ -189,6 +190,7 @@ def audit(
         concepts: Names of the library's or the model's own concepts; all of them by default. All are looked at, since
             one concept's heads may be another's; these are told of.
         own: More concepts, or their files.
+        known: What the heads of this model hold, where it was looked at already.
 
     Raises:
         ConceptError: If a concept is unknown or cannot be read, or the model has no texts.
@@ -197,7 +199,7 @@ def audit(
     """
     if len(classes) == 1:
         raise ConceptError("cannot look at the margins of one class. Give two or more, or none.")
-    known = HeldConcepts(scan, model)
+    known = known or HeldConcepts(scan, model)
     added = [one if isinstance(one, Concept) else load_concept(one, model.folder) for one in own]
     wanted = _choose(model, concepts) | {concept.name for concept in added}
     library = known.library | {concept.name: measure(known.probe, concept) for concept in added}

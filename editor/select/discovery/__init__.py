@@ -1,0 +1,1 @@
+"""Concepts that nobody wrote down, from heads that no known concept explains."""
