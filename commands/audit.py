@@ -205,7 +205,8 @@ def _spell_commands(found: Audit, asked: dict[str, Any], scanned: Scan) -> dict[
     """What removes each concept that was found, from the model that was scanned."""
     from ..editor.concepts.concepts import load_concept
 
-    own = {load_concept(one, concepts_folder(asked["model"])).name: one for one in asked["concept"] or ()}
+    folder = concepts_folder(asked["model"]) if asked["concept"] else None
+    own = {load_concept(one, folder).name: one for one in asked["concept"] or ()}
     return {row.concept: _spell_command(own.get(row.concept, row.concept), asked, scanned) for row in found.found}
 
 

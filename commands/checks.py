@@ -92,9 +92,11 @@ def require_concepts(model: str, *names: str | None) -> None:
     """Refuse a concept that cannot be read."""
     from ..editor.concepts.concepts import load_concept
 
-    for name in names:
-        if name is not None:
-            load_concept(name, concepts_folder(model))
+    given = [name for name in names if name is not None]
+    # Of a model of the hub its folder is fetched: once, and not for nothing.
+    folder = concepts_folder(model) if given else None
+    for name in given:
+        load_concept(name, folder)
 
 
 def require_edited(folder: Path) -> None:
