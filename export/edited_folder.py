@@ -59,7 +59,7 @@ def write_edited_model(
     known = model.checkpoint is None or read_layout(model.checkpoint).is_known_to_all
     # Who else reads such a folder knows nothing of the edit, or finds no tensor under its wrappers' names.
     target = find_written(plain if not direct and known else "clipedit")
-    model = HF_FOLDER.shown(model) if model.hf_towers else target.shown(model)
+    model = find_written(plain).shown(model)
     edited = apply_recipe(recipe, model, force=force)
     with staged_folder(out, overwrite=overwrite) as folder:
         # File to file where there is a file: the same bytes as `apply_to_folder` gives.
