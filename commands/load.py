@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,11 @@ def open_named(name: str, pretrained: str | None = None, aligner: Path | None = 
     from ..editor.load import split_name
 
     return open_model(*(split_name(name) if pretrained is None else (name, pretrained)), aligner)
+
+
+def open_all(names: Sequence[str], aligner: Path | None = None) -> dict[str, Model]:
+    """Models given as words, by these."""
+    return {name: open_named(name, None, aligner) for name in names}
 
 
 def open_scan(path: Path) -> tuple[Scan, Model]:

@@ -23,7 +23,7 @@ from .console import (
     say_result,
 )
 from .labelled import csv_to, open_labelled, open_training_images, read_options, require_own_columns
-from .load import open_named, open_scan
+from .load import open_all, open_named, open_scan
 from .options import (
     AlignerOption,
     BatchOption,
@@ -158,7 +158,7 @@ def _compare_rivals(asked: dict[str, Any], write: Any) -> None:
     require_concepts(asked["models"][0], asked["rivals"])
     from ..export.rivals import compare_rivals
 
-    labels, loaded = read_options(asked), {name: open_named(name, None, asked["aligner"]) for name in asked["models"]}
+    labels, loaded = read_options(asked), open_all(asked["models"], asked["aligner"])
     named = {name: asked[name] for name in ("images", "scan", "labelled", "erase")}
     with progress() as follow:
         table = compare_rivals(
@@ -192,7 +192,7 @@ def _evaluate(asked: dict[str, Any]) -> FigureTable:
     from ..editor.measure.evaluate import evaluate as run
 
     options, task = read_options(asked), open_labelled(asked)
-    loaded = {name: open_named(name, None, asked["aligner"]) for name in asked["models"]}
+    loaded = open_all(asked["models"], asked["aligner"])
     with progress() as follow:
         table = run(loaded, task, labels=options, progress=follow("evaluate"), **given(batch_size=asked["batch_size"]))
         for name in asked["models"] if asked["control"] else []:
@@ -211,7 +211,7 @@ def _evaluate_segmentation(asked: dict[str, Any]) -> FigureTable:
     from ..editor.look.segment import evaluate_segmentation, load_masked_images
     from ..editor.measure.table import FigureTable
 
-    loaded = {name: open_named(name, None, asked["aligner"]) for name in asked["models"]}
+    loaded = open_all(asked["models"], asked["aligner"])
     labels, masked = read_options(asked), load_masked_images(asked["dataset"])
     masked = masked.read_as(Decoding(labels.exif))
     names = list(labels.classes.values()) if labels.classes else SHAPES

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .console import exit_if_worse, print_json, print_table, progress, say, say_result
-from .load import open_named
+from .load import open_all
 from .options import given
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def measure_suite(asked: dict[str, Any], write: Any) -> None:
     if folder is not None:
         # Refused before anything is measured.
         require_free_folder(folder, overwrite=asked["overwrite"])
-    loaded = {name: open_named(name, None, asked["aligner"]) for name in asked["models"]}
+    loaded = open_all(asked["models"], asked["aligner"])
     _say_no_controls(asked["models"])
     with progress() as follow:
         found = evaluate_suite(loaded, sets, follow=follow, **given(batch_size=asked["batch_size"]))
