@@ -220,6 +220,19 @@ def exit_if_worse(verdicts: Sequence[str]) -> None:
         sys.exit(Exit.WORSE)
 
 
+def compare_with_first(tables: Sequence[tuple[str, FigureTable]]) -> None:
+    """Say the verdict on every model of a table against its first, and exit as `exit_if_worse`; `""` is no name."""
+    from ..editor.measure.control import judge_table
+
+    words = []
+    for where, table in tables:
+        first, start = next(iter(table)), f"{where}, " if where else ""
+        for name, verdict in judge_table(table).items():
+            say_result(f"{start}{name} against {first}: {verdict}")
+            words.append(verdict.word)
+    exit_if_worse(words)
+
+
 def print_interactions(found: Sequence[Interaction]) -> None:
     """A row for each removal and each concept that was removed: the share of the variance along its instances."""
     rows = [

@@ -11,7 +11,7 @@ from ..editor.files.whole import require_apart, require_free_folder
 from ..editor.images.demo_name import is_demo
 from .checks import require_concepts, require_scan
 from .console import (
-    exit_if_worse,
+    compare_with_first,
     print_json,
     print_measured,
     print_rivals,
@@ -134,7 +134,7 @@ def evaluate(
     write(table.rows)
     _print_evaluated(table, as_json=as_json)
     if fail_if_worse:
-        _compare_with_first(table)
+        compare_with_first([("", table)])
 
 
 def _print_evaluated(table: FigureTable, *, as_json: bool) -> None:
@@ -143,15 +143,6 @@ def _print_evaluated(table: FigureTable, *, as_json: bool) -> None:
         return
     print_json(table.report())
     say_measure(table, groups=True)
-
-
-def _compare_with_first(table: FigureTable) -> None:
-    from ..editor.measure.control import judge_table
-
-    verdicts, first = judge_table(table), next(iter(table))
-    for name, verdict in verdicts.items():
-        say_result(f"{name} against {first}: {verdict}")
-    exit_if_worse([verdict.word for verdict in verdicts.values()])
 
 
 def _compare_rivals(asked: dict[str, Any], write: Any) -> None:

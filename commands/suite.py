@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .console import exit_if_worse, print_json, print_table, progress, say, say_result
+from .console import compare_with_first, print_json, print_table, progress, say
 from .load import open_all
 from .options import given
 
@@ -59,7 +59,7 @@ def measure_suite(asked: dict[str, Any], write: Any) -> None:
         say(f"wrote {folder}: {len(files)} files; `clip_benchmark build {folder}/*.json --output b.csv` tabulates them")
     print_json({"sets": [one.report() for one in found]}) if asked["as_json"] else _print_suite(found)
     if asked["fail_if_worse"]:
-        _exit_if_any_is_worse(found)
+        compare_with_first([(one.name, one.table) for one in found])
 
 
 def _say_no_controls(models: Sequence[str]) -> None:
@@ -90,22 +90,13 @@ def _print_suite(found: Sequence[SuiteResult]) -> None:
 
 def _spell(row: Mapping[str, float], details: Any, spread: Mapping[str, float], name: str) -> str:
     """`0.935 (0.921 to 0.947)`, or for a control `0.935 (sd 0.012)`; empty for what was not measured."""
+    from ..editor.measure.table import spell_interval
+
     if name not in row:
         return ""
     if name in spread:
         return f"{row[name]:.3f} (sd {spread[name]:.3f})"
     found = details.figures.get(name)
-    interval = f" ({found.low:.3f} to {found.high:.3f})" if found and found.low is not None else ""
-    return f"{row[name]:.3f}{interval}"
-
-
-def _exit_if_any_is_worse(found: Sequence[SuiteResult]) -> None:
-    from ..editor.measure.control import judge_table
-
-    words = []
-    for one in found:
-        first = next(iter(one.table))
-        for name, verdict in judge_table(one.table).items():
-            say_result(f"{one.name}, {name} against {first}: {verdict}")
-            words.append(verdict.word)
-    exit_if_worse(words)
+    if found is None or found.low is None or found.high is None:
+        return f"{row[name]:.3f}"
+    return spell_interval(row[name], found.low, found.high)
