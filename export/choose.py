@@ -120,10 +120,8 @@ def choose_recipe(request: Request, known: HeldConcepts) -> tuple[RecipeDocument
     """The unbound recipe that the request's selector finds in a scan, and that of each concept alone, by name.
 
     Raises:
-        ConceptError: If no few heads hold a concept, or they are another's, and nobody forces it.
-        RecipeError, StatisticsError: If the selector finds nothing.
+        ConceptError, RecipeError, StatisticsError: If the selector finds nothing.
     """
-    _require_held(known, request)
     options = {"select": request.choice.select, "evidence": request.evidence, "keep": request.keep, "known": known}
     chosen: dict[str, Any] = {**options, **vars(request.options)}
     # Labels may say what is wrong without a word.
@@ -154,10 +152,10 @@ def plan_repair(
     scanned = scan_or_load(model, images, scan, options=scan_options or {}, follow=progress or follow_nothing)
     known, refused = HeldConcepts(scanned, model), None
     try:
-        document, _ = choose_recipe(request, known)
+        require_held(request, known)
     except ConceptError as error:
         refused = str(error)
-        document, _ = choose_recipe(replace(request, choice=replace(request.choice, force=True)), known)
+    document, _ = choose_recipe(request, known)
     ordered = sorted(request.concepts, key=lambda one: one.name) if request.by_texts else ()
     return Plan(document, tuple(_weigh(request, known, one, document.effect) for one in ordered), refused)
 
@@ -192,7 +190,7 @@ def require_not_yet_removed(request: Request) -> None:
         )
 
 
-def _require_held(known: HeldConcepts, request: Request) -> None:
+def require_held(request: Request, known: HeldConcepts) -> None:
     """Refuse images that hardly differ, and concepts that no few heads hold or whose heads are another concept's.
 
     Raises:

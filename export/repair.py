@@ -32,7 +32,7 @@ from ..editor.scan.scan import Scan
 from ..editor.select.options import EditOptions, HeadChoice
 from ..editor.select.plan import Evidence
 from ..editor.select.whose_heads import HeldConcepts
-from .choose import choose_recipe, read_request, require_not_yet_removed
+from .choose import choose_recipe, read_request, require_held, require_not_yet_removed
 from .edited_folder import require_writable, write_edited_model
 from .hf_folder import describe_layout, describe_reach
 from .inputs import Follow, follow_nothing, load_erased, scan_or_load
@@ -217,6 +217,7 @@ def repair(
     scanned = scan_or_load(model, images, scan, options=scan_options or {}, follow=follow)
     # Prepared once: the refusal, the choice of heads and the readable concepts all ask it.
     known = HeldConcepts(scanned, model)
+    require_held(request, known)
     document, parts = choose_recipe(request, known)
     erased = load_erased(document, model, choice, follow)
     recipe = bind_recipe(document, scanned, model, labelled=erased)
