@@ -42,7 +42,7 @@ def main() -> None:
     frames: list[Image.Image] = [shot.convert("RGB") for shot in shots]
     times = [FIRST, *[EACH] * (len(frames) - 2), LAST]
     frames[0].save(
-        PICTURE, save_all=True, append_images=frames[1:], duration=times, loop=0, lossless=True, quality=100, method=6
+        PICTURE, save_all=True, append_images=frames[1:], duration=times, loop=0, lossless=True, quality=80, method=4
     )
     print(f"wrote {PICTURE}: {len(frames)} frames, {PICTURE.stat().st_size / 1e3:.0f} kB")
 
