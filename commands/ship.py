@@ -118,8 +118,10 @@ def export(
 def _read_recipes(recipes: list[str] | None, out: Path, *, switchable: bool) -> list[str] | None:
     if recipes and not switchable:
         raise typer.BadParameter("are what one graph can switch to: give --switchable", param_hint="RECIPES")
+    from ..editor.edits.document import split_named_recipe
+
     # Of `NAME=RECIPE` the path alone.
-    require_apart(out, *(one.partition("=")[2] or one for one in recipes or ()))
+    require_apart(out, *(split_named_recipe(one)[1] or one for one in recipes or ()))
     return list(recipes or ()) if switchable else None
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import clipedit
+from clipedit.editor.edits.document import split_named_recipe
 from clipedit.editor.edits.recipe import Recipe
 from clipedit.editor.files.tensors import hash_state, load_tensors
 from clipedit.editor.files.whole import save_tensors
@@ -182,6 +183,19 @@ def test_an_edited_folder_switches_to_its_own_edit(
     assert (tmp_path / "own" / "place.onnx_adapter").read_bytes() == (
         tmp_path / "two" / "place.onnx_adapter"
     ).read_bytes()
+
+
+def test_a_path_may_hold_the_sign_of_a_name(recipes: dict[str, Recipe], run: Run, tmp_path: Path) -> None:
+    held = tmp_path / "a=b"
+    held.mkdir()
+    recipes["place"].save(held / "recipe.yaml")
+    assert split_named_recipe(f"loud={held}") == ("loud", str(held))
+    assert split_named_recipe(str(held)) == (None, str(held))
+    assert split_named_recipe("place") == (None, "place")
+    # What is read is not replaced.
+    code, _, err = run("export", "demo", held, "--target", "onnx", "--switchable", "-o", held, "--overwrite")
+    assert code == 1 and f"{held} is read from there" in err.replace("\n", " ")
+    assert (held / "recipe.yaml").is_file()
 
 
 def test_what_cannot_switch_is_refused_by_name(

@@ -198,6 +198,13 @@ def require_recipe_file(folder: Path) -> Path:
     return path
 
 
+def split_named_recipe(given: str | Path) -> tuple[str | None, str | Path]:
+    """The name and the recipe of `NAME=RECIPE`; without a name None, and what was given."""
+    name, sign, path = str(given).partition("=")
+    # A path may hold the sign itself.
+    return (name, path) if sign and not Path(given).exists() else (None, given)
+
+
 def load_document(path: str | Path) -> tuple[RecipeDocument, Path]:
     """Read what a recipe says, without its numbers: a file, the name of a shipped one, or a folder that clipedit wrote.
 

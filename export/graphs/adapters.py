@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...editor.edits.apply import apply_recipe
-from ...editor.edits.document import RecipeDocument
+from ...editor.edits.document import RecipeDocument, split_named_recipe
 from ...editor.edits.recipe import Recipe, load_recipe
 from ...editor.errors import ExportError
 from ...editor.files.whole import is_plain_name
@@ -137,11 +137,10 @@ def _split_edited(model: Model) -> tuple[Model, list[Recipe]]:
 def _open_recipe(given: Recipe | str | Path) -> Recipe:
     if isinstance(given, Recipe):
         return given
-    name, is_named, path = str(given).partition("=")
-    # A path may hold the sign itself.
-    if not is_named or Path(given).exists():
-        return load_recipe(given)
+    name, path = split_named_recipe(given)
     recipe = load_recipe(path)
+    if name is None:
+        return recipe
     return replace(recipe, document=recipe.document.model_copy(update={"name": name}))
 
 
