@@ -11,7 +11,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -60,6 +64,32 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def verified_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are verified in this process: to start another takes ten seconds, and is not what is tested."""
+    from clipedit.export.verify import verify, verify_child
+
+    def answer(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        folder, trusted = Path(command[4]), command[5:] == ["trusted"]
+        with warnings.catch_warnings():
+            # As its environment says there.
+            warnings.simplefilter("ignore")
+            try:
+                reference = verify_child.load_reference(folder)
+                target = verify_child.find_written(reference.target, reference.options["precision"])
+                verify_child.require_no_code(target, folder, trusted=trusted)
+                runtime, checks = verify_child.run_checks(target, folder, reference)
+            except clipedit.ClipeditError as error:
+                return subprocess.CompletedProcess(command, 1, "", str(error))
+        found = {"target": reference.target, "runtime": runtime, "options": reference.options}
+        found["checks"] = [asdict(check) for check in checks]
+        return subprocess.CompletedProcess(command, 0, json.dumps(found), "")
+
+    parts = ("DEVNULL", "TimeoutExpired", "CompletedProcess")
+    stand_in = SimpleNamespace(run=answer, **{name: getattr(subprocess, name) for name in parts})
+    monkeypatch.setattr(verify, "subprocess", stand_in)
 
 
 class Result(NamedTuple):

@@ -20,7 +20,7 @@ from clipedit.editor.images.demo import render_source
 from clipedit.editor.images.labelled import load_labelled_images, write_metadata
 from clipedit.editor.measure.linear_head import fit_head
 
-pytestmark = pytest.mark.training
+pytestmark = [pytest.mark.training, pytest.mark.usefixtures("verified_here")]
 
 
 @pytest.fixture(scope="module")

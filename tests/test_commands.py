@@ -15,6 +15,8 @@ import clipedit
 from clipedit import cli
 from clipedit.commands import console
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = [path for path in sorted((ROOT / "commands").glob("*.py")) if path.stem != "__init__"]
 

@@ -14,6 +14,8 @@ from clipedit.editor.measure.readable import Reader, read_interactions
 from clipedit.editor.select.selectors import join_documents, select_recipe, select_several
 from clipedit.editor.select.whose_heads import HeldConcepts
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 NAMES = ("location", "color")
 
 

@@ -24,6 +24,8 @@ from clipedit.editor.images.demo import demo_calibration_source, render_source
 from clipedit.editor.scan.collect import collect_features
 from clipedit.export.edited_folder import apply_to_folder, write_edited_model
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 TEST_PIXELS = torch.randn(16, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 
 

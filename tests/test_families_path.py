@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 import clipedit
 from clipedit.editor.images.demo import demo_calibration_source
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 COCA_VISION = {
     "image_size": 32,

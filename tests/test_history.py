@@ -16,6 +16,8 @@ from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.export.edited_folder import apply_to_folder, write_edited_model
 from clipedit.export.history.undo import read_chain, undo_edit
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 WEIGHTS = "open_clip_model.safetensors"
 KEPT = ("open_clip_config.json", "tokenizer.json", "recipe.yaml", "recipe.safetensors")
 

@@ -37,7 +37,7 @@ from clipedit.editor.models.hub import reach
 from clipedit.export.edited_folder import write_edited_model
 from clipedit.export.push import list_uploads, push_folder, read_licence
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "verified_here")
 FIRST, SECOND = "1" * 40, "2" * 40
 WEIGHTS = "open_clip_model.safetensors"
 

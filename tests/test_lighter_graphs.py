@@ -27,6 +27,8 @@ from clipedit.editor.models.model import Model
 from clipedit.editor.towers.build import build_tower
 from clipedit.export.graphs.prune import find_constant_heads, prune_heads
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 2, "head_width": 8}
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 HEADS = ("L2H0", "L2H3", *(f"L3H{head}" for head in range(8)))

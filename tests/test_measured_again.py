@@ -26,6 +26,8 @@ from clipedit.editor.select.options import EditOptions, HeadChoice
 from clipedit.export.judge_folder import judge_recipe
 from clipedit.export.output import Output
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 
 @pytest.fixture(scope="module")
 def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,6 +17,8 @@ import clipedit
 from clipedit import cli
 from clipedit.editor.images.demo import demo_calibration_source
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -15,6 +15,8 @@ from clipedit.editor.edits.document import list_recipes
 from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.models.architecture import load_architecture
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 LAST_FOUR = {"ViT-B-16": (12, 12), "ViT-L-14": (24, 16), "ViT-H-14": (32, 16)}  # layers and heads
 
 

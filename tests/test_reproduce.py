@@ -18,6 +18,8 @@ from clipedit.export.edited_folder import apply_to_folder
 from clipedit.export.verify.record_file import FOLDER, RECORD_NAME
 from clipedit.export.verify.reproduce import compare_environments
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 Run = Callable[..., tuple[int, str, str]]
 
 

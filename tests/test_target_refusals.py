@@ -23,6 +23,8 @@ from clipedit.export.targets import immich, transformers_js
 from clipedit.export.targets.registry import load_target, require_target
 from clipedit.export.verify.reference import load_reference, write_reference
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 
 def write_variant(folder: Path, section: str | None = None, **changes: object) -> Path:
     """The demo model under another configuration, with the weights that fit both."""

@@ -13,6 +13,8 @@ from clipedit.editor.measure.thresholds import compute_threshold_shift, format_t
 from clipedit.export.edited_folder import write_edited_model
 from clipedit.export.verify.reference import load_reference
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES, EDITED, TEXTS = (torch.randn(n, 16, generator=GENERATOR) for n in (60, 60, 40))
 

@@ -19,6 +19,8 @@ from clipedit import cli
 from clipedit.editor.files.tensors import hash_checkpoint
 from clipedit.editor.images.demo import demo_calibration_source
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 RECIPE = """schema_version: 1
 name: two-heads
 base: {{model: any}}

@@ -23,6 +23,8 @@ from clipedit.editor.images.texts import text_source
 from clipedit.export.edited_folder import require_writable
 from clipedit.export.hf_folder import write_hf_folder
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 TOWER = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
 VISION = {**TOWER, "image_size": 32, "patch_size": 8}
 # CLIP's own vocabulary, which comes with open_clip.

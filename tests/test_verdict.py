@@ -24,6 +24,8 @@ from clipedit.export.pages.report import write_report
 from clipedit.export.targets.registry import load_target
 from clipedit.export.verify.evidence import read_evidence
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 HARMS = {"evidence": {"verdict": "HARMS", "because": "overall accuracy falls: 0.900 to 0.600."}}
 
 
