@@ -127,7 +127,7 @@ def run_demo(out: Path, *, overwrite: bool = False, progress: Callable[[str], Pr
             graphs = export_model(done.edited, folder / "onnx", target="onnx", images=tests)
         with stage("report") as told:
             edit = Edit(done.recipe, model, load_model(str(folder / "after")), scanned, list_images(DEMO))
-            render_report(edit, lambda: read_checks(folder / "after"), folder / "report.html", progress=told)
+            render_report(edit, read_checks(folder / "after"), folder / "report.html", progress=told)
     names = {
         "test_images": "test_images",
         "before": "before",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..editor.edits.apply import apply_recipe, rewrite_checkpoint
@@ -38,14 +37,13 @@ def write_edited_model(
     scan: Scan | None = None,
     overwrite: bool = False,
     force: bool = False,
-    finish: Callable[[Path, Callable[[], object]], object] = lambda folder, verified: None,
+    finish: Callable[[Path], object] = lambda folder: None,
 ) -> list[Check]:
     """Write the edited model, its bound recipe and the scan; verify it in a fresh process.
 
     Args:
-        finish: Called with the folder before it gets its name, for what else is to lie in it: a run that is killed
-            until then leaves nothing that is in the next one's way. It runs beside the verification, for whose end it
-            waits by its second argument.
+        finish: Called with the verified folder before it gets its name, for what else is to lie in it: a run that is
+            killed until then leaves nothing that is in the next one's way.
 
     Raises:
         ExportError: If the folder cannot be written.
@@ -78,11 +76,9 @@ def write_edited_model(
             scan.save(folder / "scan.safetensors")
         reference = write_reference(edited, folder, target=target.name, images=images)
         write_model_card(edited, folder, target, images=len(reference.images()))
-        # Most of the time of either goes to one core: the other process starts, and this one draws.
-        with ThreadPoolExecutor(1) as pool:
-            verified = pool.submit(verify_in_child, folder)
-            finish(folder, verified.result)
-            checks = verified.result()
+        checks = verify_in_child(folder)
+        # Not beside the verification: on few cores the threads of both wait for each other.
+        finish(folder)
     return checks
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -268,9 +268,9 @@ def _write(done: Repair, out: Path, images: str | Path | ImageSource | None, out
     shown = images if done.model.side == "image" else None
     reports = output.report and done.model.side == "image"
 
-    def finish(folder: Path, verified: Callable[[], object]) -> None:
+    def finish(folder: Path) -> None:
         if reports:
-            write_report(folder, base=done.model, images=images, progress=follow("report"), verified=verified)
+            write_report(folder, base=done.model, images=images, progress=follow("report"))
 
     options = {"images": shown, "scan": done.scan, "overwrite": output.overwrite, "finish": finish}
     checks = write_edited_model(done.recipe, done.model, out, **options)

@@ -62,7 +62,7 @@ def edit(demo_model: clipedit.Model, demo_scan: clipedit.Scan) -> Edit:
 
 @pytest.fixture(scope="module")
 def report(edit: Edit, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return render_report(edit, lambda: CHECKS, tmp_path_factory.mktemp("report") / "report.html")
+    return render_report(edit, CHECKS, tmp_path_factory.mktemp("report") / "report.html")
 
 
 def test_the_page_holds_everything_itself(report: Path) -> None:
@@ -101,7 +101,7 @@ def test_hostile_names_and_texts_are_shown_as_text(edit: Edit, tmp_path: Path) -
     document = edit.recipe.document.model_copy(update={"name": "</pre><script>1</script>", "description": HOSTILE})
     recipe = clipedit.Recipe(document, edit.recipe.tensors, edit.recipe.names)
     first = edit.source.subset([0]) if edit.source else None
-    out = render_report(Edit(recipe, edit.base, edit.edited, edit.scan, first), lambda: CHECKS, tmp_path / "r.html")
+    out = render_report(Edit(recipe, edit.base, edit.edited, edit.scan, first), CHECKS, tmp_path / "r.html")
     page = Page(out.read_text(encoding="utf-8"))
     assert not any(tag in ("script", "b2", "i2") for tag, _ in page.tags)
     assert "</pre><script>1</script>" in page.text
@@ -129,7 +129,7 @@ def test_an_edited_head_loses_its_heatmap(edit: Edit) -> None:
 def test_a_report_without_scan_and_figures_says_what_it_can(edit: Edit, tmp_path: Path) -> None:
     document = edit.recipe.document.model_copy(update={"measured": None})
     recipe = clipedit.Recipe(document, edit.recipe.tensors, edit.recipe.names)
-    out = render_report(Edit(recipe, edit.base, edit.edited), dict, tmp_path / "r.html")
+    out = render_report(Edit(recipe, edit.base, edit.edited), {}, tmp_path / "r.html")
     text = Page(out.read_text(encoding="utf-8")).text
     assert "8 attention heads were replaced by their mean" in text and "Provenance" in text
     assert "Measured" not in text and "Heads" not in text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,6 @@ def write_report(
     images: str | Path | ImageSource | None = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
-    verified: Callable[[], object] = lambda: None,
 ) -> Path:
     """Write the report of a folder that `remove-heads`, `apply`, `export` or `demo` wrote.
 
@@ -56,7 +55,6 @@ def write_report(
         images: Where to look for the images that excite heads most; by default the demo's for the demo model, else
             none.
         out: By default `report.html` in the folder.
-        verified: Waits for a verification that still runs; called before its outcome is read.
 
     Raises:
         RecipeError, ModelError, StatisticsError: If the folder's files cannot be read.
@@ -76,13 +74,8 @@ def write_report(
     if own and base.lent is not None:
         # An image tower alone is read with the words of its CLIP, edited too.
         edited = apply_aligner(edited, base.lent.path, clip=base.lent.clip)
-
-    def checks() -> dict[str, Any]:
-        verified()
-        return read_checks(folder)
-
     edit = Edit(recipe, base, edited, scan, source)
-    return render_report(edit, checks, Path(out) if out else folder / NAME, progress=progress)
+    return render_report(edit, read_checks(folder), Path(out) if out else folder / NAME, progress=progress)
 
 
 def find_scan(folder: Path, recipe: Recipe | None) -> Scan | None:
@@ -108,13 +101,11 @@ def load_base(recipe: Recipe | None, scan: Scan | None) -> Model:
     return load_aligned(scan.model_name, scan.pretrained, aligner=scan.aligner)
 
 
-def render_report(
-    edit: Edit, checks: Callable[[], Mapping[str, Any]], out: Path, *, progress: Progress | None = None
-) -> Path:
+def render_report(edit: Edit, checks: Mapping[str, Any], out: Path, *, progress: Progress | None = None) -> Path:
     """Write the page.
 
     Args:
-        checks: Gives what `verification.json` holds; empty if nothing was verified. Asked when all else is done.
+        checks: What `verification.json` holds; empty if nothing was verified.
 
     Raises:
         ExportError: If the file cannot be written.
@@ -140,7 +131,7 @@ def render_report(
             strongest=max([abs(card.score) for card in cards] or [0.0]) or 1.0,
             concept=concept,
             thumbnails=pictures.thumbnails,
-            checks=checks(),
+            checks=checks,
             provenance=_provenance(edit),
             recipe=yaml.safe_dump(
                 edit.recipe.document.model_dump(mode="json", exclude_defaults=True, exclude={"measured"}),
