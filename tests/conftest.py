@@ -13,7 +13,6 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -72,19 +71,13 @@ def verified_here(monkeypatch: pytest.MonkeyPatch) -> None:
     from clipedit.export.verify import verify, verify_child
 
     def answer(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        folder, trusted = Path(command[4]), command[5:] == ["trusted"]
         with warnings.catch_warnings():
             # As its environment says there.
             warnings.simplefilter("ignore")
             try:
-                reference = verify_child.load_reference(folder)
-                target = verify_child.find_written(reference.target, reference.options["precision"])
-                verify_child.require_no_code(target, folder, trusted=trusted)
-                runtime, checks = verify_child.run_checks(target, folder, reference)
+                found = verify_child.check_folder(Path(command[4]), trusted=command[5:] == ["trusted"])
             except clipedit.ClipeditError as error:
                 return subprocess.CompletedProcess(command, 1, "", str(error))
-        found = {"target": reference.target, "runtime": runtime, "options": reference.options}
-        found["checks"] = [asdict(check) for check in checks]
         return subprocess.CompletedProcess(command, 0, json.dumps(found), "")
 
     parts = ("DEVNULL", "TimeoutExpired", "CompletedProcess")

@@ -28,12 +28,8 @@ from clipedit.editor.files.checkpoint import find_layout
 from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.images.demo_name import demo_folder
 from clipedit.editor.models.hub import reach
-from clipedit.export import edited_folder
-from clipedit.export.edited_folder import apply_to_folder
+from clipedit.export.edited_folder import apply_to_folder, write_edited_model
 from clipedit.export.verify.reference import load_reference
-from clipedit.export.verify.verify import Check
-from clipedit.export.verify.verify_child import run_checks
-from clipedit.export.written_for import find_written
 
 State = dict[str, Tensor]
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
@@ -158,20 +154,16 @@ def test_a_pytorch_file_of_any_layout_is_the_plain_model(
     assert model.encode_text(["a photo"]).shape == (1, demo_model.tower.d_embed)
 
 
+@pytest.mark.usefixtures("verified_here")
 def test_an_edited_folder_under_a_prefix_is_written_and_verified(
-    plain: State, recipe: clipedit.Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: State, recipe: clipedit.Recipe, tmp_path: Path
 ) -> None:
-    def verify_here(folder: Path) -> list[Check]:
-        reference = load_reference(folder)
-        targets.append(reference.target)
-        return run_checks(find_written(reference.target), folder, reference)[1]
-
     targets: list[str] = []
-    monkeypatch.setattr(edited_folder, "verify_in_child", verify_here)
     for prefix in ("_orig_mod.", "module."):
         model = clipedit.load_model(str(write_folder(tmp_path / f"base{prefix}", prefixed(plain, prefix))))
-        checks = edited_folder.write_edited_model(recipe, model, tmp_path / f"out{prefix}")
+        checks = write_edited_model(recipe, model, tmp_path / f"out{prefix}")
         assert checks and all(check.holds for check in checks)
+        targets.append(load_reference(tmp_path / f"out{prefix}").target)
     # open_clip itself takes off DDP's prefix only.
     assert targets == ["clipedit", "open-clip"]
 

@@ -199,24 +199,32 @@ def run_checks(target: Target, folder: Path, reference: Reference) -> tuple[str,
     return consumer.runtime, told + compute_checks(consumer, reference, resizing=target.profile.resizing)
 
 
-def main() -> None:
-    """Print one JSON object with the checks of the folder in argument 1; argument 2 says whether it is trusted."""
-    folder, trusted = Path(sys.argv[1]), sys.argv[2:] == ["trusted"]
-    # Before anything of the folder is read.
-    refuse_unpickling()
-    try:
-        reference = load_reference(folder)
-        target = find_written(reference.target, reference.options["precision"])
-        require_no_code(target, folder, trusted=trusted)
-        runtime, checks = run_checks(target, folder, reference)
-    except ClipeditError as error:
-        sys.exit(str(error))
-    answer = {
+def check_folder(folder: Path, *, trusted: bool) -> dict[str, Any]:
+    """The checks of a folder as plain data, beside its target, the consumer's runtime and the options.
+
+    Raises:
+        ClipeditError: If it cannot be loaded, or could run code and is not trusted.
+    """
+    reference = load_reference(folder)
+    target = find_written(reference.target, reference.options["precision"])
+    require_no_code(target, folder, trusted=trusted)
+    runtime, checks = run_checks(target, folder, reference)
+    return {
         "target": reference.target,
         "runtime": runtime,
         "options": reference.options,
         "checks": [asdict(check) for check in checks],
     }
+
+
+def main() -> None:
+    """Print one JSON object with the checks of the folder in argument 1; argument 2 says whether it is trusted."""
+    # Before anything of the folder is read.
+    refuse_unpickling()
+    try:
+        answer = check_folder(Path(sys.argv[1]), trusted=sys.argv[2:] == ["trusted"])
+    except ClipeditError as error:
+        sys.exit(str(error))
     print(json.dumps(answer))
 
 
