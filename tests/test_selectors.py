@@ -27,6 +27,7 @@ from clipedit.editor.select.attention_region import (
     parse_box,
     prune_in_order,
     subset,
+    write_words,
     write_words_that_fool,
 )
 from clipedit.editor.select.frontier import Point, choose_within, pareto_front, search_subsets
@@ -202,7 +203,7 @@ def test_attention_over_patches_and_cls_sums_to_one(demo_model: clipedit.Model) 
 def test_words_are_written_where_the_mask_says(
     demo_scan: clipedit.Scan, demo_model: clipedit.Model, tasks: tuple
 ) -> None:
-    regions = find_regions(tasks[0], None)
+    regions = write_words(tasks[0])
     before, after = (np.asarray(task.source.open(3)).astype(int) for task in (regions.clean, regions.attacked))
     mask = np.asarray(regions.mask(3, (64, 64))) > 0
     assert (before[~mask] == after[~mask]).all() and (before[mask] != after[mask]).mean() > 0.5

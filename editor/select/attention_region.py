@@ -27,13 +27,13 @@ from ..models.model import Model
 from ..scan.scan import Scan
 from ..towers.vit.open_clip_attention import collect_attention
 from ..towers.vit.open_clip_vit import OpenClipViT
-from .overlay import Box, overlay_word
+from .overlay import PARTS, Box, overlay_word
 from .plan import EditPlan, Evidence, require_labelled, write_document
 from .tables import TaskTable, load_task, measure_subsets, scanned_heads, subset_rows, tabulate
 
 BATCH = 64
 # Of an image's height, words that are tried until they fool: a sixth first.
-WORD_PARTS = (6, 4, 3, 2)
+WORD_PARTS = (PARTS, 4, 3, 2)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def write_words_that_fool(
     """
     right, best, lost = _count_right(clean), None, -1
     for parts in WORD_PARTS:
-        regions = _write_words(labelled, parts)
+        regions = write_words(labelled, parts)
         attacked = look(regions.attacked)
         if (now := right - _count_right(attacked)) > lost:
             best, lost = (regions, attacked, parts), now
@@ -107,14 +107,12 @@ def write_words_that_fool(
     return regions, attacked, {"written_words": {"height": f"1/{parts}", "fooled": lost, "of": right}}
 
 
-def find_regions(labelled: LabelledImages, given: Path | str | None) -> Regions:
-    """The regions of labelled images: from a folder of masks, a column of boxes, or words written over the images.
+def find_regions(labelled: LabelledImages, given: Path | str) -> Regions:
+    """The regions of labelled images: from a folder of masks or a column of boxes.
 
     Raises:
         ImageError: If there is no such folder or column, or no image has a region, or every image has one.
     """
-    if given is None:
-        return _write_words(labelled)
     mask = _mask_reader(Path(given), labelled) if Path(given).is_dir() else _box_reader(str(given), labelled)
     # Any size will do to see whether there is a region.
     inside = [index for index in range(len(labelled.labels)) if mask(index, (64, 64)).getbbox() is not None]
@@ -189,7 +187,7 @@ def _accuracy(table: TaskTable, chosen: frozenset[int]) -> float:
     return float(measure_subsets(table, subset_rows(table, [chosen]))[1])
 
 
-def _write_words(labelled: LabelledImages, parts: int = WORD_PARTS[0], seed: int = 0) -> Regions:
+def write_words(labelled: LabelledImages, parts: int = PARTS, seed: int = 0) -> Regions:
     """Every image with the name of another class written over it."""
 
     def attack(index: int) -> tuple[Image.Image, Box]:

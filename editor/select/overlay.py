@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 INK, PLATE = (16, 16, 16), (250, 250, 250)
+# Of an image's height, a word takes one.
+PARTS = 6
 
 
 class Box(NamedTuple):
@@ -20,7 +22,7 @@ class Box(NamedTuple):
 
 
 def overlay_word(
-    image: Image.Image, word: str, generator: np.random.Generator, parts: int = 6
+    image: Image.Image, word: str, generator: np.random.Generator, parts: int = PARTS
 ) -> tuple[Image.Image, Box]:
     """The image with a word on a light plate somewhere in it, one of so many parts of its height; and where it is."""
     height = max(8, image.height // parts)
