@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,14 +48,15 @@ def is_parquet(folder: Path, names: Sequence[str]) -> bool:
         return False
     pictured = {os.path.dirname(name) for name in names if name.lower().endswith(tuple(SUFFIXES))}
     there = any(name.lower().endswith(PARQUET_SUFFIXES) for name in names)
-    return there and len(pictured) < 2 and bool(find_parquet(folder))
+    return there and len(pictured) < 2 and any(True for _ in find_parquet(folder))
 
 
-def find_parquet(path: Path) -> list[Location]:
-    """The given file, or those in a folder that hold images."""
+def find_parquet(path: Path) -> Iterator[Location]:
+    """The given file, or those in a folder that hold images; each is opened when it is asked for."""
     if path.is_dir():
-        return [file for file in list_locations(path, PARQUET_SUFFIXES) if holds_images(file)]
-    return [locate_file(path.name, str(path))] if path.suffix.lower() in PARQUET_SUFFIXES else []
+        yield from (file for file in list_locations(path, PARQUET_SUFFIXES) if holds_images(file))
+    elif path.suffix.lower() in PARQUET_SUFFIXES:
+        yield locate_file(path.name, str(path))
 
 
 def read_parquet(path: Path) -> ParquetSet:
@@ -64,7 +65,7 @@ def read_parquet(path: Path) -> ParquetSet:
     Raises:
         ImageError: If there is no such file, no row, or neither images nor paths.
     """
-    found = find_parquet(path)
+    found = list(find_parquet(path))
     if not found:
         raise ImageError(f"cannot read {path} as Parquet: it holds no file with images. Give the file, or its folder.")
     files = [_name_split(read_cells(location)) for location in found]

@@ -67,7 +67,7 @@ def _has_scam_columns(table: Path) -> bool:
 
 def is_scam(path: Path) -> bool:
     """Whether Parquet files have SCAM's columns, as its repository on the Hugging Face hub keeps them."""
-    return set(SCAM_COLUMNS) <= set(list_columns(find_parquet(path)[0]))
+    return set(SCAM_COLUMNS) <= set(list_columns(next(find_parquet(path))))
 
 
 def _read_scam(path: Path) -> tuple[Path, ImageSource]:
@@ -75,7 +75,7 @@ def _read_scam(path: Path) -> tuple[Path, ImageSource]:
     table = find_scam(path)
     if table is not None:
         return table, read_csv_source(table)
-    if not find_parquet(path):
+    if next(find_parquet(path), None) is None:
         raise ImageError(f"cannot read {path} as SCAM: no table with {', '.join(SCAM_COLUMNS)}. Give its folder.")
     found = read_parquet(path)
     return found.place, found.source
