@@ -97,10 +97,16 @@ def principal_directions(
     readout: Float[Tensor, "d_embed k"], covariance: Float[Tensor, "k k"]
 ) -> Float[Tensor, "d_embed component"]:
     """Orthonormal principal components of what a head writes, from the covariance of its features; largest first."""
-    # `spread spread^T = R cov(u) R^T`, the contribution's covariance, which is never built: it is d_embed wide.
+    return torch.linalg.svd(factor_written(readout, covariance), full_matrices=False)[0]
+
+
+def factor_written(
+    readout: Float[Tensor, "*head d_embed k"], covariance: Float[Tensor, "*head k k"]
+) -> Float[Tensor, "*head d_embed k"]:
+    """`F` of which `F F^T = R cov(u) R^T`, the contribution's covariance, which is never built: it is d_embed wide."""
     values, vectors = torch.linalg.eigh(covariance)
-    spread = readout @ (vectors * values.clamp_min(0).sqrt())
-    return torch.linalg.svd(spread, full_matrices=False)[0]
+    # Rounding leaves tiny negative values of what never varies.
+    return readout @ (vectors * values.clamp_min(0).sqrt()[..., None, :])
 
 
 def require_labels(labelled: LabelledEmbeddings | None, step: Step) -> LabelledEmbeddings:

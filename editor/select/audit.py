@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..concepts.class_weights import compute_class_weights
-from ..concepts.concepts import Concept, list_concepts, load_concept, plain_words
+from ..concepts.concepts import Concept, list_concepts, plain_words
 from ..concepts.directions import differences
 from ..concepts.queries import encode_unit
 from ..edits.bind import default_effect
@@ -31,7 +31,7 @@ from .amounts import choose_for
 from .choice import Choice
 from .head_subsets import HeadSubsets, removed_share
 from .selectivity import Probe
-from .whose_heads import HeldConcepts, Judgement, Measured, judge, measure
+from .whose_heads import HeldConcepts, Judgement, Measured, judge
 
 AuditVerdict = Literal["leans", "held", "other", "absent"]
 NULL_DRAWS, NULL_SEED = 200, 0
@@ -197,16 +197,24 @@ def audit(
         StatisticsError: If the scan is not of this model.
         ImageError: If to the model two classes are one.
     """
-    if len(classes) == 1:
-        raise ConceptError("cannot look at the margins of one class. Give two or more, or none.")
-    known = known or HeldConcepts(scan, model)
-    added = [one if isinstance(one, Concept) else load_concept(one, model.folder) for one in own]
-    wanted = _choose(model, concepts) | {concept.name for concept in added}
-    library = known.library | {concept.name: measure(known.probe, concept) for concept in added}
+    require_margins(classes)
+    known, wanted = known or HeldConcepts(scan, model), _choose(model, concepts)
+    added = known.measure_own(own)
+    library = known.library | added
     margins = _build_margins(known, classes, templates) if classes else None
     auditor = _Auditor(known, library, margins, classes)
-    rows = [auditor.ask(measured) for name, measured in library.items() if name in wanted]
+    rows = [auditor.ask(measured) for name, measured in library.items() if name in wanted | added.keys()]
     return Audit(tuple(sorted(rows, key=_worth)), scan.statistics.n, tuple(classes))
+
+
+def require_margins(classes: Sequence[str]) -> None:
+    """Refuse a single class.
+
+    Raises:
+        ConceptError: If there is one class only.
+    """
+    if len(classes) == 1:
+        raise ConceptError("cannot look at the margins of one class. Give two or more, or none.")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -61,6 +62,10 @@ class HeadSubsets:
         """The unedited variance along every direction: `Q_t[0, 0]`, without the rest of the form."""
         own = self.readout @ directions
         return (own * (self.covariance @ own)).sum(0)
+
+    def usual_variance(self, texts: Float[Tensor, "text d_embed"]) -> float:
+        """The unedited variance along a general text: the median over centred texts, each at unit length."""
+        return float(self.variances(F.normalize(texts, dim=1).T).median())
 
     def shares(self, directions: Float[Tensor, "d_embed direction"]) -> Float[Tensor, " head"]:
         """Covariance shares, as `compute_covariance_shares`."""

@@ -84,7 +84,7 @@ class Probe:
     @cached_property
     def usual_variance(self) -> float:
         """Of unit embeddings along a text of the pool: the median."""
-        return float(self.subsets.variances(F.normalize(self.pool, dim=1).T).median())
+        return self.subsets.usual_variance(self.pool)
 
     def general(self, concept: Float[Tensor, "d_embed concept"]) -> Float[Tensor, "d_embed direction"]:
         """The leading directions of the pool with a concept's span taken out."""

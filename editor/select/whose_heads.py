@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -79,6 +79,11 @@ class HeldConcepts:
     def library(self) -> dict[str, Measured]:
         """Every concept that the model's folder and the library know."""
         return measure_library(self.probe)
+
+    def measure_own(self, own: Sequence[str | Concept]) -> dict[str, Measured]:
+        """Concepts of the user's, or their files, measured as the library's are; by name."""
+        found = [one if isinstance(one, Concept) else load_concept(one, self.model.folder) for one in own]
+        return {concept.name: measure(self.probe, concept) for concept in found}
 
     def judge(self, concept: Concept) -> Judgement:
         """The verdict on one concept."""

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...concepts.class_weights import compute_class_weights
-from ...concepts.concepts import Concept, load_concept, plain_words
+from ...concepts.concepts import Concept, plain_words
 from ...concepts.queries import encode_unit
 from ...concepts.textspan import HeadLabel
 from ...edits.bind import default_effect
@@ -26,6 +26,7 @@ from ...images.texts import load_texts
 from ...models.model import Model
 from ...scan.scan import Scan
 from ..amounts import choose_for
+from ..audit import require_margins
 from ..head_subsets import build_head_subsets
 from ..selectivity import JUDGED_AT, Probe, rank_heads
 from ..whose_heads import SAME_HEADS, HeldConcepts, Measured, judge, measure
@@ -64,11 +65,9 @@ def discover(
         ConceptError: If a concept or the pool cannot be read, or there is one class only.
         StatisticsError: If the scan is not of this model.
     """
-    if len(classes) == 1:
-        raise ConceptError("cannot look at the margins of one class. Give two or more, or none.")
+    require_margins(classes)
     known = known or HeldConcepts(scan, model)
-    added = [one if isinstance(one, Concept) else load_concept(one, model.folder) for one in own]
-    library = known.library | {concept.name: measure(known.probe, concept) for concept in added}
+    library = known.library | known.measure_own(own)
     pool = tuple(load_texts(model_folder=model.folder) if texts is None else texts)
     weights = compute_class_weights(model, classes, templates).double() if classes else None
     return search_concepts(known, library, Pool(pool, encode_unit(model, pool)), classes=weights)

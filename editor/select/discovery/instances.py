@@ -14,11 +14,10 @@ from torch import Tensor
 
 from ...concepts.concepts import plain_words
 from ..head_subsets import HeadSubsets
+from ..whose_heads import LEAST_VARIANCE
 
 # Heads speak of a text where they hold at least so much of it as of the text that they hold most of.
 SPOKEN = 0.5
-# Of the usual variance along a text; shares of what hardly varies say nothing.
-LEAST_VARIANCE = 0.1
 # Texts are one instance where the heads read them alike.
 ALIKE = 0.7
 # An instance stands at least so far from the mean of all as the one that stands farthest.
@@ -46,8 +45,7 @@ def find_spoken(pool: Pool, subsets: HeadSubsets, heads: Sequence[int]) -> list[
     # [d_embed, d_embed]: covariance of what the heads write with the whole embedding.
     joint = sum(subsets.readouts[head] @ subsets.cross[head] @ subsets.readout[:-1] for head in heads)
     along = subsets.variances(pool.centred.T)
-    usual = subsets.variances(F.normalize(pool.centred, dim=1).T).median()
-    varies = along >= LEAST_VARIANCE * usual * pool.centred.square().sum(1)
+    varies = along >= LEAST_VARIANCE * subsets.usual_variance(pool.centred) * pool.centred.square().sum(1)
     shares = ((pool.centred @ joint) * pool.centred).sum(1) / along.clamp_min(torch.finfo(along.dtype).tiny)
     shares = torch.where(varies, shares, 0.0)
     return ((shares >= SPOKEN * shares.max()) & (shares > 0)).nonzero().flatten().tolist()

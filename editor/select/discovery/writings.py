@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...components import HeadId
 from ...concepts.textspan import compute_text_span
+from ...edits.step_directions import factor_written
 from ...models.model import Model
 from ...scan.scan import Scan
 
@@ -60,11 +61,7 @@ def build_writings(scan: Scan, model: Model) -> Writings:
     """
     groups = [group for group in scan.groups(model) if group.ids[0].kind == "head"]
     readouts = model.tower.compute_readouts(groups)
-    factors = []
-    for group in groups:
-        values, vectors = torch.linalg.eigh(scan.statistics.feature_covariance(group.name))
-        # Rounding leaves tiny negative values of what never varies.
-        factors.append(readouts[group.name] @ (vectors * values.clamp_min(0).sqrt()[:, None, :]))
+    factors = [factor_written(readouts[group.name], scan.statistics.feature_covariance(group.name)) for group in groups]
     heads = tuple(HeadId.parse(str(identity)) for group in groups for identity in group.ids)
     return Writings(heads, torch.cat(factors))
 
