@@ -80,14 +80,20 @@ class HeldConcepts:
         """Every concept that the model's folder and the library know."""
         return measure_library(self.probe)
 
+    def measure(self, concept: Concept) -> Measured:
+        """A concept's selectivity and profile: the library's own, where it holds this very concept."""
+        found = self.library.get(concept.name)
+        # A file of the user's may have the name of a concept of the library.
+        return found if found is not None and found.concept == concept else measure(self.probe, concept)
+
     def measure_own(self, own: Sequence[str | Concept]) -> dict[str, Measured]:
         """Concepts of the user's, or their files, measured as the library's are; by name."""
         found = [one if isinstance(one, Concept) else load_concept(one, self.model.folder) for one in own]
-        return {concept.name: measure(self.probe, concept) for concept in found}
+        return {concept.name: self.measure(concept) for concept in found}
 
     def judge(self, concept: Concept) -> Judgement:
         """The verdict on one concept."""
-        return judge(measure(self.probe, concept), self.library)
+        return judge(self.measure(concept), self.library)
 
 
 def judge_concept(scan: Scan, model: Model, concept: str | Concept) -> Judgement:

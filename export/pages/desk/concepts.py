@@ -20,7 +20,7 @@ from ....editor.edits.step_directions import step_directions
 from ....editor.errors import ConceptError
 from ....editor.models.model import Model
 from ....editor.select.selectivity import Probe, cut_folds
-from ....editor.select.whose_heads import HeldConcepts, Judgement, Measured, judge, measure
+from ....editor.select.whose_heads import HeldConcepts, Judgement, Measured, judge
 
 # Beside the one that is removed: those of most selectivity.
 WATCHED, PROJECTED = 5, 2
@@ -103,18 +103,12 @@ def describe_held(known: HeldConcepts, concepts: Sequence[Concept]) -> list[Held
             found.append(
                 Held(
                     concept.name,
-                    judge(_measured(known, concept), known.library),
+                    known.judge(concept),
                     tuple(known.probe.subsets.shares(directions).tolist()),
                     tuple(_remove_each(known.probe, concept, texts, directions).tolist()),
                 )
             )
     return found
-
-
-def _measured(known: HeldConcepts, concept: Concept) -> Measured:
-    found = known.library.get(concept.name)
-    # A file of the user's may have the name of a concept of the library.
-    return found if found is not None and found.concept == concept else measure(known.probe, concept)
 
 
 def _remove_each(probe: Probe, concept: Concept, texts: Tensor, directions: Tensor) -> Float[Tensor, " head"]:
