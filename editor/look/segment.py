@@ -203,9 +203,8 @@ def evaluate_segmentation(
 
     def pairs() -> Iterable[tuple[np.ndarray, np.ndarray]]:
         for index in range(len(dataset.source)):
-            image = dataset.source.open(index)
-            embedding = model.encode_image(model.preprocess(image)[None]).cpu().double()
-            yield reader.read(image).map(int((embedding @ texts.T).argmax())), dataset.mask(index)
+            seen = reader.read(dataset.source.open(index))
+            yield seen.map(int((seen.embedding.double() @ texts.T).argmax())), dataset.mask(index)
             if progress is not None:
                 progress(index + 1, len(dataset.source))
 
