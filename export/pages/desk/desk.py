@@ -15,7 +15,7 @@ from ....editor.concepts.concepts import Concept, load_concept
 from ....editor.concepts.textspan import text_span
 from ....editor.edits.bind import bind_recipe
 from ....editor.edits.document import RecipeDocument
-from ....editor.edits.held_out import hold_out
+from ....editor.edits.held_out import estimate_fidelity
 from ....editor.edits.recipe import Recipe
 from ....editor.errors import ModelError, StatisticsError, require_kinds
 from ....editor.files.whole import write_text
@@ -200,9 +200,8 @@ def _plain_features(scan: Scan, labelled: Labelled | None) -> Features:
 
 def _estimate(default: RecipeDocument | None, scan: Scan, model: Model) -> dict[str, Any] | None:
     """How much of what the direct default edit changes the distilled one reproduces, on images left out."""
+    # Nothing is bound for a `direct` edit, which the page reproduces as it is.
     if default is None or default.effect != "distilled":
         return None
-    held = hold_out(bind_recipe(default, scan, model), scan, model)
-    if held is None or not held.left_out:
-        return None
-    return {"explained": held.fidelity.explained_change, "images": held.fidelity.images}
+    found = estimate_fidelity(bind_recipe(default, scan, model), scan, model)
+    return None if found is None else {"explained": found.explained_change, "images": found.images}
