@@ -21,7 +21,7 @@ from ....editor.images.labelled_options import LabelledOptions
 from ....editor.images.layouts import Dataset, open_dataset
 from ....editor.images.source import ImageSource, LabelledImages
 from ....editor.measure.demo_measure import task_weights
-from ....editor.measure.evaluate import Yardstick, build_demo_yardstick, build_yardstick
+from ....editor.measure.evaluate import build_demo_yardstick, build_yardstick
 from ....editor.measure.intervals import Outcomes, compute_figure
 from ....editor.measure.readable import LEAST_IMAGES, describe_images, find_column
 from ....editor.measure.verdict import GOALS, KEPT
@@ -122,7 +122,7 @@ def open_labelled_images(
         features,
         tuple(questions),
         tuple(_build_figures(outcomes, questions, demo=demo)),
-        _find_groups(yardstick, features, kept, source if demo else None),
+        _find_groups([source.attributes[index]["place"] for index in kept] if demo else strata),
         tuple(strata),
         yardstick.measure,
         total,
@@ -230,12 +230,7 @@ def _choose_kept(outcomes: Outcomes) -> str:
     return "retention" if retention and compute_figure(retention) < SATURATED else "overall"
 
 
-def _find_groups(
-    yardstick: Yardstick, features: Features, kept: Sequence[int], demo: ImageSource | None
-) -> dict[str, tuple[int, ...]]:
-    names = yardstick.outcomes(features.embedding, kept)[1]
-    if demo is not None:
-        names = [f"{demo.attributes[i]['place']}" for i in kept]
+def _find_groups(names: Sequence[str]) -> dict[str, tuple[int, ...]]:
     every = np.asarray(names)
     return {str(name): tuple(np.flatnonzero(every == name).tolist()) for name in np.unique(every)}
 
