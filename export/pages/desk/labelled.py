@@ -134,20 +134,20 @@ def open_labelled_images(
 
 
 def _choose(task: Dataset, count: int) -> tuple[int, Dataset, ImageSource]:
-    """Every so many images in the order of groups: each group keeps its share."""
-    source = test_source() if not isinstance(task, LabelledImages) else task.source
+    """At most so many images, of how many, and as a set again."""
     if isinstance(task, LabelledImages):
-        groups = task.groups
-    else:
-        groups = tuple(f"{row['shape']} / {row['place']}" for row in source.attributes)
+        chosen = _take(task, _spread(task.groups, count))
+        return len(task.source), chosen, chosen.source
+    source = test_source()
+    taken = _spread([f"{row['shape']} / {row['place']}" for row in source.attributes], count)
+    return len(source), task, source.subset(taken)
+
+
+def _spread(groups: Sequence[str], count: int) -> list[int]:
+    """Every so many images in the order of groups: each group keeps its share."""
     order = np.argsort(np.asarray(groups), kind="stable")
-    taken = sorted(
-        order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))].tolist()
-    )
-    if not isinstance(task, LabelledImages):
-        return len(source), task, source.subset(taken)
-    chosen = _take(task, taken)
-    return len(source), chosen, chosen.source
+    places = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+    return sorted(order[np.unique(places)].tolist())
 
 
 def _take(task: LabelledImages, taken: Sequence[int]) -> LabelledImages:
