@@ -155,13 +155,17 @@ def read_column(column: Column, answers: Answers) -> tuple[float, int]:
     pairs = [(where[row], found) for row, found in zip(column.rows, column.found, strict=True) if row in where]
     if not pairs:
         return 0.0, 0
-    weights = encode_means(answers.model, column.texts)
     embedded = answers.embeddings[[row for row, _ in pairs]].cpu().double()
-    right = (embedded @ F.normalize(weights, dim=1).T).argmax(1)
+    right = (embedded @ column_weights(answers.model, column).T).argmax(1)
     truth = torch.tensor([found for _, found in pairs])
     # Instances weigh equally: a common one does not hide a rare one.
     shares = [float((right[truth == index] == index).double().mean()) for index in truth.unique().tolist()]
     return sum(shares) / len(shares), len(pairs)
+
+
+def column_weights(model: Model, column: Column) -> Float[Tensor, "instance d_embed"]:
+    """Zero-shot weights of a column's instances, at unit length: the mean of the texts of each."""
+    return F.normalize(encode_means(model, column.texts), dim=1)
 
 
 def read_variance(

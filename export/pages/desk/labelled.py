@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from ....editor.components import Features
 from ....editor.concepts.class_weights import compute_class_weights
 from ....editor.concepts.concepts import Concept
-from ....editor.concepts.queries import encode_means
 from ....editor.errors import ImageError
 from ....editor.images.demo import COLOR_WORDS, COLORS, PLACES, SHAPES, test_source
 from ....editor.images.demo_name import is_demo
@@ -23,7 +21,7 @@ from ....editor.images.source import ImageSource, LabelledImages
 from ....editor.measure.demo_measure import task_weights
 from ....editor.measure.evaluate import build_demo_yardstick, build_yardstick
 from ....editor.measure.intervals import Outcomes, compute_figure
-from ....editor.measure.readable import LEAST_IMAGES, describe_images, find_column
+from ....editor.measure.readable import LEAST_IMAGES, column_weights, describe_images, find_column
 from ....editor.measure.verdict import GOALS, KEPT
 from ....editor.models.model import Model
 from ....editor.scan.collect import collect_features
@@ -134,7 +132,7 @@ def open_labelled_images(
 
 
 def _choose(task: Dataset, count: int) -> tuple[int, Dataset, ImageSource]:
-    """At most so many images, of how many, and as a set again."""
+    """How many images there are; and at most `count` of them, as a set and as a source."""
     if isinstance(task, LabelledImages):
         chosen = _take(task, _spread(task.groups, count))
         return len(task.source), chosen, chosen.source
@@ -241,13 +239,11 @@ def _ask_concepts(found: Labelled, model: Model, concepts: Sequence[Concept], ro
         column = find_column(concept, rows)
         if column is None or len(column.rows) < LEAST_IMAGES:
             continue
-        weights = encode_means(model, column.texts)
         right = [-1] * len(rows)
         for row, instance in zip(column.rows, column.found, strict=True):
             right[row] = instance
-        question = _question(
-            concept.name, [texts[0] for texts in column.texts], F.normalize(weights, dim=1), right, range(len(rows))
-        )
+        named = [texts[0] for texts in column.texts]
+        question = _question(concept.name, named, column_weights(model, column), right, range(len(rows)))
         # One task for each instance: the figure is the mean over them.
         cells = [
             tuple(i for i, value in enumerate(right) if value == instance) for instance in sorted(set(right) - {-1})
