@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,21 +56,21 @@ def output_steps(documents: Sequence[RecipeDocument | None]) -> dict[str, Step]:
     found: dict[str, Step] = {}
     for document in documents:
         for step in document.steps if document else ():
-            if step.target == "output" and step.operation == "project-out" and step.along == "texts" and step.concept:
-                found.setdefault(step.concept, step)
+            if _is_projection(step):
+                found.setdefault(str(step.concept), step)
     return found
 
 
-def explain_foreign(document: RecipeDocument) -> str | None:
-    """Why a recipe cannot lie on the desk, which ablates heads and projects the output; None where it can."""
-    for number, step in enumerate(document.steps, 1):
-        plain = step.operation == "mean-ablate" or (step.operation == "scale" and _is_share(step.factor))
-        if step.target == "heads" and plain and not step.then:
-            continue
-        if step.target == "output" and step.operation == "project-out" and step.along == "texts" and step.concept:
-            continue
-        return f"step {number} is {step.operation} of {step.target}"
-    return None
+def _is_projection(step: Step) -> bool:
+    return step.target == "output" and step.operation == "project-out" and step.along == "texts" and bool(step.concept)
+
+
+def _fits(step: Step, known: Collection[str]) -> bool:
+    """Whether a step can lie on the desk, which ablates heads, and clears the output of some concepts."""
+    if step.target == "output":
+        return _is_projection(step) and step.concept in known
+    ablates = step.operation == "mean-ablate" or (step.operation == "scale" and _is_share(step.factor))
+    return step.target == "heads" and ablates and not step.then
 
 
 def _is_share(factor: float | None) -> bool:
@@ -78,15 +78,13 @@ def _is_share(factor: float | None) -> bool:
 
 
 def read_preset(document: RecipeDocument, kind: str, title: str, offered: Sequence[Projection]) -> Preset | None:
-    """A recipe as strengths; None where `explain_foreign` says why, or the desk lacks its projection."""
+    """A recipe as strengths; None where a step of it cannot lie on the desk."""
     known = {one.name for one in offered}
-    if explain_foreign(document) is not None:
+    if not all(_fits(step, known) for step in document.steps):
         return None
     heads: dict[str, float] = {}
     projections: dict[str, float] = {}
     for step in document.steps:
-        if step.target == "output" and step.concept not in known:
-            return None
         if step.target == "output":
             projections[str(step.concept)] = step.strength
         for head in step.heads:
