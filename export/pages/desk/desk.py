@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -157,8 +157,8 @@ def _pack(laid: Laid, facts: dict[str, Any]) -> Packed:
         "heads": pack_heads(parts, labels),
         "projections": pack_projections(laid.offered, span),
         "span": span.shape[1],
-        "presets": [preset.report() for preset in laid.presets],
-        "front": [preset.report() for preset in _search(laid, parts)],
+        "presets": [asdict(preset) for preset in laid.presets],
+        "front": [asdict(preset) for preset in _search(laid, parts)],
         "plain": pack_plain(blob, parts, plain, watched, span),
         "labelled": pack_labelled(blob, parts, labelled, span) if labelled else None,
         "sheet": {"columns": sheet.columns, "rows": sheet.rows} if sheet else None,

@@ -35,10 +35,6 @@ class Preset:
     heads: dict[str, float]
     projections: dict[str, float]
 
-    def report(self) -> dict[str, Any]:
-        """Plain data."""
-        return {name: dict(value) if isinstance(value, dict) else value for name, value in vars(self).items()}
-
 
 def find_default(known: HeldConcepts, concept: Concept, effect: Any) -> RecipeDocument | None:
     """The edit that `remove-heads` would make; None where it finds none."""
