@@ -39,7 +39,7 @@ class Held:
     """
 
     name: str
-    judgement: Judgement | None
+    judgement: Judgement
     scores: tuple[float, ...]
     gains: tuple[float, ...]
 
@@ -63,7 +63,6 @@ class Watched:
 
     name: str
     directions: Float[Tensor, "direction d_embed"]
-    instances: int
 
 
 def choose_concept(known: HeldConcepts) -> Concept:
@@ -168,10 +167,10 @@ def watch(known: HeldConcepts, concepts: Sequence[Concept], features: Features) 
         rows = torch.stack([fold.direction for fold in folds])
         each = (centred @ rows.T).square().mean(0)
         rows = rows / (each * len(rows)).clamp_min(1e-12).sqrt()[:, None]
-        found.append(Watched(concept.name, _compress(rows), len(folds)))
+        found.append(Watched(concept.name, _compress(rows)))
     general = known.probe.general(known.probe.directions(encode_unit(known.model, concepts[0].texts))).T
     scale = (centred @ general.T).square().mean(0).sum().clamp_min(1e-12).sqrt()
-    return [*found, Watched(GENERAL, general / scale, len(general))]
+    return [*found, Watched(GENERAL, general / scale)]
 
 
 def _compress(rows: Float[Tensor, "direction d_embed"]) -> Float[Tensor, "fewer d_embed"]:

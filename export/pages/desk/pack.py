@@ -75,9 +75,7 @@ def pack_held(held: Sequence[Held]) -> list[dict[str, Any]]:
     return [
         {
             "name": one.name,
-            "verdict": one.judgement.verdict if one.judgement else "",
-            "because": one.judgement.because if one.judgement else "",
-            "selectivity": round(one.judgement.selectivity.value, 3) if one.judgement else None,
+            "because": one.judgement.because,
             "scores": _round(one.scores),
             "gains": _round(one.gains),
         }
@@ -158,7 +156,6 @@ def pack_plain(
         named.append(
             {
                 "name": one.name,
-                "instances": one.instances,
                 "first": first,
                 "count": count,
                 "span": (one.directions @ span).tolist(),
