@@ -38,6 +38,14 @@ const DeskHeads = (() => {
   const mix = (from, to, share) => `rgb(${from.map((value, at) => Math.round(value + (to[at] - value) * share)).join(" ")})`;
   const isDark = () => matchMedia("(prefers-color-scheme: dark)").matches;
   const ramp = () => RAMPS[isDark() ? "dark" : "light"];
+  const strongestOf = (values) => Math.max(...values.map(Math.abs), 1e-9);
+
+  /** From a position among values to its colour: amber below zero, blue above, by the strongest of all. */
+  function shader(values) {
+    const strongest = strongestOf(values);
+    const { zero, high, low } = ramp();
+    return (at) => mix(zero, values[at] < 0 ? low : high, Math.abs(values[at]) / strongest);
+  }
 
   class Heads {
     /** `change(head, strength, begin)` is told what a hand does; `begin` where it starts to. */
@@ -131,15 +139,8 @@ const DeskHeads = (() => {
       this.drawCard();
     }
 
-    /** The value that a head is coloured by, and its colour. */
-    shade(at) {
+    shadeOwner(at) {
       const { concepts } = this.facts;
-      if (this.color !== "owner") {
-        const values = concepts[this.concept][this.color];
-        const strongest = Math.max(...values.map(Math.abs), 1e-9);
-        const { zero, high, low } = ramp();
-        return mix(zero, values[at] < 0 ? low : high, Math.abs(values[at]) / strongest);
-      }
       const owner = this.ownerOf(at);
       const color = NAMED[owner % NAMED.length];
       const part = Math.max(0, concepts[owner].scores[at]) / Math.max(...concepts[owner].scores, 1e-9);
@@ -151,9 +152,10 @@ const DeskHeads = (() => {
     }
 
     paint() {
-      this.cells.forEach((cell, at) => cell.style.setProperty("--color", this.shade(at)));
-      const { name } = this.facts.concepts[this.concept];
-      document.getElementById("color-note").textContent = NOTES[this.color](name);
+      const concept = this.facts.concepts[this.concept];
+      const shade = this.color === "owner" ? (at) => this.shadeOwner(at) : shader(concept[this.color]);
+      this.cells.forEach((cell, at) => cell.style.setProperty("--color", shade(at)));
+      document.getElementById("color-note").textContent = NOTES[this.color](concept.name);
       this.drawRamp();
       this.update();
       this.drawCard();
@@ -171,7 +173,7 @@ const DeskHeads = (() => {
         return;
       }
       const values = this.facts.concepts[this.concept][this.color];
-      const strongest = Math.max(...values.map(Math.abs), 1e-9);
+      const strongest = strongestOf(values);
       const { zero, high, low } = ramp();
       const bar = make("i");
       const least = Math.min(...values, 0);
@@ -236,5 +238,5 @@ const DeskHeads = (() => {
     }
   }
 
-  return { Heads, make, makeThumb, mix, percent, points, ramp };
+  return { Heads, make, makeThumb, percent, points, shader };
 })();

@@ -1,7 +1,7 @@
 "use strict";
 /* A picture of the desk, as a file: the grid and the figures, drawn anew at twice the size. */
 const DeskPicture = (() => {
-  const { ramp, mix } = DeskHeads;
+  const { shader } = DeskHeads;
   const WIDE = 1200;
 
   function draw(facts, state, heads, panels, engine) {
@@ -45,13 +45,11 @@ const DeskPicture = (() => {
 
   function drawGrid(pen, facts, state, heads, { cell, color }) {
     const layers = [...new Set(facts.heads.map((head) => head.layer))].sort((one, other) => other - one);
-    const values = facts.concepts[heads.concept].scores;
-    const strongest = Math.max(...values.map(Math.abs), 1e-9);
-    const { zero, high, low } = ramp();
+    const shade = shader(facts.concepts[heads.concept].scores);
     facts.heads.forEach((head, at) => {
       const x = 72 + head.head * (cell + 4);
       const y = 100 + layers.indexOf(head.layer) * (cell + 4);
-      pen.fillStyle = mix(zero, values[at] < 0 ? low : high, Math.abs(values[at]) / strongest);
+      pen.fillStyle = shade(at);
       pen.fillRect(x, y, cell, cell);
       const strength = state.strengths[at];
       if (!strength) return;
