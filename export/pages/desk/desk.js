@@ -3,7 +3,7 @@
 (() => {
   const REST = 160;
   const by = (id) => document.getElementById(id);
-  const { make, percent } = DeskHeads;
+  const { make, makeSlider, percent } = DeskHeads;
   const facts = JSON.parse(by("facts").textContent);
   const engine = new DeskEngine.Engine(facts, DeskEngine.decodeBytes(by("data").textContent));
   const mix = new DeskState.Mix(facts.heads.map((head) => head.name), facts.projections.map((one) => one.name));
@@ -62,21 +62,13 @@
   }
 
   function buildOutput(projection, at) {
-    const slider = make("input", { type: "range", min: 0, max: 100 });
-    const shown = make("output");
-    let begin = true;
-    slider.addEventListener("input", () => {
+    const { input, shown, set } = makeSlider((strength, begin) => {
       if (begin) mix.keep();
-      begin = false;
-      mix.outputs[at] = DeskState.clean(slider.valueAsNumber / 100);
+      mix.outputs[at] = DeskState.clean(strength);
       changed();
     });
-    slider.addEventListener("change", () => (begin = true));
-    by("outputs").append(make("label", {}, make("span", {}, projection.name), shown, slider));
-    return (value) => {
-      slider.value = Math.round(value * 100);
-      shown.textContent = percent(value);
-    };
+    by("outputs").append(make("label", {}, make("span", {}, projection.name), shown, input));
+    return set;
   }
 
   function fillChoices() {

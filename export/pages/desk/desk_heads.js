@@ -24,6 +24,23 @@ const DeskHeads = (() => {
     return made;
   }
 
+  /** A slider in percent with its number. `change(share, begin)` is told what a hand does; `begin` where it starts to. */
+  function makeSlider(change, properties = {}) {
+    const input = make("input", { type: "range", min: 0, max: 100, ...properties });
+    const shown = make("output");
+    let begin = true;
+    input.addEventListener("input", () => {
+      change(input.valueAsNumber / 100, begin);
+      begin = false;
+    });
+    input.addEventListener("change", () => (begin = true));
+    const set = (share) => {
+      input.value = Math.round(share * 100);
+      shown.textContent = percent(share);
+    };
+    return { input, shown, set };
+  }
+
   /** A part of the sheet of thumbnails. */
   function makeThumb(facts, image) {
     const { columns, rows } = facts.sheet;
@@ -194,10 +211,7 @@ const DeskHeads = (() => {
         cell.setAttribute("aria-label", `${this.facts.heads[at].name}: ${strength ? `${percent(strength)} removed` : "left alone"}, holds ${what}`);
         cell.title = `${this.facts.heads[at].name}: ${what}${this.facts.heads[at].texts[0] ? `; says “${this.facts.heads[at].texts[0][0]}”` : ""}`;
       });
-      if (this.slider) {
-        this.slider.value = Math.round(this.mix.strengths[this.looked] * 100);
-        this.shown.textContent = percent(this.mix.strengths[this.looked]);
-      }
+      this.slider?.set(this.mix.strengths[this.looked]);
       const { count } = this.mix;
       document.getElementById("count").textContent = `${count} of ${this.cells.length} edited`;
     }
@@ -205,16 +219,9 @@ const DeskHeads = (() => {
     drawCard() {
       const head = this.facts.heads[this.looked];
       const at = this.looked;
-      this.slider = make("input", { type: "range", min: 0, max: 100, "aria-label": `How much of ${head.name} is removed, in percent` });
-      this.shown = make("output");
-      this.slider.value = Math.round(this.mix.strengths[at] * 100);
-      this.shown.textContent = percent(this.mix.strengths[at]);
-      let begin = true;
-      this.slider.addEventListener("input", () => {
-        this.change(at, this.slider.valueAsNumber / 100, begin);
-        begin = false;
-      });
-      this.slider.addEventListener("change", () => (begin = true));
+      const label = { "aria-label": `How much of ${head.name} is removed, in percent` };
+      this.slider = makeSlider((strength, begin) => this.change(at, strength, begin), label);
+      this.slider.set(this.mix.strengths[at]);
       const facts = this.facts.concepts.flatMap((one) => [make("dt", {}, one.name), make("dd", {}, points(one.scores[at]))]);
       const texts = head.texts.map(([text, share]) => {
         const row = make("li", {}, make("span", {}, text), make("span", {}, percent(share)));
@@ -223,7 +230,7 @@ const DeskHeads = (() => {
       });
       const says = texts.length ? make("ul", { className: "texts" }, ...texts) : make("p", {}, "It never varies on the scanned images.");
       this.card.replaceChildren(
-        make("div", {}, make("h3", {}, head.name), make("div", { className: "strength" }, this.slider, this.shown), make("p", { className: "note" }, "Share of each concept’s variance"), make("dl", { className: "facts" }, ...facts)),
+        make("div", {}, make("h3", {}, head.name), make("div", { className: "strength" }, this.slider.input, this.slider.shown), make("p", { className: "note" }, "Share of each concept’s variance"), make("dl", { className: "facts" }, ...facts)),
         make("div", {}, make("p", { className: "note" }, "Texts that explain most of what it writes, with their share of its variance"), says, ...this.drawExcited(at)),
       );
     }
@@ -238,5 +245,5 @@ const DeskHeads = (() => {
     }
   }
 
-  return { Heads, make, makeThumb, percent, points, shader };
+  return { Heads, make, makeSlider, makeThumb, percent, points, shader };
 })();
