@@ -256,7 +256,8 @@ def remove_heads(
     """
     asked = locals()
     options, output = gather(EditOptions, asked), gather(Output, asked)
-    choice = gather(HeadChoice, asked | {"group_by": split_columns(group_by), "classes": read_classes(classes)})
+    named = {"group_by": split_columns(group_by), "classes": read_classes(classes)}
+    choice = gather(HeadChoice, given(**asked | named))
     _require_usage(asked)
     output.check(None if dry_run else out, model, pretrained, images, scan, aligner, dataset, labelled, features)
     require_concepts(model, *(concept or []), keep)
@@ -266,9 +267,9 @@ def remove_heads(
     loaded = open_model(model, pretrained, aligner, scan=scan, tower=tower)
     if dry_run:
         return _plan(loaded, asked, options, choice)
-    named = _name_inputs(asked) | _name_outputs(asked)
+    paths = _name_inputs(asked) | _name_outputs(asked)
     with progress() as follow:
-        done = repair(loaded, **named, options=options, choice=choice, output=output, progress=follow)
+        done = repair(loaded, **paths, options=options, choice=choice, output=output, progress=follow)
     say_skipped(done.scan if scan is None else None)
     print_json(done.report()) if as_json else print_repair(done)
     # Last: whoever asked for an exit code wants the files and the figures too.

@@ -70,7 +70,7 @@ def load_evidence(choice: HeadChoice) -> Evidence:
     if is_demo(choice.labelled):
         task, second = labelled_tasks()
     elif choice.labelled is not None:
-        names = ("layout", "label", "group_by", "split", "classes", "retention")
+        names = ("layout", "label", "group_by", "split", "classes", "retention", "exif")
         task = load_selection_set(choice.labelled, **{name: getattr(choice, name) for name in names})
         second = task.retention
     evidence = Evidence(task, second, choice.regions, choice.budget, cached)
@@ -95,5 +95,7 @@ def load_erased(
     if is_demo(choice.labelled):
         task = labelled_by(choice.erase)
     else:
-        task = load_selection_set(choice.labelled, layout=choice.layout, label=choice.erase, split=choice.split)
+        names = ("layout", "split", "exif")
+        columns = {name: getattr(choice, name) for name in names}
+        task = load_selection_set(choice.labelled, label=choice.erase, **columns)
     return collect_labelled(model, task, progress=follow("labelled"))

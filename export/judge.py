@@ -91,7 +91,7 @@ def judge_made(
     if dataset is not None:
         options = {"templates": templates, "labelled": made.erased, "progress": follow("measure")}
         found = measure_edit(made.recipe, made.scan, made.model, dataset, **options)
-    seen = _find_seen(made.model, dataset, images)
+    seen = _find_seen(made, dataset, images)
     evidence, fidelity = collect_evidence(made, found, seen, follow), _judge_fidelity(made, seen, follow)
     return {**(found.rows if found else {}), "evidence": evidence, **({"fidelity": fidelity} if fidelity else {})}
 
@@ -215,14 +215,15 @@ def _describe(found: Fidelity, on: str) -> dict[str, Any]:
 
 
 def _find_seen(
-    model: Model, dataset: Dataset | None, images: str | Path | ImageSource | None
+    made: Made, dataset: Dataset | None, images: str | Path | ImageSource | None
 ) -> tuple[ImageSource, str] | None:
     """What is looked at where the scan holds no sample: the images of the data set, else those of the calibration."""
+    model, scan = made.model, made.scan
     if dataset is None and images is None:
         return None
     if model.side == "text":
         return list_texts(images or DEMO), "calibration texts"
     if dataset is None:
-        return list_images(images or DEMO), "calibration images"
+        return list_images(images or DEMO).read_as(model.decoding(scan.exif, scan.decode)), "calibration images"
     # A data set has been opened by now: what is left as a name is the demo's.
     return demo_test_images() if isinstance(dataset, str | Path) else dataset.source, "dataset"

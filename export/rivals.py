@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..editor.concepts.concepts import Concept, load_concept
 from ..editor.errors import ImageError
-from ..editor.images.decode import Decoding
 from ..editor.images.demo import labelled_by, labelled_tasks
 from ..editor.images.demo_name import DEMO, is_demo
 from ..editor.images.labelled_options import LabelledOptions
@@ -58,7 +57,8 @@ def compare_rivals(
     _require_apart(opened, task)
     named = images if images is not None or not is_demo(model.name) else DEMO
     scanned = scan_or_load(model, named, scan, options={}, follow=follow)
-    seen = None if named is None else list_images(named)
+    decoding = model.decoding(scanned.exif, scanned.decode)
+    seen = None if named is None else list_images(named).read_as(decoding)
     setting = Setting(model, scanned, removed, classes, templates, seen, task, attribute, retention)
     return measure_rivals(setting, opened, others=dict(others), progress=follow("evaluate"))
 
@@ -73,11 +73,11 @@ def _load_labels(
     if labelled is None:
         return None, None, None
     # The split and the second task are those of the images that are reported on.
-    columns, decoding = replace(labels, split=None, retention=None).columns(), Decoding(labels.exif)
-    task = load_selection_set(labelled, **columns).read_as(decoding)
+    columns = replace(labels, split=None, retention=None).columns()
+    task = load_selection_set(labelled, exif=labels.exif, **columns)
     if erase is None:
         return task, None, None
-    return task, load_selection_set(labelled, layout=labels.layout, label=erase).read_as(decoding), None
+    return task, load_selection_set(labelled, layout=labels.layout, label=erase, exif=labels.exif), None
 
 
 def _require_apart(dataset: Dataset, task: LabelledImages | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +15,12 @@ from PIL import Image, ImageOps
 
 import clipedit
 from clipedit.editor.choices import Exif
+from clipedit.editor.edits.document import RecipeDocument, Step
 from clipedit.editor.images.decode import Decoding, open_image
 from clipedit.editor.images.listing import list_images
 from clipedit.editor.images.source import join_sources
+from clipedit.export.inputs import follow_nothing, load_erased, load_evidence
+from clipedit.export.judge import Made, _find_seen
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 UPRIGHT = np.arange(12 * 20, dtype=np.uint8).reshape(12, 20)
@@ -135,6 +139,38 @@ def test_heatmaps_masks_and_commands_are_upright_unless_told(run, photos: tuple[
             assert mask.size == size
     code, _, said = run("scan", photos[1], "--layers", "3", "--exif", "ignore", "-o", tmp_path / "s.safetensors")
     assert code == 0 and clipedit.load_scan(tmp_path / "s.safetensors").exif == "ignore", said
+
+
+@pytest.mark.parametrize(("given", "size"), [((), (96, 64)), (("--exif", "ignore"), (64, 96))])
+def test_images_that_heads_are_chosen_on_are_turned_as_all_others(
+    run, demo_model: clipedit.Model, tmp_path: Path, given: tuple[str, ...], size: tuple[int, int]
+) -> None:  # type: ignore[no-untyped-def]
+    wide = Image.effect_noise((96, 64), 60).convert("RGB")
+    for index in range(10):
+        save_turned(tmp_path / f"{index}.png", 6, picture=wide)
+    rows = "".join(f"{index}.png,{'ab'[index % 2]}\n" for index in range(10))
+    (tmp_path / "t.csv").write_text("path,label\n" + rows)
+    command = ("remove-heads", "--select", "labelled-contrast", "--labelled", tmp_path / "t.csv", "-o", tmp_path / "o")
+    with mock.patch("clipedit.export.repair.repair", side_effect=clipedit.RecipeError("asked")) as repair:
+        assert run(*command, "--erase", "label", *given).code == 1
+    choice = repair.call_args.kwargs["choice"]
+    chosen = load_evidence(choice).labelled
+    document = RecipeDocument.model_construct(steps=(Step.model_construct(operation="leace", along=None),))
+    collect = mock.Mock(side_effect=ZeroDivisionError)
+    with mock.patch("clipedit.export.inputs.collect_labelled", collect), pytest.raises(ZeroDivisionError):
+        load_erased(document, demo_model, choice, follow_nothing)
+    for labelled in (chosen, collect.call_args.args[1]):
+        assert labelled is not None and labelled.source.open(0).size == size
+
+
+def test_where_a_scan_kept_no_sample_images_are_read_again_as_it_read_them(
+    demo_model: clipedit.Model, tmp_path: Path
+) -> None:
+    save_turned(tmp_path / "a.png", 6, picture=Image.new("RGB", (96, 64)))
+    for exif, size in (("upright", (96, 64)), ("ignore", (64, 96))):
+        made = mock.Mock(spec=Made, model=demo_model, scan=mock.Mock(exif=exif, decode="scaled"))
+        found = _find_seen(made, None, tmp_path)
+        assert found is not None and found[0].open(0).size == size
 
 
 # Ranges.

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..choices import Layout
+from ..choices import Exif, Layout
 from ..errors import ImageError, PluginError, nearest_names
 from ..files.walk import walk_folder
 from ..plugins import LAYOUT, ask_plugin, find_plugins, load_plugin, load_usable, why_no_function
@@ -127,8 +127,11 @@ def _read_by_plugin(name: str, path: Path, asked: Asked) -> Read:
     return found
 
 
-def load_selection_set(path: str | Path, **options: Any) -> LabelledImages:
+def load_selection_set(path: str | Path, *, exif: Exif = LabelledOptions.exif, **options: Any) -> LabelledImages:
     """As `load_dataset`, for choosing heads: where there are splits, never the one that is reported on.
+
+    Args:
+        exif: As in `LabelledOptions`, for the images and those of the second task.
 
     Raises:
         ImageError: Also if the set measures retrieval, as FairFace does.
@@ -138,7 +141,7 @@ def load_selection_set(path: str | Path, **options: Any) -> LabelledImages:
         what = "queries" if isinstance(found, RetrievalSet) else "captions"
         raise ImageError(f"cannot choose heads on {path}: it has {what}, no classes. Give images with classes.")
     _require_present(found.source, path)
-    return found
+    return found.read_as(Decoding(exif))
 
 
 def open_dataset(dataset: Dataset, options: LabelledOptions | None = None, *, purpose: Purpose = "report") -> Dataset:

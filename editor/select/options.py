@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..choices import Along, Effect, HeadOperation, Layout, Selection
+from ..choices import Along, Effect, Exif, HeadOperation, Layout, Selection
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class HeadChoice:
     Attributes:
         select: `text-difference` needs texts only, the other selectors labelled images.
         labelled: A folder with a folder for each class, a CSV or metadata.csv, or `demo`.
-        layout, label, group_by, split, classes: How these images are read, as in `LabelledOptions`.
+        layout, label, group_by, split, classes, exif: How these images are read, as in `LabelledOptions`.
         retention: A column with a second task, on which nothing should change.
         regions: For `attention-region`, a folder of masks or a column of boxes.
         budget: Points of accuracy that may be lost, for `frontier` and `attention-region`.
@@ -64,6 +64,7 @@ class HeadChoice:
     group_by: tuple[str, ...] = ()
     split: str | None = None
     classes: Mapping[str, str] | None = None
+    exif: Exif = "upright"
     retention: str | None = None
     regions: str | None = None
     budget: float = 1.0
