@@ -268,9 +268,9 @@ def _write(done: Repair, out: Path, images: str | Path | ImageSource | None, out
     shown = images if done.model.side == "image" else None
     reports = output.report and done.model.side == "image"
 
-    def finish(folder: Path) -> None:
+    def finish(folder: Path, edited: Model) -> None:
         if reports:
-            write_report(folder, base=done.model, images=images, progress=follow("report"))
+            write_report(folder, base=done.model, edited=edited, images=images, progress=follow("report"))
 
     options = {"images": shown, "scan": done.scan, "overwrite": output.overwrite, "finish": finish}
     checks = write_edited_model(done.recipe, done.model, out, **options)

@@ -19,7 +19,7 @@ from .targets.registry import require_target
 from .verify.evidence import find_verdict
 from .verify.record import write_record
 from .verify.reference import write_reference
-from .verify.verify import Check, verify_in_child
+from .verify.verify import Check, Verifier
 
 
 def export_model(
@@ -70,14 +70,14 @@ def export_model(
     profile = replace(profile, calibration=_require_calibration(profile, calibration), adapters=adapters)
     options = {**profile.options(), **pruned, **({"forced": True} if force and precision != "fp32" else {})}
     require_free_folder(Path(out), overwrite=overwrite)
-    with staged_folder(Path(out), overwrite=overwrite) as folder:
+    with staged_folder(Path(out), overwrite=overwrite) as folder, Verifier() as verifier:
         found.write(model, folder, profile)
         # Before reference and card: `reproduce` builds again what the writer wrote, and nothing else.
         write_record(model, folder, profile, options)
         reference = write_reference(model, folder, target=found.name, images=images, options=options, adapters=adapters)
         shift, count = reference.threshold_shift(), len(reference.images())
         write_model_card(model, folder, replace(found, profile=profile), images=count, shift=shift)
-        return verify_in_child(folder)
+        return verifier.verify(folder)
 
 
 def require_harmless(model: Model) -> None:

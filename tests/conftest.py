@@ -70,18 +70,29 @@ def verified_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports are verified in this process: to start another takes ten seconds, and is not what is tested."""
     from clipedit.export.verify import verify, verify_child
 
-    def answer(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        with warnings.catch_warnings():
-            # As its environment says there.
-            warnings.simplefilter("ignore")
-            try:
-                found = verify_child.check_folder(Path(command[4]), trusted=command[5:] == ["trusted"])
-            except clipedit.ClipeditError as error:
-                return subprocess.CompletedProcess(command, 1, "", str(error))
-        return subprocess.CompletedProcess(command, 0, json.dumps(found), "")
+    class Here:
+        returncode = 0
 
-    parts = ("DEVNULL", "TimeoutExpired", "CompletedProcess")
-    stand_in = SimpleNamespace(run=answer, **{name: getattr(subprocess, name) for name in parts})
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def kill(self) -> None: ...
+
+        def communicate(self, asked: str = "", timeout: float | None = None) -> tuple[str, str]:
+            if not asked:
+                return "", ""
+            with warnings.catch_warnings():
+                # As its environment says there.
+                warnings.simplefilter("ignore")
+                try:
+                    found = verify_child.check_folder(
+                        Path(json.loads(asked)["folder"]), trusted=json.loads(asked)["trusted"]
+                    )
+                except clipedit.ClipeditError as error:
+                    self.returncode = 1
+                    return "", str(error)
+            return json.dumps(found), ""
+
+    stand_in = SimpleNamespace(Popen=Here, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
     monkeypatch.setattr(verify, "subprocess", stand_in)
 
 

@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 
 import clipedit
+from clipedit.editor.edits.direct import as_stored, encode_before_and_after
 from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.export.edited_folder import write_edited_model
 from clipedit.export.graphs.onnx_graphs import write_graphs
 from clipedit.export.graphs.profile import GraphSpec, Profile
 from clipedit.export.targets.open_clip import write_open_clip_folder
+from clipedit.export.verify.verify import Verifier
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +106,25 @@ def test_a_direct_edit_exports_to_onnx_and_is_refused_as_a_plain_checkpoint(
     with pytest.raises(clipedit.ExportError, match="carries a direct edit.*--effect distilled or total"):
         clipedit.export_model(direct, tmp_path / "plain", target="open-clip")
     assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
+
+
+@pytest.mark.parametrize("effect", ["direct", "distilled"])
+def test_before_and_after_come_from_one_pass(
+    demo_model: clipedit.Model, effect: str, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue("direct" if effect == "direct" else "edited")
+    pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    before, after = encode_before_and_after(as_stored(model.recipe, model), demo_model, pixels)
+    torch.testing.assert_close(before, demo_model.encode_image(pixels), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(after, model.encode_image(pixels), atol=1e-5, rtol=1e-5)
+    assert (after - before).norm() > 0.05 * before.norm()
+
+
+def test_a_child_that_is_asked_nothing_ends(tmp_path: Path) -> None:
+    with pytest.raises(clipedit.VerificationError, match="there is no such folder"), Verifier() as verifier:
+        child = verifier._child
+        verifier.verify(tmp_path / "absent")
+    assert child.returncode is not None
 
 
 def test_a_direct_edit_on_disk_cannot_be_mistaken_for_a_plain_model(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -55,11 +57,29 @@ def direct_edit(recipe: Recipe, base: Tower) -> Callable[[Tower, Tensor], Tensor
     _require_readable(require_bound(recipe), readouts, base.d_embed)
 
     def encode(tower: Tower, pixels: Tensor) -> Tensor:
-        groups = tower.groups(_edited_layers(recipe), mlps=any(name.endswith(".mlp") for name in parts))
-        features = collect_with_parts(tower, pixels, groups, list(parts))
-        return compute_direct_embeddings(recipe, readouts, features, parts)
+        return compute_direct_embeddings(recipe, readouts, _collect_edited(recipe, tower, pixels), parts)
 
     return encode
+
+
+@torch.no_grad()
+def encode_before_and_after(
+    recipe: Recipe, base: Model, pixels: Float[Tensor, "image 3 height width"]
+) -> tuple[Float[Tensor, "image d_embed"], Float[Tensor, "image d_embed"]]:
+    """Embeddings by the unedited model and by a bound `direct` or `distilled` recipe, from one pass.
+
+    Raises:
+        ImageError: For `total`, as `compute_recipe_embeddings`.
+    """
+    features = _collect_edited(recipe, base.tower, pixels.to(base.device))
+    return features.embedding.float(), compute_recipe_embeddings(recipe, base, features).float()
+
+
+def _collect_edited(recipe: Recipe, tower: Tower, pixels: Tensor) -> Features:
+    """The features of the layers and parts that a recipe edits."""
+    parts = ablated_names(require_bound(recipe))
+    groups = tower.groups(_edited_layers(recipe), mlps=any(name.endswith(".mlp") for name in parts))
+    return collect_with_parts(tower, pixels, groups, list(parts))
 
 
 def _require_readable(tensors: Mapping[str, Tensor], readouts: Mapping[HeadId, Tensor], d_embed: int) -> None:
@@ -95,3 +115,10 @@ def compute_recipe_embeddings(recipe: Recipe, model: Model, features: Features) 
     if recipe.document.effect == "distilled":
         return compute_distilled_embeddings(recipe, model.tower, features)
     raise ImageError("cannot compute a total edit from cached features: apply the recipe and run the model.")
+
+
+def as_stored(recipe: Recipe, edited: Model) -> Recipe:
+    """The recipe with the edited model's own weights, which were rounded as on disk."""
+    stored = {f"folded.{name}": tensor.cpu() for name, tensor in edited.module.state_dict().items()}
+    tensors = {name: stored.get(name, tensor) for name, tensor in require_bound(recipe).items()}
+    return replace(recipe, tensors=tensors)

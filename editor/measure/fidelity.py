@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..components import Features
 from ..edits.apply import apply_recipe
 from ..edits.bind import bind_recipe
-from ..edits.direct import compute_recipe_embeddings
+from ..edits.direct import as_stored, compute_recipe_embeddings
 from ..edits.held_out import Fidelity, compute_fidelity
 from ..edits.parts import ablated_names
 from ..edits.recipe import Recipe, require_bound
@@ -113,7 +113,7 @@ def embed_edit(
         before = collect_embeddings(model.editable, source, progress=progress)
         return EmbeddedEdit(before, collect_embeddings(edited, source, progress=progress), embed)
     runs = recipe.document.effect == "distilled" and not edited.has_texts
-    after = collect_embeddings(edited, source, progress=progress) if runs else embed(_as_stored(recipe, edited))
+    after = collect_embeddings(edited, source, progress=progress) if runs else embed(as_stored(recipe, edited))
     return EmbeddedEdit((features[0].embedding, features[1]), after, embed)
 
 
@@ -128,10 +128,3 @@ def read_once(
     base, parts = model.editable, ablated_names(require_bound(recipe))
     features, kept = collect_features(base, source, layers=scan.layers, parts=parts, progress=progress)
     return (features, kept), lambda which: (compute_recipe_embeddings(which, base, features), kept)
-
-
-def _as_stored(recipe: Recipe, edited: Model) -> Recipe:
-    """The recipe with the edited model's own weights, which were rounded as on disk."""
-    stored = {f"folded.{name}": tensor.cpu() for name, tensor in edited.module.state_dict().items()}
-    tensors = {name: stored.get(name, tensor) for name, tensor in require_bound(recipe).items()}
-    return replace(recipe, tensors=tensors)

@@ -44,6 +44,7 @@ def write_report(
     folder: str | Path,
     *,
     base: Model | None = None,
+    edited: Model | None = None,
     images: str | Path | ImageSource | None = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
@@ -52,6 +53,7 @@ def write_report(
 
     Args:
         base: The unedited model; by default the one that the folder's scan or recipe names is loaded.
+        edited: The model that the folder holds; by default it is loaded.
         images: Where to look for the images that excite heads most; by default the demo's for the demo model, else
             none.
         out: By default `report.html` in the folder.
@@ -70,7 +72,7 @@ def write_report(
     source = list_images(given).read_as(decoding) if given is not None else None
     # What other consumers read was verified to compute what the recipe gives: only our own folders are loaded.
     own = path.parent == folder and any((folder / name).exists() for name in MODEL_FILES)
-    edited = load_model(str(folder)) if own else apply_recipe(recipe, base)
+    edited = edited or (load_model(str(folder)) if own else apply_recipe(recipe, base))
     if own and base.lent is not None:
         # An image tower alone is read with the words of its CLIP, edited too.
         edited = apply_aligner(edited, base.lent.path, clip=base.lent.clip)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from ...editor.edits.direct import as_stored, encode_before_and_after
 from ...editor.errors import ImageError, ModelError, VerificationError
 from ...editor.files.tensors import load_tensors
 from ...editor.files.whole import is_plain_name, save_tensors
@@ -165,8 +166,17 @@ def _ask_images(
     tensors |= _answer_switched(adapters, pixels)
     if model.base is not None and model.has_texts:
         more = torch.stack([model.preprocess(image) for image in _open_some(source, IMAGES_SHIFT, model.image_size)])
-        tensors |= {"shift_before": model.base.encode_image(more).cpu(), "shift_after": model.encode_image(more).cpu()}
+        before, after = _answer_both(model, model.base, more)
+        tensors |= {"shift_before": before.cpu(), "shift_after": after.cpu()}
     return tensors
+
+
+def _answer_both(model: Model, base: Model, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """By the unedited and by the edited model, in one pass where the edit is at the readout of images."""
+    recipe = model.applied
+    if recipe is None or recipe.document.effect == "total" or recipe.document.tower == "text":
+        return base.encode_image(pixels), model.encode_image(pixels)
+    return encode_before_and_after(as_stored(recipe, model), base, pixels)
 
 
 def _answer_switched(adapters: Sequence[Adapter], pixels: Tensor) -> dict[str, Tensor]:

@@ -74,63 +74,73 @@ def verify_in_child(folder: Path, *, trusted: bool = True) -> list[Check]:
     Raises:
         VerificationError: Naming the first check that fails.
     """
-    if not folder.is_dir():
-        raise VerificationError(f"cannot verify {folder}: there is no such folder.")
-    # A report of an earlier success must not outlive a failure.
-    (folder / REPORT_NAME).unlink(missing_ok=True)
-    # -P: without it Python would import from the working directory, which may be a stranger's folder.
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "clipedit.export.verify.verify_child",
-        str(folder),
-        *(["trusted"] if trusted else []),
-    ]
-    # Offline: a file that is missing must not be fetched in its place.
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    try:
-        child = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise VerificationError(f"cannot verify {folder}: no answer within {TIMEOUT_SECONDS} s.") from None
-    if child.returncode != 0:
-        raise VerificationError(f"cannot verify {folder}: {_last_words(child)}")
-    # The last line: consumers may print before it.
-    answer = json.loads(child.stdout.strip().splitlines()[-1])
-    checks = [Check(**check) for check in answer["checks"]]
+    with Verifier() as verifier:
+        return verifier.verify(folder, trusted=trusted)
+
+
+class Verifier:
+    """The child process of `verify`. Entered before a folder is written, it imports its libraries meanwhile."""
+
+    def __enter__(self) -> Verifier:
+        # -P: without it Python would import from the working directory, which may be a stranger's folder.
+        command = [sys.executable, "-P", "-m", "clipedit.export.verify.verify_child"]
+        # Offline: a file that is missing must not be fetched in its place.
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+        pipe = subprocess.PIPE
+        self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # What was not asked anything, since the folder could not be written, or has not answered in time.
+        self._child.kill()
+        self._child.communicate()
+
+    def verify(self, folder: Path, *, trusted: bool = True) -> list[Check]:
+        """As `verify_in_child`; once."""
+        if not folder.is_dir():
+            raise VerificationError(f"cannot verify {folder}: there is no such folder.")
+        # A report of an earlier success must not outlive a failure.
+        (folder / REPORT_NAME).unlink(missing_ok=True)
+        answer = self._ask(folder, trusted=trusted)
+        checks = [Check(**check) for check in answer["checks"]]
+        _require_all(checks, folder, answer["options"]["precision"])
+        # Late: it brings torch, and a folder that is not there is refused without.
+        from .evidence import read_evidence
+
+        report = read_evidence(folder) | {key: answer[key] for key in ("target", "runtime")} | answer["options"]
+        report["checks"] = [asdict(check) for check in checks]
+        write_text(folder / REPORT_NAME, json.dumps(report, indent=2) + "\n")
+        return checks
+
+    def _ask(self, folder: Path, *, trusted: bool) -> dict[str, Any]:
+        asked = json.dumps({"folder": str(folder), "trusted": trusted})
+        try:
+            printed, said = self._child.communicate(asked, timeout=TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise VerificationError(f"cannot verify {folder}: no answer within {TIMEOUT_SECONDS} s.") from None
+        if self._child.returncode != 0:
+            raise VerificationError(f"cannot verify {folder}: {_last_words(self._child.returncode, said)}")
+        # The last line: consumers may print before it.
+        return json.loads(printed.strip().splitlines()[-1])
+
+
+def _require_all(checks: list[Check], folder: Path, precision: str) -> None:
     failed = next((check for check in checks if not check.holds), None)
-    if failed is not None:
-        precision = answer["options"]["precision"]
-        cost = (
-            ""
-            if precision == "fp32"
-            else f" in fp32; {precision} costs too much here. Use another --precision, or --force"
-        )
-        raise VerificationError(
-            f"{folder} does not compute what the edited model computes{cost}: {failed}. Export again.", checks
-        )
-    # Late: it brings torch, and a folder that is not there is refused without.
-    from .evidence import read_evidence
-
-    report = read_evidence(folder) | {key: answer[key] for key in ("target", "runtime")} | answer["options"]
-    report["checks"] = [asdict(check) for check in checks]
-    write_text(folder / REPORT_NAME, json.dumps(report, indent=2) + "\n")
-    return checks
+    if failed is None:
+        return
+    cost = (
+        "" if precision == "fp32" else f" in fp32; {precision} costs too much here. Use another --precision, or --force"
+    )
+    raise VerificationError(
+        f"{folder} does not compute what the edited model computes{cost}: {failed}. Export again.", checks
+    )
 
 
-def _last_words(child: subprocess.CompletedProcess[str]) -> str:
+def _last_words(code: int, said: str) -> str:
     """Why a child failed: what it said last, or the signal that ended it."""
     # subprocess gives the signal's number, negated.
-    if child.returncode < 0:
-        return f"the consumer crashed (signal {-child.returncode}). Try another --precision."
-    lines = [line for line in child.stderr.strip().splitlines() if line.strip()]
-    last = lines[-1] if lines else f"the process ended with {child.returncode}"
+    if code < 0:
+        return f"the consumer crashed (signal {-code}). Try another --precision."
+    lines = [line for line in said.strip().splitlines() if line.strip()]
+    last = lines[-1] if lines else f"the process ended with {code}"
     return last.partition(": ")[2] if last.startswith("cannot verify ") else last

@@ -218,11 +218,16 @@ def check_folder(folder: Path, *, trusted: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print one JSON object with the checks of the folder in argument 1; argument 2 says whether it is trusted."""
+    """Print one JSON object with the checks of the `folder` that one on stdin names, and says whether to trust."""
     # Before anything of the folder is read.
     refuse_unpickling()
+    asked = sys.stdin.read()
+    # Nothing is asked where the folder could not be written.
+    if not asked:
+        return
+    asked = json.loads(asked)
     try:
-        answer = check_folder(Path(sys.argv[1]), trusted=sys.argv[2:] == ["trusted"])
+        answer = check_folder(Path(asked["folder"]), trusted=asked["trusted"])
     except ClipeditError as error:
         sys.exit(str(error))
     print(json.dumps(answer))
