@@ -27,10 +27,35 @@ from jaxtyping import install_import_hook
 
 _hook = install_import_hook(["clipedit.editor", "clipedit.export"], "beartype.beartype")
 
+import jsonschema
 import pytest
 import torch
 
 import clipedit
+from clipedit.commands import console
+from clipedit.commands.running.voice import VOICE
+from clipedit.commands.tables.outputs import make_schema
+
+# What a command prints has a schema, as have these where an option makes them another output.
+_OTHERWISE = {
+    "--dry-run": "dry-run",
+    "--suite": "evaluate-suite",
+    "--rivals": "evaluate-rivals",
+    "--test": "score-test",
+}
+
+
+def _print_valid_json(value: Any, print_json: Callable[[Any], None] = console.print_json) -> None:
+    command = "-".join(VOICE.command.split()[1:])
+    name = next((other for option, other in _OTHERWISE.items() if option in sys.argv and command != "push"), command)
+    if command != "schema":
+        jsonschema.validate(json.loads(json.dumps(console._replace_unsayable(value))), make_schema(name))
+    print_json(value)
+
+
+# Before the commands are imported: whichever test runs one in this process, what it prints is valid.
+console.print_json = _print_valid_json
+
 from clipedit import cli
 from clipedit.editor.look.spatial import TokenShares, compute_token_shares, head_ids
 

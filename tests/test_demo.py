@@ -9,12 +9,15 @@ import sys
 from itertools import combinations
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+
+from clipedit.commands.tables.outputs import make_schema
 
 KEYS = {"overall", "worst_group_listed", "worst_group_held_out", "mean_of_groups", "place_accuracy", "retention"}
 
@@ -65,6 +68,10 @@ def recompute(folder: str, images: Path, usual: dict[str, str], places: dict[str
             worst.append(min(right[group].mean() for group in groups))
         found[f"worst_group_{half}"] = float(np.mean(worst))
     return found
+
+
+def test_what_it_prints_is_valid_under_its_schema(report: dict) -> None:
+    jsonschema.validate(report, make_schema("demo"))
 
 
 def test_the_report_has_what_it_promises(report: dict) -> None:

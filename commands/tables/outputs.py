@@ -1,4 +1,4 @@
-"""The shapes of what `--json` prints; `clipedit schema` makes a JSON Schema of each.
+"""The shapes of what `--json` prints, with those of `measured.py`; `clipedit schema` makes a JSON Schema of each.
 
 Figures are numbers, or null where there is none: JSON has no NaN.
 """
@@ -14,6 +14,7 @@ from ...editor.concepts.concepts import Concept
 from ...editor.edits.document import RecipeDocument
 from ...editor.errors import ClipeditError, nearest_names
 from .audit_output import CLOSED, AuditOutput, Figure, LabelRow
+from .measured import MEASURED
 
 
 @with_config(CLOSED)
@@ -33,17 +34,6 @@ class ScoreRow(TypedDict):
     concept: Figure
     keep: Figure
     score: Figure
-
-
-@with_config(CLOSED)
-class GroupRow(TypedDict):
-    """A group of `evaluate`, with the ends of its 95 % interval."""
-
-    group: str
-    n: int
-    accuracy: Figure
-    low: Figure
-    high: Figure
 
 
 @with_config(CLOSED)
@@ -255,8 +245,6 @@ OUTPUTS: dict[str, Any] = {
     "audit": AuditOutput,
     "concepts-list": list[ConceptRow],
     "dry-run": PlanOutput,
-    # Figures by name; `groups` holds the groups.
-    "evaluate": dict[str, dict[str, Figure | list[GroupRow]]],
     "export": ExportOutput,
     "label": dict[str, list[LabelRow]],
     "log": LogOutput,
@@ -268,8 +256,32 @@ OUTPUTS: dict[str, Any] = {
     "retrieve": RetrieveOutput,
     "score": list[ScoreRow],
     "verify": list[CheckRow],
+    **MEASURED,
 }
-NAMES = ("concept", "recipe", *OUTPUTS)
+
+
+def _describe_concept() -> dict[str, Any]:
+    # A file that groups its texts by instance does not list them again.
+    found = Concept.model_json_schema()
+    found["required"].remove("texts")
+    return found | {"anyOf": [{"required": ["texts"]}, {"required": ["instances"]}]}
+
+
+def _describe_listed_recipes() -> dict[str, Any]:
+    # A recipe's file, and all heads that its steps name.
+    row = RecipeDocument.model_json_schema()
+    row["properties"]["heads"] = {"type": "array", "items": {"type": "string"}}
+    row["required"].append("heads")
+    return {"type": "array", "$defs": row.pop("$defs"), "items": row}
+
+
+# Those that are not of one type.
+_DESCRIBED = {
+    "concept": _describe_concept,
+    "recipe": RecipeDocument.model_json_schema,
+    "recipes-list": _describe_listed_recipes,
+}
+NAMES = ("concept", "recipe", *sorted({*OUTPUTS, "recipes-list"}))
 
 
 def make_schema(name: str) -> dict[str, Any]:
@@ -278,17 +290,6 @@ def make_schema(name: str) -> dict[str, Any]:
     Raises:
         ClipeditError: If there is none of that name.
     """
-    if name == "recipe":
-        return RecipeDocument.model_json_schema()
-    if name == "concept":
-        return _describe_concept()
-    if name not in OUTPUTS:
+    if name not in NAMES:
         raise ClipeditError(f"cannot print the schema {name}: there is none. {nearest_names(name, NAMES)}")
-    return TypeAdapter(OUTPUTS[name]).json_schema()
-
-
-def _describe_concept() -> dict[str, Any]:
-    # A file that groups its texts by instance does not list them again.
-    found = Concept.model_json_schema()
-    found["required"].remove("texts")
-    return found | {"anyOf": [{"required": ["texts"]}, {"required": ["instances"]}]}
+    return _DESCRIBED[name]() if name in _DESCRIBED else TypeAdapter(OUTPUTS[name]).json_schema()
