@@ -76,9 +76,9 @@ def apply(
     With --undo FOLDER, write what that folder was before its last edit.
     """
     require_apart(out, recipe, model, pretrained, images, scan)
-    require_recipe(recipe)
     if undo:
         return _undo(recipe, out, overwrite=overwrite)
+    require_recipe(recipe)
     from ..editor.edits.recipe import load_recipe
     from ..export.apply import apply_in_memory
     from ..export.edited_folder import apply_to_folder
@@ -98,6 +98,7 @@ def apply(
 
 
 def _undo(folder: Path, out: Path, *, overwrite: bool) -> None:
+    require_history_folder(folder)
     from ..export.history.undo import undo_edit
 
     taken = undo_edit(folder, out, overwrite=overwrite)

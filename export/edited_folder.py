@@ -18,7 +18,7 @@ from ..editor.models.loaders import find_checkpoint
 from ..editor.models.model import Model
 from ..editor.scan.scan import Scan
 from .hf_folder import TARGET as HF_FOLDER
-from .hf_folder import write_hf_folder
+from .hf_folder import open_stored, write_hf_folder
 from .history.record import record_edit
 from .pages.model_card import write_model_card
 from .targets.open_clip import write_open_clip_folder
@@ -69,9 +69,7 @@ def write_edited_model(
             inner.mkdir(exist_ok=True)
             _write_plain(model if direct else edited, inner)
             recipe.save(folder / "recipe.yaml")
-            if not model.hf_towers:  # Its tensors have other names in the files, which may be shards.
-                state = model.stored_state()
-                record_edit(folder, recipe.document.name, digest_state(state), lambda name: state[name])
+            _record_written(recipe, model, folder)
         if scan is not None:
             scan.save(folder / "scan.safetensors")
         reference = write_reference(edited, folder, target=target.name, images=images)
@@ -80,6 +78,15 @@ def write_edited_model(
         # Not beside the verification: on few cores the threads of both wait for each other.
         finish(folder, edited)
     return checks
+
+
+def _record_written(recipe: Recipe, model: Model, folder: Path) -> None:
+    """The history of what was written from memory; of a Hugging Face folder in its files' own names."""
+    if model.hf_towers and model.folder is not None:
+        record_edit(folder, recipe.document.name, *open_stored(model.folder), base=model.folder)
+    else:
+        state = model.stored_state()
+        record_edit(folder, recipe.document.name, digest_state(state), lambda name: state[name])
 
 
 def _write_plain(model: Model, folder: Path) -> None:

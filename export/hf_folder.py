@@ -20,6 +20,8 @@ from ..editor.edits.apply import copy_companions
 from ..editor.errors import ExportError
 from ..editor.files.bounded import load_json
 from ..editor.files.checkpoint import SAFE_SUFFIX, copy_model, read_layout, read_state
+from ..editor.files.digests import digest_files, digest_state
+from ..editor.files.tensors import ReadTensor, read_header, tensor_reader
 from ..editor.files.whole import save_tensors
 from ..editor.identities import HeadId
 from ..editor.load import load_model
@@ -83,7 +85,7 @@ def write_hf_folder(model: Model, folder: Path) -> None:
     # Cast, because queries, keys and values may be of several types on disk.
     changed = {name: tensor.to(stored[name].dtype) for name, tensor in wanted.items()}
     changed = {name: tensor for name, tensor in changed.items() if not torch.equal(tensor, stored[name])}
-    if any(path.suffix != SAFE_SUFFIX or read_layout(path).is_tied for path in files):
+    if _is_rewritten(files):
         save_tensors(folder / WEIGHT_NAMES[0], stored | changed, "format", "pt")
     else:
         for path, shard in shards.items():
@@ -92,6 +94,21 @@ def write_hf_folder(model: Model, folder: Path) -> None:
             shutil.copyfile(model.folder / WEIGHT_NAMES[1], folder / WEIGHT_NAMES[1])
     # Of open_clip, in folders that both libraries read: it would find no weights of its own beside it.
     copy_companions(model.folder, folder, left_out=(OPEN_CLIP_CONFIG_NAME,))
+
+
+def open_stored(folder: Path) -> tuple[dict[str, str], ReadTensor]:
+    """The digest of each tensor of a Hugging Face folder, and what reads one, by the names that are written back."""
+    files = find_weights(folder)
+    if _is_rewritten(files):
+        state = {name: tensor for path in files for name, tensor in read_state(path).items()}
+        return digest_state(state), lambda name: state[name]
+    readers = {name: tensor_reader(path) for path in files for name in read_header(path)}
+    return digest_files(files), lambda name: readers[name](name)
+
+
+def _is_rewritten(files: Sequence[Path]) -> bool:
+    """Whether weights are written as one new file: pickled ones, and several tensors that the file holds as one."""
+    return any(path.suffix != SAFE_SUFFIX or read_layout(path).is_tied for path in files)
 
 
 def describe_layout(model: Model) -> str:

@@ -16,8 +16,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import clipedit
 from clipedit import ModelError
+from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.models.hf.config import convert_clip_config, convert_siglip_config
 from clipedit.editor.models.hf.folder import load_hf_folder
+from clipedit.export.edited_folder import write_edited_model
 
 TOWER = {"hidden_size": 48, "intermediate_size": 97, "num_hidden_layers": 2, "num_attention_heads": 3}
 VISION = {**TOWER, "image_size": 32, "patch_size": 8}
@@ -31,6 +33,7 @@ TEXT = {
 }
 WORDS = ["a", "photo", "of", "bird", "on", "water", "the"]
 TEXTS = ["a photo of a bird", "water", "the bird on the water of a photo"]
+WATER = clipedit.Concept(name="water", texts=("water", "a photo of water", "the water", "on the water"))
 
 
 def random_folder(folder: Path, kind: str, *, act: str, eos: int = 39) -> transformers.PreTrainedModel:
@@ -101,8 +104,6 @@ def test_preprocessing_and_tokenizer_are_those_of_the_folder(tmp_path: Path) -> 
 
 
 def test_a_folder_of_siglip_is_decomposed_and_edited(tmp_path: Path) -> None:
-    from clipedit.editor.images.demo import demo_calibration_source
-
     random_folder(tmp_path, "siglip", act="gelu_pytorch_tanh")
     model = clipedit.load_model(f"hf:{tmp_path}")
     pixels = torch.randn(3, 3, 32, 32)
@@ -110,10 +111,7 @@ def test_a_folder_of_siglip_is_decomposed_and_edited(tmp_path: Path) -> None:
     assert relative_error(parts.contributions.sum(1) + parts.constant, model.encode_image(pixels)) < 1e-5
     assert model.tokenizer(TEXTS)[0].tolist() == [2, 3, 4, 2, 5, 39, *[1] * 6]
     scanned = clipedit.scan(model, demo_calibration_source(8), workers=0)
-    concept = clipedit.Concept(name="water", texts=("water", "a photo of water", "the water", "on the water"))
-    edited = clipedit.apply_recipe(
-        clipedit.make_recipe(scanned, model, concept=concept, heads=1, effect="total"), model
-    )
+    edited = clipedit.apply_recipe(clipedit.make_recipe(scanned, model, concept=WATER, heads=1, effect="total"), model)
     assert relative_error(edited.encode_image(pixels), model.encode_image(pixels)) > 1e-3
 
 
@@ -202,18 +200,63 @@ def test_another_image_size_is_said(tmp_path: Path) -> None:
         clipedit.load_model(f"hf:{tmp_path}")
 
 
+def write_as(folder: Path, layout: str) -> None:
+    """The folder's weights in two shards, or pickled; else as they are."""
+    state = load_file(folder / "model.safetensors")
+    if layout == "one file":
+        return
+    (folder / "model.safetensors").unlink()
+    if layout == "pickled":
+        torch.save(state, folder / "pytorch_model.bin")
+    else:
+        for shard, names in split_in_two(folder, sorted(state), ".safetensors").items():
+            save_file({name: state[name] for name in names}, folder / shard, metadata={"format": "pt"})
+
+
+def files_of_the_model(folder: Path) -> dict[str, bytes]:
+    kept = [*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("recipe.*")]
+    return {path.name: path.read_bytes() for path in kept if not path.name.startswith(("verification", "scan"))}
+
+
+@pytest.mark.usefixtures("verified_here")
+@pytest.mark.parametrize("layout", ["one file", "two shards", "pickled"])
+def test_an_edited_folder_is_undone_to_the_byte(run, tmp_path: Path, layout: str) -> None:  # type: ignore[no-untyped-def]
+    random_folder(tmp_path / "hf", "clip", act="gelu")
+    write_as(tmp_path / "hf", layout)
+    places = [tmp_path / "hf", tmp_path / "once", tmp_path / "twice"]
+    effects = ("total", "direct" if layout == "one file" else "distilled")
+    for base, out, effect in zip(places, places[1:], effects, strict=False):
+        model = clipedit.load_model(f"hf:{base}")
+        scanned = clipedit.scan(model, demo_calibration_source(8), workers=0)
+        write_edited_model(clipedit.make_recipe(scanned, model, concept=WATER, heads=1, effect=effect), model, out)  # type: ignore[arg-type]
+    said = json.loads(run("log", places[2], "--json").out)
+    assert [edit["effect"] for edit in said["edits"]] == list(effects) and said["changed"] == []
+    # A `direct` edit changes no tensor; the names are those of the files.
+    assert [bool(edit["replaced"]) for edit in said["edits"]] == [True, effects[1] != "direct"]
+    assert all(name.startswith("vision_model.encoder.layers.") for name in said["edits"][0]["replaced"])
+    assert run("apply", "--undo", places[2], "-o", tmp_path / "a").code == 0
+    assert files_of_the_model(tmp_path / "a") == files_of_the_model(places[1])
+    assert run("apply", "--undo", tmp_path / "a", "-o", tmp_path / "b").code == 0
+    if layout == "pickled":
+        base, back = torch.load(places[0] / "pytorch_model.bin"), load_file(tmp_path / "b" / "model.safetensors")
+        assert base.keys() == back.keys() and all(torch.equal(back[name], tensor) for name, tensor in base.items())
+    else:
+        assert files_of_the_model(tmp_path / "b") == files_of_the_model(places[0])
+    changed = next(places[2].rglob("tokenizer.json"))
+    changed.write_text(changed.read_text() + " ")
+    for refused in (run("log", places[2]), run("apply", "--undo", places[2], "-o", tmp_path / "c")):
+        assert refused.code == 1 and "tokenizer.json" in refused.err
+
+
 def test_a_folder_of_clip_is_scanned_edited_and_written_in_its_own_layout(tmp_path: Path) -> None:
     import open_clip
 
-    from clipedit.editor.images.demo import demo_calibration_source
-    from clipedit.export.edited_folder import write_edited_model
     from clipedit.export.targets.open_clip import write_open_clip_folder
 
     random_folder(tmp_path / "hf", "clip", act="gelu")
     model = clipedit.load_model(f"hf:{tmp_path / 'hf'}")
     scanned = clipedit.scan(model, demo_calibration_source(8), workers=0)
-    concept = clipedit.Concept(name="water", texts=("water", "a photo of water", "the water", "on the water"))
-    recipe = clipedit.make_recipe(scanned, model, concept=concept, heads=1, effect="total")
+    recipe = clipedit.make_recipe(scanned, model, concept=WATER, heads=1, effect="total")
     assert all(check.holds for check in write_edited_model(recipe, model, tmp_path / "out", scan=scanned))
     for path in (tmp_path / "hf").glob("*.json"):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name

@@ -164,3 +164,9 @@ def test_what_describes_a_folder_is_no_change_of_it(
     assert read_chain(tmp_path / "direct").changed == ()
     undo_edit(tmp_path / "direct", tmp_path / "out")
     assert same(tmp_path / "out", edits[0])
+
+
+def test_an_export_says_whose_history_to_ask(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "reproduce").mkdir()
+    for refused in (run("log", tmp_path), run("apply", "--undo", tmp_path, "-o", tmp_path / "out")):
+        assert refused.code == 1 and "it is an export" in refused.err and "the folder that was exported" in refused.err

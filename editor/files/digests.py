@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -17,6 +17,11 @@ def digest_file(path: Path) -> dict[str, str]:
         ModelError: If the file cannot be read.
     """
     return {entry[0]: hash_tensors([entry]) for entry in stored_entries(path, read_header(path))}
+
+
+def digest_files(paths: Iterable[Path]) -> dict[str, str]:
+    """As `digest_file`, of several files that hold one model, each tensor in one of them."""
+    return {name: digest for path in paths for name, digest in digest_file(path).items()}
 
 
 def digest_state(state: Mapping[str, Tensor]) -> dict[str, str]:

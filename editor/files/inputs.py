@@ -9,6 +9,8 @@ from ..errors import AlignmentError, ConceptError, ExportError, ImageError, Mode
 
 # Of an edited folder: what was done to it, and what takes that back.
 HISTORY_FOLDER = "history"
+# Of an export: what it was made from.
+EXPORT_FOLDER = "reproduce"
 # Of a folder that was written for use: what was checked of it.
 REPORT_NAME = "verification.json"
 
@@ -59,6 +61,13 @@ def require_history_folder(folder: Path, *, is_empty: bool = False) -> None:
     Raises:
         ModelError: With what may be given.
     """
+    if not folder.is_dir():
+        raise ModelError(f"cannot read the history of {folder}: there is no such folder.")
+    if (folder / EXPORT_FOLDER).is_dir():
+        raise ModelError(
+            f"cannot read the history of {folder}: it is an export, which is made anew and keeps none. Give the folder "
+            "that was exported, and export what `apply --undo` makes of it."
+        )
     if is_empty or not (folder / HISTORY_FOLDER).is_dir():
         raise ModelError(
             f"cannot read the history of {folder}: it has no {HISTORY_FOLDER}/. Give a folder that `apply` or "

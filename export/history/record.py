@@ -17,13 +17,16 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ...editor.errors import ModelError
+from ...editor.files import digests
 from ...editor.files.bounded import load_json
-from ...editor.files.digests import digest_file
 from ...editor.files.inputs import HISTORY_FOLDER as FOLDER
 from ...editor.files.tensors import ReadTensor
 from ...editor.files.whole import save_tensors, write_text
+from ...editor.models.hf.folder import find_weights as find_hf_weights
+from ...editor.models.hf.folder import is_hf_folder
 from ...editor.models.hub.repository import BASE_FOLDER
 from ...editor.models.loaders import find_checkpoint
+from ...editor.models.open_clip_config import CONFIG_NAME as OPEN_CLIP_CONFIG_NAME
 
 LOG_NAME, REPLACED_NAME = "log.json", "replaced.safetensors"
 REPLACED_KIND = "clipedit_replaced"
@@ -111,14 +114,21 @@ def save_history(folder: Path, history: History) -> None:
     write_text(folder / FOLDER / LOG_NAME, json.dumps(history.model_dump(mode="json"), indent=1) + "\n")
 
 
-def find_weights(folder: Path) -> Path:
-    """The weights of an edited folder; those of the base beside a `direct` edit."""
-    return find_checkpoint(folder / BASE_FOLDER if (folder / BASE_FOLDER).is_dir() else folder)
+def find_weights(folder: Path) -> list[Path]:
+    """The files of the weights of an edited folder; those of the base beside a `direct` edit.
+
+    Several where a Hugging Face folder was written back in its own shards.
+    """
+    inner = folder / BASE_FOLDER
+    place = inner if inner.is_dir() else folder
+    # What open_clip reads may lie beside a configuration of transformers, which none of ours wrote weights for then.
+    is_hf = not (place / OPEN_CLIP_CONFIG_NAME).is_file() and is_hf_folder(place)
+    return find_hf_weights(place) if is_hf else [find_checkpoint(place)]
 
 
 def digest_tensors(folder: Path) -> dict[str, str]:
-    """The digest of each tensor of a folder's weights, by its name in the file."""
-    return digest_file(find_weights(folder))
+    """The digest of each tensor of a folder's weights, by its name in the files."""
+    return digests.digest_files(find_weights(folder))
 
 
 def digest_files(folder: Path) -> dict[str, str]:
@@ -131,5 +141,5 @@ def digest_files(folder: Path) -> dict[str, str]:
         for path in paths
         if path in recipe or (path.suffix in _KEPT_SUFFIXES and path.name not in _NOT_KEPT and path.name[0] != ".")
     ]
-    digests = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in counted}
-    return dict(sorted(digests.items()))
+    found = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in counted}
+    return dict(sorted(found.items()))

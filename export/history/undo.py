@@ -12,7 +12,7 @@ from ...editor.edits.document import RecipeDocument, load_document
 from ...editor.errors import VerificationError
 from ...editor.files.digests import digest_state
 from ...editor.files.inputs import require_history_folder
-from ...editor.files.tensors import copy_with_tensors, load_tensors
+from ...editor.files.tensors import copy_with_tensors, load_tensors, read_header
 from ...editor.files.whole import staged_folder
 from .record import (
     FOLDER,
@@ -108,8 +108,10 @@ def undo_edit(folder: Path, out: Path, *, overwrite: bool = False) -> RecipeDocu
     taken, _ = load_document(folder / RECIPE_FILES[0])
     with staged_folder(out, overwrite=overwrite) as staged:
         weights = find_weights(folder)
-        copy_with_tensors(weights, staged / weights.name, replaced)
-        _copy_files(weights.parent, staged, digest_files(weights.parent))
+        for path in weights:
+            names = read_header(path).keys() & replaced.keys()
+            copy_with_tensors(path, staged / path.name, {name: replaced[name] for name in names})
+        _copy_files(weights[0].parent, staged, digest_files(weights[0].parent))
         _step_back(folder, staged, history)
         expected = last.tensors | last.replaced
         _require_same(_differing(expected, digest_tensors(staged)), "what was written is not what the base was")

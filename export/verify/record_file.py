@@ -11,8 +11,9 @@ from ...editor.choices import WeightPrecision
 from ...editor.edits.document import Base
 from ...editor.errors import ExportError
 from ...editor.files.bounded import load_json
+from ...editor.files.inputs import EXPORT_FOLDER as FOLDER
 
-FOLDER, RECORD_NAME = "reproduce", "reproduce.json"
+RECORD_NAME = "reproduce.json"
 
 
 class _Record(BaseModel):
