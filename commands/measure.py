@@ -54,7 +54,8 @@ from .options import (
     TemplatesOption,
     TopOption,
     given,
-    parse_numbers,
+    parse_steps,
+    spelled,
 )
 from .suite import measure_suite, require_suite_or_dataset
 from .tables.draw import plot_to
@@ -223,7 +224,14 @@ def completeness(
     ],
     dataset: DatasetOption,
     texts: Annotated[list[Path] | None, typer.Option(help="A pool, one text per line; may be repeated.")] = None,
-    steps: Annotated[str, typer.Option(help="Texts per head, separated by commas; all up to d_head by default.")] = "",
+    steps: Annotated[
+        str,
+        typer.Option(
+            parser=spelled(parse_steps),
+            metavar="TEXT",
+            help="Texts per head, separated by commas; all up to d_head by default.",
+        ),
+    ] = "",
     layout: LayoutOption = None,
     classes: ClassesOption = None,
     templates: TemplatesOption = None,
@@ -243,7 +251,7 @@ def completeness(
 
     Accuracy against the number of texts and the pool, with random controls.
     """
-    asked, numbers = locals(), parse_numbers(steps, "--steps")
+    asked, numbers = locals(), parse_steps(steps)
     require_own_columns(asked)
     # Both files are refused before the work starts.
     plotted, write = plot_to(plot, overwrite=overwrite), csv_to(csv, overwrite=overwrite)

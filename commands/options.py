@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -162,11 +162,21 @@ def split_columns(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def parse_numbers(text: str, hint: str) -> list[int]:
+def spelled(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """Refuses a text where it is read, so in a configuration file too; what it means is asked again by the command."""
+
+    def check(text: str) -> str:
+        parse(text)
+        return text
+
+    return check
+
+
+def parse_steps(text: str) -> list[int]:
     """Numbers separated by commas."""
     parts = split_columns(text)
     if not all(part.isdigit() for part in parts):
-        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 1,4,16", param_hint=hint)
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 1,4,16", param_hint="--steps")
     return [int(part) for part in parts]
 
 

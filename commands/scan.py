@@ -32,6 +32,7 @@ from .options import (
     parse_batch_size,
     parse_layers,
     parse_shard,
+    spelled,
 )
 
 if TYPE_CHECKING:
@@ -54,13 +55,23 @@ def scan(
     pretrained: PretrainedOption = None,
     aligner: AlignerOption = None,
     out: ScanOutOption = SCAN_OUT,
-    layers: Annotated[str | None, typer.Option(help="Layers, `20-23` or `all`; the last four by default.")] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            parser=spelled(parse_layers), metavar="TEXT", help="Layers, `20-23` or `all`; the last four by default."
+        ),
+    ] = None,
     mlps: Annotated[bool, typer.Option("--mlps", help="Also scan MLPs and the embedding.")] = False,
     self_attention: Annotated[
         bool, typer.Option("--self-attention", help="Also scan what CLS takes from itself.")
     ] = False,
     batch_size: Annotated[
-        str | None, typer.Option(help="Images per batch, or `auto`: as many as fit in memory.")
+        str | None,
+        typer.Option(
+            parser=spelled(parse_batch_size),
+            metavar="TEXT",
+            help="Images per batch, or `auto`: as many as fit in memory.",
+        ),
     ] = None,
     workers: WorkersOption = None,
     max_bad: MaxBadOption = None,
@@ -80,6 +91,7 @@ def scan(
     shard: Annotated[
         str | None,
         typer.Option(
+            parser=spelled(parse_shard),
             metavar="I/N",
             help="Scan only the units of worker I of N (from 0, as $SLURM_ARRAY_TASK_ID/8 gives); `clipedit merge` "
             "sums them.",

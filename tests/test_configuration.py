@@ -98,6 +98,14 @@ REFUSED = {
         "[remove-heads] effect = 'distiled': ",
     ),
     "not TOML": ("[score\n", "cannot read clipedit.toml: Expected ']'"),
+    "batch size": (
+        "[scan]\nbatch-size = -3\n",
+        "[scan] batch-size = -3: '-3' is neither a number from 1 on nor `auto`",
+    ),
+    "layers": ("[scan]\nlayers = '3 to 5'\n", "[scan] layers = '3 to 5': '3 to 5' is not `all`, a layer or a range"),
+    "shard": ("[scan]\nshard = '8/8'\n", "[scan] shard = '8/8': '8/8' is not I/N with I from 0 to N-1"),
+    "steps": ("[completeness]\nsteps = '1;2'\n", "[completeness] steps = '1;2': '1;2' is not a list of numbers"),
+    "command for an option": ("scan = 3\n", "scan = 3 gives a command a value. Write its options below [scan]."),
     "an argument": ("[scan]\nimages = 'x'\n", "images in [scan] is no option"),
 }
 

@@ -101,12 +101,21 @@ def _read_section(
                 options[spelled], value, context, f"{path}: {_place(names, key)}"
             )
         else:
+            _require_no_command(key, value, spelled in commands, path, names)
             where = f"in [{'.'.join(names)}]" if names else "at the top"
             raise ConfigurationError(
                 f"cannot read {path}: {key} {where} is no {'option' if names else 'command, nor an option of all'}. "
                 f"{nearest_names(spelled, [*options, *commands])}"
             )
     return found
+
+
+def _require_no_command(key: str, value: Any, is_command: bool, path: Path, names: tuple[str, ...]) -> None:
+    if is_command:
+        section = ".".join((*names, key))
+        raise ConfigurationError(
+            f"cannot read {path}: {key} = {value!r} gives a command a value. Write its options below [{section}]."
+        )
 
 
 def _read_value(option: Any, value: Any, context: typer.Context, place: str) -> Any:

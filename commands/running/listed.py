@@ -27,7 +27,7 @@ def save_listed_images() -> str:
 
     folder = Path(tempfile.mkdtemp(prefix="clipedit-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    given, table = folder / "stdin", folder / "images.csv"
+    given, table = folder / "given", folder / "stdin.csv"
     given.write_bytes(sys.stdin.buffer.read())
     try:
         rows = read_table(given)
@@ -38,8 +38,8 @@ def save_listed_images() -> str:
         column, rows = "path", [{"path": line} for line in os.fsdecode(given.read_bytes()).splitlines() if line.strip()]
     if not rows:
         raise ImageError(
-            f"cannot read images from {STDIN}: stdin names none. Give one path per line, or a CSV with "
-            "a column of paths."
+            f"cannot read images from {STDIN}: stdin names none, or was read for another option already. Give one "
+            "path per line, or a CSV with a column of paths."
         )
     with table.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
