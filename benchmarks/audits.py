@@ -26,11 +26,12 @@ from people_world import FORMS, GENDERS, ROLES
 import clipedit
 from clipedit.demo import world
 from clipedit.editor.concepts.concepts import Concept
-from clipedit.editor.errors import ConceptError
 from clipedit.editor.images.demo import SHAPES, render_source
 from clipedit.editor.images.listing import list_images
 from clipedit.editor.images.source import ImageSource
 from clipedit.editor.measure.demo_measure import SHAPE_TEMPLATES
+from clipedit.editor.select.options import HeadChoice
+from clipedit.export.choose import plan_repair
 
 IMAGES, SEED = 4_096, 5_501
 FIGURES = ("overall", "worst_group_listed", "worst_group_held_out", "place_accuracy", "retention")
@@ -46,7 +47,7 @@ COLUMNS = [
     "lean percentile",
     "heads",
 ]
-REMOVAL_COLUMNS = ["model", "images", "removed", "row", *FIGURES, "verdict"]
+REMOVAL_COLUMNS = ["model", "images", "removed", "row", *FIGURES, "verdict", "refused"]
 
 
 def calibration_source(usual_rate: float) -> ImageSource:
@@ -70,17 +71,14 @@ def audit_model(
 
 
 def remove(name: str, source: ImageSource, rate: str, concept: str) -> Iterator[list[object]]:
-    """What the tool's own edit changes on the demo's test images; one row where it is refused."""
+    """What the tool's own edit changes on the demo's test images, and whether it would be refused without `force`."""
     model = clipedit.load_model(name)
-    head = [Path(name).name, rate, concept]
-    try:
-        made = clipedit.repair(model, images=source, concept=concept, dataset="demo")
-    except ConceptError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        yield [*head, "refused", *["-"] * len(FIGURES), "-"]
-        return
+    shared = {"scan": clipedit.scan(model, source, batch_size=128), "concept": concept, "dataset": "demo"}
+    refused = plan_repair(model, **shared).refused
+    made = clipedit.repair(model, **shared, choice=HeadChoice(force=True))
     for kind, row in made.rows.items():
-        yield [*head, kind, *(f"{row[key]:.3f}" for key in FIGURES), made.verdict.word]
+        figures = (f"{row[key]:.3f}" for key in FIGURES)
+        yield [Path(name).name, rate, concept, kind, *figures, made.verdict.word, "yes" if refused else "no"]
 
 
 def main() -> None:

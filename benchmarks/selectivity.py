@@ -1,10 +1,14 @@
-"""Does the tool know what it may act on? `benchmarks/selectivity.py {verdicts,choice} [MODEL...]`, CSV on stdout.
+"""Does the tool know what it may act on? `selectivity.py {verdicts,choice,strength} [MODEL...]`, CSV on stdout.
 
 `verdicts` judges every concept of the library on every model and number of calibration images, beside what is true of
 that world; a confusion table goes to stderr. `choice` weighs every number of heads for `location` in closed form, and
 measures the same edit on a labelled split of the demo world: what a rule without labels should have chosen.
 
-`--places B` does either with a `location` that lists the other half of the places (A: what the shipped concept lists).
+`strength` measures more strengths of the projection beside the heads that are chosen, and the closed form that knows no
+label: does either say how strongly? On the first 2,048 images.
+
+`--places B` does all of it with a `location` that lists the other half of the places (A: what the shipped concept
+lists).
 
 Models are `demo` and folders of models trained apart; a folder whose name starts with `people` is of the people world
 and needs `--calibration DIR`.
@@ -29,7 +33,7 @@ from clipedit.editor.load import load_model
 from clipedit.editor.measure.demo_measure import build_demo_measure
 from clipedit.editor.scan.collect import collect_features
 from clipedit.editor.scan.scan import scan
-from clipedit.editor.select.choice import PROJECTION_ALONE, choose_edit, plan_removal
+from clipedit.editor.select.choice import PROJECTION_ALONE, choose_edit, plan_removal, pose_task
 from clipedit.editor.select.head_subsets import removed_share
 from clipedit.editor.select.plan import default_heads
 from clipedit.editor.select.selectivity import COUNTS, Probe, build_probe
@@ -38,6 +42,9 @@ from clipedit.editor.select.whose_heads import Measured, judge, measure, measure
 # What a few heads hold in each world. Shape and texture are in the demo's images, but sit in MLPs and in color's heads.
 HELD = {"demo": {"location", "color"}, "people": {"role", "skin-tone", "gender"}}
 FIGURES = ("overall", "worst_group_listed", "worst_group_held_out", "place_accuracy", "retention")
+
+
+STRENGTH_IMAGES = 2_048
 
 
 def world_of(name: str) -> str:
@@ -96,6 +103,37 @@ def write_choice(name: str, split: str, places: str) -> Iterator[list[object]]:
             yield [*row, *(show(figures[key]) for key in FIGURES), "yes" if chosen else "no"]
 
 
+def write_strength(name: str, split: str, places: str) -> Iterator[list[object]]:
+    """A row for each strength of the projection beside the chosen heads, in shares of the concept that they hold."""
+    model = load_model(name)
+    scanned = scan(model, "demo", batch_size=64)
+    probe = build_probe(scanned, model)
+    source = (test_source() if split == "test" else validation_source()).subset(range(STRENGTH_IMAGES))
+    features, kept = collect_features(model, source, layers=())
+    measured = build_demo_measure(model, source, listed=PLACE_SPLITS[places])
+    concept, library = location_of(PLACE_SPLITS[places]), library_of(probe, name, places)
+    choice = choose_edit(probe, concept, library, most=default_heads(scanned, model))
+    texts = encode_unit(model, concept.texts)
+    task, (span, ranked) = pose_task(probe, concept, texts, library), plan_removal(probe, texts)
+    taken = ranked[: len(choice.heads)]
+    held = max(0.0, removed_share(probe.subsets.quadratic_forms(span), taken))
+    strengths = {"none": 0.0, "share squared": held**2, "share": held, "root of share": held**0.5}
+    for kind, strength in (strengths | {"constant": PROJECTION_ALONE, "whole": 1.0}).items():
+        one = task.weigh_both(len(taken), strength)
+        figures = measured(embed(probe, features.final, taken, span, strength), kept)
+        weighed = [show(one.removed), show(one.elsewhere), show(one.gain)]
+        yield [
+            Path(name).name,
+            places,
+            split,
+            len(taken),
+            kind,
+            show(strength),
+            *weighed,
+            *(show(figures[key]) for key in FIGURES),
+        ]
+
+
 def embed(probe: Probe, final: torch.Tensor, taken: list[int], span: torch.Tensor, strength: float) -> torch.Tensor:
     """Embeddings under the refit of some heads and a projection of the output."""
     subsets = probe.subsets
@@ -137,9 +175,12 @@ CHOICE = [
 ]
 
 
+STRENGTH = [*CHOICE[:6], "removed, left-out instance", "removed elsewhere", "gain", *CHOICE[9:-1]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", choices=("verdicts", "choice"))
+    parser.add_argument("table", choices=("verdicts", "choice", "strength"))
     parser.add_argument("models", nargs="*", default=["demo"])
     parser.add_argument("--calibration", default="demo")
     parser.add_argument("--images", type=int, nargs="+", default=[64, 128, 512, 4096])
@@ -147,13 +188,13 @@ def main() -> None:
     parser.add_argument("--places", choices=tuple(PLACE_SPLITS), default="A")
     options = parser.parse_args()
     out, right = csv.writer(sys.stdout, lineterminator="\n"), Counter()
-    out.writerow(VERDICTS if options.table == "verdicts" else CHOICE)
+    out.writerow({"verdicts": VERDICTS, "choice": CHOICE, "strength": STRENGTH}[options.table])
     for name in options.models:
         verdicts = options.table == "verdicts"
         rows = (
             write_verdicts(name, options.calibration, options.images, options.places)
             if verdicts
-            else write_choice(name, options.split, options.places)
+            else (write_strength if options.table == "strength" else write_choice)(name, options.split, options.places)
         )
         for row in rows:
             out.writerow(row)

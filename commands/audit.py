@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..editor.files.whole import require_free_file, require_free_folder
-from ..editor.images.demo_name import DEMO, is_demo
+from ..editor.images.demo_name import DEMO
 from .checks import concepts_folder, require_concepts
 from .console import Follow, print_json, print_table, progress, say, say_next, say_result, say_skipped
 from .labelled import open_labelled, read_classes, read_options, require_own_columns
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from ..editor.select.audit import Audit, AuditRow
     from ..editor.select.discovery.candidates import Discovery
 
-ALL = "all"
+ALL, PAGE = "all", "audit.html"
 _LABELS = ("layout", "label", "group_by", "split", "classes", "templates", "top")
 
 
@@ -81,7 +81,9 @@ def audit(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Also write a page to this file, .html; with --discover candidates to this folder."
+            "--out",
+            "-o",
+            help="Also write a page to this file, .html; with --discover candidates and audit.html to this folder.",
         ),
     ] = None,
     overwrite: OverwriteFileOption = False,
@@ -102,8 +104,11 @@ def audit(
     say_skipped(scanned if scan is None else None)
     commands, news = _spell_commands(found, asked, scanned), _write_candidates(discovered, asked, scanned)
     print_json(_report(found, commands, news)) if as_json else _print(found, commands, news)
-    if out is not None and not discover:
-        _write_page(found, out, loaded.name, commands)
+    if news is not None:
+        # Beside the candidates: of none there is no folder.
+        out, commands = out / PAGE if out is not None and news.files else None, {**commands, **news.commands}
+    if out is not None:
+        _write_page(found, out, loaded.name, commands, discovered)
 
 
 def _require_usage(asked: dict[str, Any]) -> None:
@@ -161,10 +166,12 @@ def _write_candidates(found: Discovery | None, asked: dict[str, Any], scanned: S
     return ToldDiscovery(found, files, {name: _spell_command(path, asked, scanned) for name, path in files.items()})
 
 
-def _write_page(found: Audit, out: Path, model: str, commands: dict[str, str]) -> None:
+def _write_page(
+    found: Audit, out: Path, model: str, commands: dict[str, str], discovered: Discovery | None = None
+) -> None:
     from ..export.pages.audit import write_audit
 
-    write_audit(found, out, model=model, commands=commands)
+    write_audit(found, out, model=model, commands=commands, discovered=discovered)
     say(f"wrote {out}: open it in a browser")
 
 
@@ -180,19 +187,12 @@ def _open(asked: dict[str, Any], follow: Follow) -> tuple[Scan, Model]:
 
 def _read_classes(asked: dict[str, Any]) -> tuple[Sequence[str], Sequence[str]]:
     """The words of the classes, and their prompts: from a file, or those of labelled images."""
-    from ..editor.images.demo import SHAPES
-    from ..editor.images.published.captions import CaptionSet
-    from ..editor.images.skew import RetrievalSet
+    from ..editor.images.layouts import list_classes
 
     prompts = read_options({"templates": asked["templates"]}).templates
     if asked["dataset"] is None:
         return list((read_classes(asked["classes"]) or {}).values()), prompts
-    if is_demo(asked["dataset"]):
-        return SHAPES, prompts
-    task: Any = open_labelled(asked)
-    if isinstance(task, CaptionSet):
-        return [caption for captions in task.captions for caption in captions], prompts
-    return task.queries if isinstance(task, RetrievalSet) else task.classes, prompts
+    return list_classes(open_labelled(asked)), prompts
 
 
 def _report(found: Audit, commands: dict[str, str], news: ToldDiscovery | None) -> dict[str, Any]:

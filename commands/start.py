@@ -222,7 +222,9 @@ def remove_heads(
     features: FeaturesOption = HeadChoice.features,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Edit although no few heads hold the concept, or they are another concept's."),
+        typer.Option(
+            "--force", help="Edit although no few heads hold the concept, they are another's, or no class leans on it."
+        ),
     ] = HeadChoice.force,
     dataset: MaybeDatasetOption = None,
     fail_if_worse: FailIfWorseOption = False,
@@ -305,7 +307,8 @@ def _plan(loaded: Model, asked: Mapping[str, Any], options: EditOptions, choice:
     from ..export.choose import plan_repair
 
     with progress() as follow:
-        found = plan_repair(loaded, **_name_inputs(asked), options=options, choice=choice, progress=follow)
+        named = _name_inputs(asked) | {"dataset": asked["dataset"], "labels": read_dataset_options(asked)}
+        found = plan_repair(loaded, **named, options=options, choice=choice, progress=follow)
     print_json(found.report()) if asked["as_json"] else print_plan(found)
     if found.refused:
         raise ConceptError(found.refused)

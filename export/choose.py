@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..editor.concepts.concepts import Concept, load_concept
+from ..editor.concepts.margins import Lean, name_classes
 from ..editor.edits.bind import check_effect, default_effect
 from ..editor.edits.document import RecipeDocument
 from ..editor.edits.singular import load_weights
 from ..editor.errors import ConceptError
 from ..editor.images.demo_name import DEMO, is_demo
+from ..editor.images.labelled_options import LabelledOptions
+from ..editor.images.layouts import Dataset, list_classes, open_dataset
+from ..editor.images.published.captions import CaptionSet
 from ..editor.images.source import ImageSource
 from ..editor.models.model import Model
 from ..editor.scan.scan import Scan
@@ -25,6 +30,7 @@ from ..editor.select.selectors import join_documents, select_each, select_recipe
 from ..editor.select.whose_heads import HeldConcepts, Judgement
 from .inputs import Follow, follow_nothing, load_evidence, scan_or_load
 
+Leans = Mapping[str, Lean]
 Asked = str | Concept | Sequence[str | Concept] | None
 
 
@@ -140,19 +146,24 @@ def plan_repair(
     keep: str | Concept | None = None,
     options: EditOptions | None = None,
     choice: HeadChoice | None = None,
+    dataset: Dataset | None = None,
+    labels: LabelledOptions | None = None,
     scan_options: Mapping[str, Any] | None = None,
     progress: Follow | None = None,
 ) -> Plan:
     """What `repair` would choose, and what it would weigh; nothing is edited, measured or written.
 
-    A concept that it would refuse is planned as with `force`, and the refusal is said in the plan.
+    A concept that it would refuse is planned as with `force`, and the refusal is said in the plan. Of the labelled
+    images only the classes are read.
     """
     request = read_request(model, concept, keep, options or EditOptions(), choice or HeadChoice())
     require_not_yet_removed(request)
+    opened = None if dataset is None else open_dataset(dataset, labels)
     scanned = scan_or_load(model, images, scan, options=scan_options or {}, follow=progress or follow_nothing)
     known, refused = HeldConcepts(scanned, model), None
     try:
         require_held(request, known)
+        measure_leans(request, known, opened, (labels or LabelledOptions()).templates)
     except ConceptError as error:
         refused = str(error)
     document, _ = choose_recipe(request, known)
@@ -206,3 +217,45 @@ def require_held(request: Request, known: HeldConcepts) -> None:
             raise ConceptError(
                 f"cannot remove {concept.name}: {found.because}. {advice}, or add --force to edit anyway."
             )
+
+
+def measure_leans(request: Request, known: HeldConcepts, dataset: Dataset | None, templates: Sequence[str]) -> Leans:
+    """How much the classes lean on each concept, before anything is measured; warns where they do not.
+
+    The classes are those of the images to report on, else of those that heads are chosen by. Not asked are a concept
+    whose texts name them, which is the task itself, and one that no few heads hold.
+
+    Args:
+        templates: Prompts of the classes.
+
+    Raises:
+        ConceptError: As `require_leant_on`.
+        ImageError: If to the model two classes are one.
+    """
+    task = dataset if dataset is not None else request.evidence.labelled
+    classes = () if task is None or isinstance(task, CaptionSet) else list_classes(task)
+    if request.model.side == "text" or request.model.alignment is not None or len(classes) < 2:
+        return {}
+    asked = [one for one in request.concepts if not name_classes(one, classes) and known.judge(one).verdict == "held"]
+    if not asked:
+        return {}
+    margins = known.build_margins(classes, getattr(task, "templates", ()) or templates)
+    leans = {one.name: margins.rank(known.span_of(one), len(one.texts)) for one in asked}
+    require_leant_on(request, leans)
+    return leans
+
+
+def require_leant_on(request: Request, leans: Leans) -> None:
+    """Refuse what texts alone would remove though the classes clearly do not lean on it; else warn where they do not.
+
+    Raises:
+        ConceptError: With the figures, and what to do instead.
+    """
+    for name, lean in leans.items():
+        if lean.is_clearly_not and request.by_texts and not request.choice.force:
+            raise ConceptError(
+                f"cannot remove {name}: {lean.describe(name)}, so that removing it has nothing to give and may "
+                "harm. Name a concept that `clipedit audit` says they lean on, or add --force to edit anyway."
+            )
+        if not lean.is_leant_on:
+            warnings.warn(f"{lean.describe(name)}: removing it may have nothing to give.", stacklevel=4)

@@ -11,7 +11,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from ..editor.concepts.concepts import Concept
+from ..editor.concepts.concepts import Concept, list_concepts, load_concept
+from ..editor.concepts.margins import Lean
 from ..editor.edits.apply import apply_recipe
 from ..editor.edits.bind import bind_recipe
 from ..editor.edits.document import RecipeDocument
@@ -27,7 +28,7 @@ from ..editor.images.texts import list_texts
 from ..editor.measure.certificate import certify_recipe
 from ..editor.measure.control import MeasuredEdit, measure_edit
 from ..editor.measure.fidelity import measure_fidelity, spread_images
-from ..editor.measure.readable import Readable, Reader, read_concepts, read_interactions
+from ..editor.measure.readable import Readable, Reader, read_concepts, read_interactions, read_labelled
 from ..editor.measure.verdict import Verdict, not_measured
 from ..editor.models.model import Model
 from ..editor.scan.collect import LabelledEmbeddings, collect_embeddings
@@ -47,6 +48,7 @@ class Made:
         concept: What it removes; None where labels said it without words.
         others: What it removes besides.
         parts: Where it removes several concepts, the recipe of each alone, by name.
+        leans: How much the classes lean on each concept, where there are classes.
         erased: The labelled images that it erases labels by.
         by_texts: Whether its heads were chosen by the concept's texts.
         known: What the heads of the model hold; by default it is found when it is asked for.
@@ -61,6 +63,7 @@ class Made:
     known: HeldConcepts | None = None
     others: Sequence[Concept] = ()
     parts: Mapping[str, RecipeDocument] = field(default_factory=dict)
+    leans: Mapping[str, Lean] = field(default_factory=dict)
 
     @cached_property
     def held(self) -> HeldOut | None:
@@ -103,6 +106,7 @@ def collect_evidence(
     follow: Follow = follow_nothing,
 ) -> dict[str, Any]:
     """The verdict first, then what it rests on, the certificate, and which concepts can still be read."""
+    evidence: dict[str, Any]
     if found is not None:
         evidence = found.report()
         evidence["calibration_images"] = _count_calibration_images(made, found)
@@ -112,6 +116,8 @@ def collect_evidence(
     certificate = certify_recipe(made.recipe, made.scan, made.model, labelled=made.erased, held=made.held)
     readable = [asdict(row) for row in _read(made, found, seen, follow)]
     evidence |= {"certificate": certificate.report() if certificate else None, "readable": readable}
+    if made.leans:
+        evidence["leans"] = [lean.report(name) for name, lean in made.leans.items()]
     # Of one removal there is nothing to say to another.
     return evidence | ({"interactions": _read_interactions(made)} if made.others else {})
 
@@ -168,8 +174,10 @@ def _read(
 ) -> list[Readable]:
     """Which concepts can still be read; none where a model has no texts of its own to read them by."""
     model = made.model
-    if not model.has_texts or model.alignment is not None or model.side == "text":
+    if not model.has_texts or model.alignment is not None:
         return []
+    if model.side == "text":
+        return _read_texts(made, found)
     known = made.known or HeldConcepts(made.scan, model)
     rows = found.attributes if found is not None else ()
     answers = found.answers if found is not None else None
@@ -177,6 +185,18 @@ def _read(
     reader = Reader(known.probe, made.recipe, rows, answers, plain, made.by_texts, not made.others)
     removed = [one for one in (made.concept, *made.others) if one is not None]
     return read_concepts(reader, removed, known.library)
+
+
+def _read_texts(made: Made, found: MeasuredEdit | None) -> list[Readable]:
+    """Of a text tower, where the heads of images say nothing: every concept that a column of labelled images says."""
+    if found is None or found.answers is None:
+        return []
+    removed = [one for one in (made.concept, *made.others) if one is not None]
+    names, rows = {one.name for one in removed}, []
+    others = [load_concept(name, made.model.folder) for name in list_concepts(made.model.folder) if name not in names]
+    for concept in (*removed, *others):
+        rows.append(read_labelled(concept, found.attributes, found.answers, edited=concept.name in names))
+    return [row for row in rows if row is not None]
 
 
 def _find_plain(

@@ -25,14 +25,14 @@ from ..editor.look.plot import plot_frontier, save_figure
 from ..editor.measure.certificate import Certificate, read_certificate
 from ..editor.measure.fidelity import describe_fidelity
 from ..editor.measure.readable import Interaction, Readable, find_interactions, find_readable
-from ..editor.measure.verdict import Verdict, read_verdict
+from ..editor.measure.verdict import Verdict, read_leans, read_verdict
 from ..editor.models.model import Model
 from ..editor.notebook import html_facts, html_table
 from ..editor.scan.scan import Scan
 from ..editor.select.options import EditOptions, HeadChoice
 from ..editor.select.plan import Evidence
 from ..editor.select.whose_heads import HeldConcepts
-from .choose import choose_recipe, read_request, require_held, require_not_yet_removed
+from .choose import choose_recipe, measure_leans, read_request, require_held, require_not_yet_removed
 from .edited_folder import require_writable, write_edited_model
 from .hf_folder import describe_layout, describe_reach
 from .inputs import Follow, follow_nothing, load_erased, scan_or_load
@@ -124,6 +124,7 @@ class Repair:
             "because": self.verdict.because,
             "certificate": self.certificate and self.certificate.report(),
             "readable": [vars(row) for row in self.readable],
+            "leans": read_leans(self.measured),
             **({"interactions": [row.report() for row in self.interactions]} if self.interactions else {}),
             "heads": self.recipe.heads,
             "notes": self.describe_reach(),
@@ -218,16 +219,17 @@ def repair(
     # Prepared once: the refusal, the choice of heads and the readable concepts all ask it.
     known = HeldConcepts(scanned, model)
     require_held(request, known)
+    prompts = (labels or LabelledOptions()).templates
+    leans = measure_leans(request, known, dataset, prompts)
     document, parts = choose_recipe(request, known)
     erased = load_erased(document, model, choice, follow)
     recipe = bind_recipe(document, scanned, model, labelled=erased)
     by_texts, others = choice.select == "text-difference", [one for one in concepts if one is not judged]
-    made = Made(recipe, scanned, model, judged, erased, by_texts, known, others, parts)
+    made = Made(recipe, scanned, model, judged, erased, by_texts, known, others, parts, leans)
     if erased is None and not choice.force:
         require_enough_images(made.fitted, scanned.statistics.n)
     # Measured before it is written, so that the folder's recipe holds the figures.
     if measure:
-        prompts = (labels or LabelledOptions()).templates
         recipe = recipe.with_measured(judge_made(made, dataset, images, follow, templates=prompts))
     if configuration:
         recipe = recipe.with_measured({"configuration": configuration})

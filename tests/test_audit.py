@@ -14,8 +14,9 @@ import torch
 import clipedit
 from clipedit.commands.audit import _spell_commands
 from clipedit.editor.concepts.concepts import Concept
+from clipedit.editor.concepts.margins import Margins
 from clipedit.editor.images.demo import SHAPES
-from clipedit.editor.select.audit import Audit, AuditRow, Margins
+from clipedit.editor.select.audit import Audit, AuditRow
 
 KEYS = {"concept", "selectivity", "interval", "lean_percentile", "heads", "verdict", "because"}
 

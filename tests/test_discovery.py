@@ -146,6 +146,22 @@ def test_a_candidate_is_a_concept_file_that_says_where_it_is_from(found: Discove
     assert path.read_text(encoding="utf-8") == text and (tmp_path / "own.yaml").read_text() == "mine"
 
 
+def test_two_things_that_heads_tell_apart_are_told_and_no_candidate(
+    known: HeldConcepts, demo_model: clipedit.Model
+) -> None:
+    """Of a pool that names two places only, nobody can say whether they are the values of one concept."""
+    forms = ("a photo of the {}", "{}", "a picture of the {}", "something in the {}")
+    words = [*(form.format(place) for place in ("forest", "desert") for form in forms), "a red circle", "a blue star"]
+    pool = Pool(tuple(words), encode_unit(demo_model, words))
+    told = search_concepts(known, {name: one for name, one in known.library.items() if name != "location"}, pool)
+    assert told.candidates == () and told.because.startswith("discovered nothing")
+    (pair,) = told.pairs
+    assert set(pair.concept.parts()) == {"forest", "desert"} and pair.selectivity.low > 1
+    assert "one concept of two values" in pair.advise() and "--concept" in pair.advise()
+    (row,) = told.report()["pairs"]
+    assert row["instances"].keys() == {"forest", "desert"} and row["advice"] == pair.advise()
+
+
 @pytest.fixture(scope="module")
 def saved(demo_scan: clipedit.Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("discovery") / "scan.safetensors"
@@ -168,6 +184,9 @@ def test_the_command_writes_candidates_and_prints_what_its_schema_says(
     jsonschema.validate(value, make_schema("audit"))
     (row,) = value["discovered"]["candidates"]
     assert Path(row["file"]).parent == out and row["file"] in row["command"]
+    page = (out / "audit.html").read_text(encoding="utf-8")
+    assert "Discovered" in page and row["name"] in page and row["file"] in page
+    assert all(text in page for texts in row["instances"].values() for text in texts)
     judged = run("audit", "--scan", saved, "--concepts", "color", "--concept", row["file"], "--json")
     assert {one["concept"]: one["verdict"] for one in json.loads(judged.out)["concepts"]}[row["name"]] == "held"
     again = run("audit", "--scan", saved, "--discover", "-o", out)

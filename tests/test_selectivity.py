@@ -25,11 +25,13 @@ from clipedit.editor.select.choice import choose_edit, pose_task
 from clipedit.editor.select.head_subsets import HeadSubsets, build_head_subsets, removed_share
 from clipedit.editor.select.selectivity import (
     Probe,
+    Selectivity,
     build_probe,
     compute_selectivity,
+    mean_interval,
     measure_selectivity,
 )
-from clipedit.editor.select.whose_heads import judge, measure, measure_library
+from clipedit.editor.select.whose_heads import Measured, judge, measure, measure_library
 
 IMAGES = 1_024
 WIDTH, WIDE, HEADS, PLANTED = 32, 3, 12, (2, 7)
@@ -216,3 +218,35 @@ def test_what_an_edit_removed_is_no_longer_there_for_a_second_one(model: Model, 
     assert judge(gone, library).verdict == "absent"
     assert "hardly anything in these images differs in location" in judge(gone, library).because
     assert judge(color, library).verdict == "held"
+
+
+def measured_at(values: Tensor) -> Selectivity:
+    instances = {str(index): value for index, value in enumerate(values.tolist())}
+    return Selectivity("own", float(values.mean()), *mean_interval(values), {4: float(values.mean())}, instances)
+
+
+def test_intervals_of_few_instances_are_students() -> None:
+    """Student's quantiles of 95 %: 12.706, 4.303, 3.182 and 2.776 for 1 to 4 free values."""
+    for values, quantile, near in (((1, 3), 12.7062, 1e-4), ((1, 2, 3), 4.3027, 1e-4), ((1, 2, 2, 3), 3.1824, 0.05)):
+        row = torch.tensor(values).double()
+        low, high = mean_interval(row)
+        half = quantile * float(row.std()) / len(row) ** 0.5
+        assert high - low == pytest.approx(2 * half, rel=near) and (low + high) / 2 == pytest.approx(2)
+
+
+@pytest.mark.parametrize(("count", "told"), [(2, True), (3, True), (4, True), (5, False), (8, False)])
+def test_too_few_instances_are_said_with_what_more_would_give(count: int, told: bool) -> None:
+    values = torch.linspace(0.2, 2.6, count).double()
+    found = Selectivity(
+        "own", 1.4, *mean_interval(values), {4: 1.4}, dict(zip("abcdefgh", values.tolist(), strict=False))
+    )
+    judged = judge(Measured(Concept(name="own", texts=("a", "b")), found, torch.ones(4).double()), {})  # pyright: ignore[reportCallIssue]
+    assert judged.verdict == "absent" and (f"{count} instances are too few" in judged.because) == told
+    low, high = found.expect(5)
+    assert (f"5 that differ as much would give {low:.1f} to {high:.1f}" in judged.because) == told
+
+
+def test_five_instances_with_the_same_spread_have_the_interval_that_was_told() -> None:
+    values = torch.tensor([1.0, 1.2, 1.4, 1.6, 1.8]).double()
+    found = measured_at(values)
+    assert found.expect(5) == pytest.approx((found.low, found.high))

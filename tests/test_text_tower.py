@@ -14,10 +14,13 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transform import PreprocessCfg
 
 import clipedit
+from clipedit.demo import world
 from clipedit.editor.concepts.concepts import load_concept
 from clipedit.editor.concepts.directions import concept_directions
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.document import Base, RecipeDocument, Step
+from clipedit.editor.images.demo import render_source
+from clipedit.editor.images.source import LabelledImages
 from clipedit.editor.images.texts import list_texts, text_source
 from clipedit.editor.measure.fidelity import measure_fidelity
 from clipedit.editor.models.architecture import load_architecture
@@ -26,6 +29,8 @@ from clipedit.editor.models.model import Model
 from clipedit.editor.select.plan import default_heads
 from clipedit.editor.towers.build import build_tower
 from clipedit.export.edited_folder import apply_to_folder
+from clipedit.export.inputs import follow_nothing
+from clipedit.export.judge import Made, judge_made
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 24, "layers": 1, "head_width": 12}
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 3}
@@ -195,6 +200,24 @@ def test_direct_text_edits_and_image_models_are_refused(
         bind_recipe(document("total", "L2H0"), demo_scan, demo_model)
     with pytest.raises(clipedit.RecipeError, match="names head L2H7, demo has heads 0-3 in that layer"):
         bind_recipe(document("total", "L2H7"), text_scan, text_model)
+
+
+def test_what_can_still_be_read_after_a_text_edit_is_said_by_the_columns_of_labelled_images(
+    text_model: Model, text_scan: clipedit.Scan
+) -> None:
+    source = render_source(world.draw_balanced_scenes(64, 3))
+    found = [world.SHAPES.index(row["shape"]) for row in source.attributes]
+    task = LabelledImages(source, world.SHAPES, tuple(found), ("",) * len(source))
+    recipe = clipedit.make_recipe(text_scan, text_model, concept="location", heads=4, output_strength=0.9)
+    made = Made(recipe, text_scan, text_model, load_concept("location", text_model.folder))
+    rows = {row["concept"]: row for row in judge_made(made, task, None, follow_nothing)["evidence"]["readable"]}
+    assert rows["location"]["edited"] and not rows["color"]["edited"]
+    for concept, column, instances in (("location", "place", 4), ("color", "color", 8)):
+        row = rows[concept]
+        assert (row["measure"], row["column"], row["instances"]) == ("zero-shot accuracy", column, instances)
+    # Images are as they were: only the words of places moved.
+    assert rows["color"]["before"] == 1 and rows["color"]["images"] == 64 and rows["location"]["images"] == 32
+    assert rows["location"]["after"] < rows["location"]["before"] == 1
 
 
 def test_the_command_line_edits_the_text_tower(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:

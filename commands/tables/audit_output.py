@@ -38,9 +38,8 @@ class AuditRow(TypedDict):
     command: str | None
 
 
-@with_config(CLOSED)
-class CandidateRow(TypedDict):
-    """A concept that `audit --discover` found: `file` where it was written, and the `command` that removes it then."""
+class FoundRow(TypedDict):
+    """What `audit --discover` says of anything that it found."""
 
     name: str
     source: Literal["heads", "low-margin images"]
@@ -55,8 +54,21 @@ class CandidateRow(TypedDict):
     output_strength: Figure
     removed: Figure
     elsewhere: Figure
+
+
+@with_config(CLOSED)
+class CandidateRow(FoundRow):
+    """A concept that `audit --discover` found: `file` where it was written, and the `command` that removes it then."""
+
     file: str | None
     command: str | None
+
+
+@with_config(CLOSED)
+class PairRow(FoundRow):
+    """Two things that a few heads tell apart, which may be a concept of two values: no file is written for it."""
+
+    advice: str
 
 
 @with_config(CLOSED)
@@ -64,6 +76,7 @@ class DiscoveryOutput(TypedDict):
     """What `audit --discover` found beside known concepts."""
 
     candidates: list[CandidateRow]
+    pairs: list[PairRow]
     because: str
     images: int
     judged_images: int

@@ -41,6 +41,8 @@ class ToldDiscovery:
         if rows:
             print_table(_COLUMNS, rows)
         say_result(self.found.because)
+        for pair in self.found.pairs:
+            say(pair.advise())
         for path in self.files.values():
             say(f"wrote {path}: a candidate to read and to correct")
         if rows and not self.files:

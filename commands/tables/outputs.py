@@ -99,6 +99,19 @@ class ReadableRow(TypedDict):
 
 
 @with_config(CLOSED)
+class LeanRow(TypedDict):
+    """How much the classes lean on a concept that was removed: the share of the variance of their margins along it,
+    and of how many percent of random texts it is above.
+    """
+
+    concept: str
+    share: Figure
+    percentile: Figure
+    leant_on: bool
+    because: str
+
+
+@with_config(CLOSED)
 class RepairOutput(TypedDict):
     """What `remove-heads` prints; `measured` is what the recipe keeps."""
 
@@ -106,6 +119,7 @@ class RepairOutput(TypedDict):
     because: str
     certificate: dict[str, Any] | None
     readable: list[ReadableRow]
+    leans: list[LeanRow]
     interactions: NotRequired[list[dict[str, Any]]]
     heads: list[str]
     notes: list[str]

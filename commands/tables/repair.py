@@ -25,7 +25,7 @@ def print_repair(done: Repair) -> None:
     """What was made: the verdict first, then what was chosen, measured and written, and what to run next."""
     from ...editor.measure.certificate import describe_certificate
     from ...editor.measure.table import read_details
-    from ...editor.measure.verdict import describe_seen
+    from ...editor.measure.verdict import describe_doubts
 
     document, measured, heads = done.recipe.document, done.measured, done.recipe.heads
     say_result(str(done.verdict))
@@ -44,7 +44,7 @@ def print_repair(done: Repair) -> None:
         say(f"measured: {measured['evidence'].get('measure')}")
     print_readable(done.readable)
     print_interactions(done.interactions)
-    for line in (*describe_seen(measured), *describe_certificate(done.certificate), *done.describe_fidelity()):
+    for line in (*describe_doubts(measured), *describe_certificate(done.certificate), *done.describe_fidelity()):
         say(line)
     print_checks(done.checks)
     say(f"wrote {done.out}: {done.layout}")

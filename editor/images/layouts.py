@@ -16,6 +16,7 @@ from ..errors import ImageError, PluginError, nearest_names
 from ..files.walk import walk_folder
 from ..plugins import LAYOUT, ask_plugin, find_plugins, load_plugin, load_usable, why_no_function
 from .decode import Decoding
+from .demo import SHAPES
 from .demo_name import is_demo
 from .labelled import load_labelled_images
 from .labelled_options import DEFAULT_TEMPLATES, LabelledOptions, Purpose, is_split
@@ -162,6 +163,20 @@ def open_dataset(dataset: Dataset, options: LabelledOptions | None = None, *, pu
         # Prompts that were given stand in place of those of the set.
         return replace(found, templates=options.templates)
     return replace(found, top=options.top) if isinstance(found, RetrievalSet) else found
+
+
+def list_classes(task: Dataset) -> tuple[str, ...]:
+    """The texts that a set's images are told apart by: its classes, queries or captions; of the demo its shapes.
+
+    A path is not read: it has none.
+    """
+    if isinstance(task, CaptionSet):
+        return tuple(caption for captions in task.captions for caption in captions)
+    if isinstance(task, RetrievalSet):
+        return tuple(task.queries)
+    if isinstance(task, LabelledImages):
+        return tuple(task.classes)
+    return SHAPES if is_demo(task) else ()
 
 
 def _require_present(source: ImageSource, path: str | Path) -> None:

@@ -168,6 +168,18 @@ def column_weights(model: Model, column: Column) -> Float[Tensor, "instance d_em
     return F.normalize(encode_means(model, column.texts), dim=1)
 
 
+def read_labelled(
+    concept: Concept, rows: Sequence[Mapping[str, str]], answers: tuple[Answers, Answers], *, edited: bool
+) -> Readable | None:
+    """One concept zero-shot, before and after; None where no column says it of enough images."""
+    column = find_column(concept, rows)
+    if column is None:
+        return None
+    (before, images), (after, _) = (read_column(column, one) for one in answers)
+    figures = (before, after, images, len(column.texts), column.name)
+    return Readable(concept.name, edited, ZERO_SHOT, *figures) if images >= LEAST_IMAGES else None
+
+
 def read_variance(
     embeddings: Float[Tensor, "image d_embed"], directions: Float[Tensor, "direction d_embed"]
 ) -> Float[Tensor, " direction"]:
@@ -204,16 +216,9 @@ class Reader:
 
     def read(self, concept: Concept, *, edited: bool) -> Readable | None:
         """One concept; None where there are no images to read it from."""
-        column = find_column(concept, self.rows) if self.answers is not None else None
-        if column is not None and self.answers is not None:
-            (before, images), (after, _) = (read_column(column, one) for one in self.answers)
-            # Of fewer images a share of right answers says little: the variance is read instead.
-            if images >= LEAST_IMAGES:
-                count = len(column.texts)
-                return Readable(concept.name, edited, ZERO_SHOT, before, after, images, count, column.name)
-        if self.plain is None:
-            return None
-        return self._read_variance(concept, edited=edited)
+        found = read_labelled(concept, self.rows, self.answers, edited=edited) if self.answers is not None else None
+        # Of few images a share of right answers says little: the variance is read instead.
+        return self._read_variance(concept, edited=edited) if found is None and self.plain is not None else found
 
     def _read_variance(self, concept: Concept, *, edited: bool) -> Readable | None:
         assert self.plain is not None

@@ -67,6 +67,22 @@ def describe_seen(measured: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
+def read_leans(measured: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """How much the classes lean on each concept that was removed, as a recipe keeps it; what cannot be read is left
+    out.
+    """
+    evidence = (measured or {}).get("evidence")
+    rows = evidence.get("leans") if isinstance(evidence, Mapping) else None
+    found = [dict(row) for row in rows if isinstance(row, Mapping)] if isinstance(rows, list | tuple) else []
+    return [row for row in found if isinstance(row.get("because"), str)]
+
+
+def describe_doubts(measured: Mapping[str, Any] | None) -> list[str]:
+    """What speaks against the figures or the edit itself: classes that do not lean on what it removes, images seen."""
+    not_leant = [row["because"] for row in read_leans(measured) if not row.get("leant_on")]
+    return [*(f"{said}. Removing it may have nothing to give." for said in not_leant), *describe_seen(measured)]
+
+
 def judge_edit(
     differences: Mapping[str, Difference],
     *,

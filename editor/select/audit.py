@@ -8,20 +8,12 @@ the classes: what no few heads hold is never said to be leant on.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Literal
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from ..concepts.class_weights import compute_class_weights
-from ..concepts.concepts import Concept, list_concepts, plain_words
-from ..concepts.directions import differences
-from ..concepts.queries import encode_unit
+from ..concepts.concepts import Concept, list_concepts
+from ..concepts.margins import Lean, Margins, name_classes
 from ..edits.bind import default_effect
 from ..errors import ConceptError, nearest_names
 from ..images.labelled_options import DEFAULT_TEMPLATES
@@ -29,35 +21,11 @@ from ..models.model import Model
 from ..scan.scan import Scan
 from .amounts import choose_for
 from .choice import Choice
-from .head_subsets import HeadSubsets, removed_share
-from .selectivity import Probe
+from .head_subsets import removed_share
 from .whose_heads import HeldConcepts, Judgement, Measured, judge
 
 AuditVerdict = Literal["leans", "held", "other", "absent"]
-NULL_DRAWS, NULL_SEED = 200, 0
-# A concept is leant on if margins lie along it more than along so many percent of random texts.
-LEANS_FROM = 95.0
-# Of more classes the pairs are too many: each class is then compared with the mean of all.
-MOST_PAIRED = 16
-# A concept whose texts say so many of the classes is the task itself.
-NAMES_CLASSES = 0.5
-LEAST_POOL = 64
 _ORDER: dict[AuditVerdict, int] = {"leans": 0, "held": 1, "other": 2, "absent": 3}
-
-
-@dataclass(frozen=True)
-class Lean:
-    """How much of class margins lies along a concept.
-
-    Attributes:
-        share: Of the variance of a margin over the scanned images, mean over the margins.
-        percentile: In percent, the share of random texts along which margins lie less.
-        in_heads: How much of that goes with the heads that would be removed.
-    """
-
-    share: float
-    percentile: float
-    in_heads: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -132,45 +100,6 @@ class Audit:
         }
 
 
-@dataclass(frozen=True)
-class Margins:
-    """Class margins over the images of a scan.
-
-    Attributes:
-        covariance: Of unit embeddings.
-        directions: Differences of class weights.
-        pool: General texts that name no class, centred: what random concepts are drawn from.
-    """
-
-    covariance: Float[Tensor, "d_embed d_embed"]
-    directions: Float[Tensor, "d_embed margin"]
-    pool: Float[Tensor, "text d_embed"]
-
-    @cached_property
-    def moved(self) -> Float[Tensor, "d_embed margin"]:
-        """`C m`, which every share and all draws of the null ask for."""
-        return self.covariance @ self.directions
-
-    def share(self, span: Float[Tensor, "d_embed concept"]) -> float:
-        """`m^T C U (U^T C U)^-1 U^T C m / (m^T C m)`, mean over margins m: how much of their variance lies along U."""
-        total = (self.directions * self.moved).sum(0).clamp_min(torch.finfo(self.moved.dtype).tiny)
-        return float(((self.along(span) * self.moved).sum(0) / total).mean())
-
-    def rank(self, span: Float[Tensor, "d_embed concept"], texts: int) -> Lean:
-        """The share, beside that of random texts of the pool: as many texts, as many directions."""
-        generator, own = torch.Generator().manual_seed(NULL_SEED), self.share(span)
-        below = 0
-        for _ in range(NULL_DRAWS):
-            drawn = self.pool[torch.randperm(len(self.pool), generator=generator)[:texts]]
-            right = torch.linalg.svd(drawn - drawn.mean(0), full_matrices=False)[2]
-            below += self.share(right[: span.shape[1]].T) < own
-        return Lean(own, 100 * below / NULL_DRAWS)
-
-    def along(self, span: Float[Tensor, "d_embed concept"]) -> Float[Tensor, "d_embed margin"]:
-        """What of each margin is read along a concept: `U (U^T C U)^-1 U^T C m`."""
-        return span @ torch.linalg.pinv(span.T @ self.covariance @ span, hermitian=True) @ (span.T @ self.moved)
-
-
 def audit(
     scan: Scan,
     model: Model,
@@ -201,7 +130,7 @@ def audit(
     known, wanted = known or HeldConcepts(scan, model), _choose(model, concepts)
     added = known.measure_own(own)
     library = known.library | added
-    margins = _build_margins(known, classes, templates) if classes else None
+    margins = known.build_margins(classes, templates) if classes else None
     auditor = _Auditor(known, library, margins, classes)
     rows = [auditor.ask(measured) for name, measured in library.items() if name in wanted | added.keys()]
     return Audit(tuple(sorted(rows, key=_worth)), scan.statistics.n, tuple(classes))
@@ -240,23 +169,19 @@ class _Auditor:
     def _find_lean(self, concept: Concept, chosen: Choice) -> Lean | None:
         if self.margins is None:
             return None
-        probe = self.known.probe
-        span = probe.directions(encode_unit(probe.model, concept.texts))
-        found = self.margins.rank(span, len(concept.texts))
-        taken = [probe.subsets.heads.index(head) for head in chosen.heads]
-        held = removed_share(probe.subsets.quadratic_forms(self.margins.along(span)), taken)
-        return replace(found, in_heads=held)
+        subsets, span = self.known.probe.subsets, self.known.span_of(concept)
+        taken = [subsets.heads.index(head) for head in chosen.heads]
+        held = removed_share(subsets.quadratic_forms(self.margins.along(span)), taken)
+        return replace(self.margins.rank(span, len(concept.texts)), in_heads=held)
 
     def _say(self, found: Judgement, concept: Concept, lean: Lean | None) -> tuple[AuditVerdict, str]:
         if lean is None:
             return "held", found.because
-        if _name_classes(concept, self.classes):
+        if name_classes(concept, self.classes):
             return "held", f"{found.because}; its texts name the classes, so that it is the task itself"
-        lies = f"{100 * lean.share:.0f} % of the variance of their margins lies along it"
-        beside = f"{lies}, more than along {lean.percentile:.0f} % of random texts"
-        if lean.percentile >= LEANS_FROM:
-            return "leans", f"the classes lean on {concept.name}: {beside}; {found.because}"
-        return "held", f"{found.because}; the classes do not lean on it: {beside}"
+        if lean.is_leant_on:
+            return "leans", f"{lean.describe(concept.name)}; {found.because}"
+        return "held", f"{found.because}; {lean.describe('it')}"
 
 
 def _row(
@@ -297,49 +222,14 @@ def _choose(model: Model, concepts: Sequence[str | Concept] | None) -> set[str]:
     return set(names)
 
 
-def _build_margins(known: HeldConcepts, classes: Sequence[str], templates: Sequence[str]) -> Margins:
-    weights = compute_class_weights(known.model, classes, templates).double()
-    # [margin, d_embed]; a single class has no other.
-    rows = differences(weights) if 1 < len(classes) <= MOST_PAIRED else weights - weights.mean(0)
-    return Margins(_embedding_covariance(known.probe.subsets), rows.T, _build_null_pool(known.probe, classes))
-
-
-def _build_null_pool(probe: Probe, classes: Sequence[str]) -> Float[Tensor, "text d_embed"]:
-    """The pool without the texts that say a class: margins lie along those by what they are, whatever a model learned.
-
-    All of it where hardly any other text is left.
-    """
-    words = _class_words(classes)
-    apart = [index for index, text in enumerate(probe.pool_texts) if not _says(text, words)]
-    return probe.pool[apart] if len(apart) >= LEAST_POOL else probe.pool
-
-
-def _embedding_covariance(subsets: HeadSubsets) -> Float[Tensor, "d_embed d_embed"]:
-    """Of unit embeddings of the unedited model."""
-    return subsets.readout.T @ subsets.covariance @ subsets.readout
-
-
-def _name_classes(concept: Concept, classes: Sequence[str]) -> bool:
-    """Whether a concept's texts say most of the classes by their words."""
-    words = _class_words(classes)
-    named = [word for word in words if any(_says(text, [word]) for text in concept.texts)]
-    return bool(words) and len(named) >= NAMES_CLASSES * len(words)
-
-
-def _class_words(classes: Sequence[str]) -> list[str]:
-    return [word for word in map(plain_words, classes) if word]
-
-
-def _says(text: str, words: Sequence[str]) -> bool:
-    """Whether a text has one of these words, as such or in the plural."""
-    plain = plain_words(text)
-    return any(re.search(rf"\b{re.escape(word)}(e?s)?\b", plain) for word in words)
-
-
 def spell_selectivity(row: AuditRow) -> str:
     """`3.7 (2.9 to 4.5)`."""
-    low, high = row.interval
-    return f"{row.selectivity:.1f} ({low:.1f} to {high:.1f})" if math.isfinite(high) else f"{row.selectivity:.1f}"
+    return spell_interval(row.selectivity, *row.interval)
+
+
+def spell_interval(value: float, low: float, high: float) -> str:
+    """`3.7 (2.9 to 4.5)`; the value alone where there is no interval."""
+    return f"{value:.1f} ({low:.1f} to {high:.1f})" if math.isfinite(high) else f"{value:.1f}"
 
 
 def spell_lean(row: AuditRow) -> str:

@@ -53,8 +53,8 @@ class HeadChoice:
         budget: Points of accuracy that may be lost, for `frontier` and `attention-region`.
         features: Features of these images that a scan kept.
         erase: A column whose values are erased, or whose means directions come from.
-        force: Go on although no few heads hold the concept, those that it points at are another concept's, or images
-            are few.
+        force: Go on although no few heads hold the concept, those that it points at are another concept's, classes do
+            not lean on it, or images are few.
     """
 
     select: Selection | str = "text-difference"

@@ -31,8 +31,9 @@ GENERAL_DIRECTIONS = 20
 POOL_TEXTS = 512
 # Below this share nothing was removed in general, and a ratio would say nothing.
 LEAST_REMOVED = 0.01
-# Normal quantile of 95 % intervals.
+# Normal quantile of 95 % intervals, and Student's of so few free values that an expansion about it is too small.
 NORMAL = 1.959964
+STUDENT = {1: 12.7062, 2: 4.3027}
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,12 @@ class Selectivity:
     by_count: Mapping[int, float]
     instances: Mapping[str, float]
     variance: float = 1.0
+
+    def expect(self, count: int) -> tuple[float, float]:
+        """The interval that so many instances would give, if they differed as much as these."""
+        values = torch.tensor(list(self.instances.values())).double()
+        half = _students_quantile(count - 1) * float(values.std()) / count**0.5
+        return self.value - half, self.value + half
 
 
 @dataclass(frozen=True)
@@ -202,9 +209,11 @@ def mean_interval(values: Float[Tensor, " value"]) -> tuple[float, float]:
     if count < 2:
         return float("-inf"), float("inf")
     free = count - 1
-    # Cornish-Fisher expansion of Student's quantile.
-    quantile = (
-        NORMAL + (NORMAL**3 + NORMAL) / (4 * free) + (5 * NORMAL**5 + 16 * NORMAL**3 + 3 * NORMAL) / (96 * free**2)
-    )
-    spread = quantile * float(values.std()) / count**0.5
+    spread = _students_quantile(free) * float(values.std()) / count**0.5
     return float(values.mean()) - spread, float(values.mean()) + spread
+
+
+def _students_quantile(free: int) -> float:
+    """The quantile of 95 % intervals of so many free values, by the Cornish-Fisher expansion."""
+    first, second = (NORMAL**3 + NORMAL) / 4, (5 * NORMAL**5 + 16 * NORMAL**3 + 3 * NORMAL) / 96
+    return STUDENT.get(free, NORMAL + first / free + second / free**2)

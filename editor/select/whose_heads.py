@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..concepts.concepts import Concept, list_concepts, load_concept
+from ..concepts.margins import Margins, build_margins
 from ..concepts.queries import encode_unit
 from ..errors import ConceptError
 from ..models.model import Model
@@ -27,6 +28,8 @@ NOTHING = 1.0
 # Ratios say nothing of what is nearly gone, as after an edit: of the variance along a general text.
 LEAST_VARIANCE = 0.1
 MORE_SELECTIVE = 1.3
+# Of fewer instances an interval is wide however well they agree: of three more than twice as wide as of five.
+ENOUGH_INSTANCES = 5
 SAME_HEADS = 0.8
 
 
@@ -95,6 +98,17 @@ class HeldConcepts:
         """The verdict on one concept."""
         return judge(self.measure(concept), self.library)
 
+    def span_of(self, concept: Concept) -> Float[Tensor, "d_embed concept"]:
+        """A concept's directions."""
+        return self.probe.directions(encode_unit(self.model, concept.texts))
+
+    def build_margins(self, classes: Sequence[str], templates: Sequence[str]) -> Margins:
+        """The margins of some classes over the scanned images, seen by the unedited model."""
+        probe, subsets = self.probe, self.probe.subsets
+        covariance = subsets.readout.T @ subsets.covariance @ subsets.readout
+        pool = {"pool": probe.pool, "pool_texts": probe.pool_texts}
+        return build_margins(self.model, classes, templates, covariance=covariance, **pool)
+
 
 def judge_concept(scan: Scan, model: Model, concept: str | Concept) -> Judgement:
     """Whether a few heads hold a concept in these images, or another concept of the library explains them better.
@@ -147,8 +161,21 @@ def judge(own: Measured, library: Mapping[str, Measured]) -> Judgement:
         return Judgement(name, "other", found, because, other, cosine)
     # An interval that holds 1 says that instances do not agree: heads chosen from some say nothing of the rest.
     if found.value < ABSENT_BELOW or found.low < NOTHING:
-        return Judgement(name, "absent", found, f"no few heads hold {name} in these images: {said}", other, cosine)
+        because = f"no few heads hold {name} in these images: {said}{_say_too_few(found)}"
+        return Judgement(name, "absent", found, because, other, cosine)
     return Judgement(name, "held", found, f"a few heads hold {name}: {said}", other, cosine)
+
+
+def _say_too_few(found: Selectivity) -> str:
+    """Where the mean would do and only its interval does not, since instances are few: what more of them would give."""
+    count = len(found.instances)
+    if found.value < ABSENT_BELOW or not 1 < count < ENOUGH_INSTANCES:
+        return ""
+    low, high = found.expect(ENOUGH_INSTANCES)
+    return (
+        f"; {count} instances are too few to say more: {ENOUGH_INSTANCES} that differ as much would give {low:.1f} to "
+        f"{high:.1f}, and each that its file names more makes the interval narrower"
+    )
 
 
 def find_nearest(own: Measured, library: Mapping[str, Measured]) -> Measured | None:

@@ -28,7 +28,7 @@ from ...editor.measure.fidelity import describe_fidelity
 from ...editor.measure.readable import describe_readable, find_readable
 from ...editor.measure.table import MOST_GROUPS, read_details
 from ...editor.measure.thresholds import ThresholdShift, format_threshold_shift
-from ...editor.measure.verdict import Verdict, describe_seen, read_verdict
+from ...editor.measure.verdict import Verdict, describe_doubts, read_verdict
 from ...editor.models.model import Model
 from ..consumers.target import Target
 from ..consumers.text_cleaning import describe_uncleaned
@@ -160,7 +160,7 @@ def _list_promises(recipe: Recipe | None) -> list[str]:
         return []
     measured = recipe.document.measured or {}
     near = describe_fidelity(measured["fidelity"], recipe.document.effect) if "fidelity" in measured else []
-    return [*describe_seen(measured), *describe_certificate(read_certificate(measured)), *near]
+    return [*describe_doubts(measured), *describe_certificate(read_certificate(measured)), *near]
 
 
 def _measured_rows(measured: Mapping[str, Any] | None) -> dict[str, dict[str, float]]:

@@ -27,7 +27,7 @@ from ...editor.images.texts import load_texts
 from ...editor.load import SCAN_NAME, apply_aligner, load_aligned, load_model
 from ...editor.measure.certificate import describe_certificate, read_certificate
 from ...editor.measure.readable import describe_readable, find_readable
-from ...editor.measure.verdict import describe_seen, read_verdict
+from ...editor.measure.verdict import describe_doubts, read_verdict
 from ...editor.models.hub.repository import BASE_FOLDER
 from ...editor.models.model import Model
 from ...editor.scan.scan import Scan, load_scan
@@ -122,7 +122,7 @@ def render_report(edit: Edit, checks: Mapping[str, Any], out: Path, *, progress:
             title=f"{edit.base.name} without {concept.name}" if concept else f"{edit.base.name}, edited",
             verdict=read_verdict(edit.recipe.document.measured),
             promises=describe_certificate(read_certificate(edit.recipe.document.measured)),
-            seen=describe_seen(edit.recipe.document.measured),
+            seen=describe_doubts(edit.recipe.document.measured),
             readable=[describe_readable(one) for one in find_readable(edit.recipe.document.measured)],
             result=describe_result(edit.recipe.document.measured),
             sentence=describe_edit(edit.recipe, edit.base.name, concept, scores),

@@ -16,6 +16,8 @@ from ..choice import Choice
 from ..selectivity import Selectivity
 
 Source = Literal["heads", "low-margin images"]
+# Texts that a sentence names of each side.
+_SHOWN = 2
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,15 @@ class CandidateConcept:
             "elsewhere": best.elsewhere,
         }
 
+    def advise(self) -> str:
+        """Of a candidate with two instances: what a person should do, since it may be one thing against all else."""
+        sides = " from ".join(" / ".join(texts[:_SHOWN]) for texts in self.concept.parts().values())
+        return (
+            f"{', '.join(self.from_heads)} tell {sides}, which may be one concept of two values (selectivity "
+            f"{self.selectivity.value:.1f} over wordings): if it is, write a file with both as instances, several "
+            "wordings of each, and give it with --concept"
+        )
+
 
 @dataclass(frozen=True)
 class Discovery:
@@ -65,6 +76,7 @@ class Discovery:
 
     Attributes:
         candidates: Those most worth removing first.
+        pairs: Those with two instances only, which no file is written for.
         images, judged_images: How many the scan saw, and how many of them judged the candidates.
         strong: How many heads write enough to be asked what.
         unexplained: Those of them that neither a known concept nor a candidate explains.
@@ -77,6 +89,7 @@ class Discovery:
     strong: int
     unexplained: tuple[str, ...]
     explained_by: tuple[str, ...]
+    pairs: tuple[CandidateConcept, ...] = ()
 
     @property
     def because(self) -> str:
@@ -93,6 +106,7 @@ class Discovery:
         """Plain data: what `clipedit audit --discover --json` prints."""
         return {
             "candidates": [one.report() for one in self.candidates],
+            "pairs": [one.report() | {"advice": one.advise()} for one in self.pairs],
             "because": self.because,
             "images": self.images,
             "judged_images": self.judged_images,

@@ -31,7 +31,7 @@ from ..head_subsets import build_head_subsets
 from ..selectivity import JUDGED_AT, Probe, rank_heads
 from ..whose_heads import SAME_HEADS, HeldConcepts, Measured, judge, measure
 from .candidates import CandidateConcept, Discovery, Source
-from .instances import LEAST_INSTANCES, Pool, cut_instances, find_spoken
+from .instances import LEAST_INSTANCES, LEAST_WORDINGS, VALUES, Pool, cut_instances, find_spoken
 from .low_margin import find_low_margin_directions
 from .writings import EXPLAINED, Writings, build_writings, explain_heads
 
@@ -98,6 +98,7 @@ def search_concepts(
         int(search.writings.is_strong.sum()),
         tuple(str(search.writings.heads[index]) for index in left),
         tuple(search.held),
+        tuple(search.pairs.values()),
     )
 
 
@@ -131,6 +132,8 @@ class _Search:
     chooser: Half
     judged: Half
     found: dict[str, CandidateConcept] = field(default_factory=dict)
+    # By what they are named for; none of them explains a head, since a person has to say what they are.
+    pairs: dict[str, CandidateConcept] = field(default_factory=dict)
     # Measured beside the library: a candidate must not be found twice either.
     added: dict[str, Measured] = field(default_factory=dict)
 
@@ -193,8 +196,11 @@ class _Search:
             concept = named.model_copy(update={"related": related})
             measured = replace(measured, concept=concept)
             described = self._describe(measured, heads, source)
+            # Texts that name both values name all there is: a projection alone may be best, whoever holds them.
+            if len(concept.parts()) == VALUES:
+                self.pairs[concept.name] = described
             # What is best removed by its texts alone, or not at all, was no discovery of heads.
-            if described.edit.heads:
+            elif described.edit.heads:
                 self.added[concept.name] = measured
                 self.found[concept.name] = described
 
@@ -207,7 +213,8 @@ class _Search:
                 return None, heads
             heads = rank_heads(self.chooser.probe, self.pool.unit[spoken])[:JUDGED_AT]
         instances = cut_instances(self.pool, spoken, self.writings.factors[heads])
-        if len(instances) < LEAST_INSTANCES:
+        is_pair = len(instances) == VALUES and min(map(len, instances.values())) >= LEAST_WORDINGS
+        if len(instances) < LEAST_INSTANCES and not is_pair:
             return None, heads
         return Concept.model_validate({"name": self._make_name(instances), "instances": instances}), heads
 

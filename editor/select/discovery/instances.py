@@ -22,8 +22,10 @@ SPOKEN = 0.5
 ALIKE = 0.7
 # An instance stands at least so far from the mean of all as the one that stands farthest.
 APART = 0.4
-# One thing against everything else looks like two instances: a concept has more, so that one of them can be left out.
+# One thing against everything else looks like two instances: a candidate has more, so that one of them can be left out.
+# Two may be a concept of two values, if each has wordings to leave out: a person has to say so.
 LEAST_INSTANCES, MOST_INSTANCES, MOST_TEXTS = 3, 16, 8
+VALUES, LEAST_WORDINGS = 2, 2
 _LONGEST_NAME = 24
 
 
