@@ -50,6 +50,8 @@ def write_edited_model(
         VerificationError: If what was written is not what was made; nothing is left then.
     """
     require_writable(recipe.document.effect, model)
+    # Through an aligner the scan is of the joint space.
+    sample = scan.sample if scan is not None and model.alignment is None else None
     # A model that is read through an aligner is edited itself.
     model = model.editable.bare
     direct = recipe.document.effect == "direct"
@@ -72,7 +74,7 @@ def write_edited_model(
             _record_written(recipe, model, folder)
         if scan is not None:
             scan.save(folder / "scan.safetensors")
-        reference = write_reference(edited, folder, target=target.name, images=images)
+        reference = write_reference(edited, folder, target=target.name, images=images, sample=sample)
         write_model_card(edited, folder, target, images=len(reference.images()))
         checks = verifier.verify(folder)
         # Not beside the verification: on few cores the threads of both wait for each other.

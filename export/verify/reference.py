@@ -15,7 +15,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from ...editor.edits.direct import as_stored, encode_before_and_after
+from ...editor.components import take_rows
+from ...editor.edits.direct import as_stored, compute_recipe_embeddings, encode_before_and_after
 from ...editor.errors import ImageError, ModelError, VerificationError
 from ...editor.files.tensors import load_tensors
 from ...editor.files.whole import is_plain_name, save_tensors
@@ -25,6 +26,7 @@ from ...editor.images.source import ImageSource
 from ...editor.measure.thresholds import ThresholdShift, compute_threshold_shift
 from ...editor.models.model import Model
 from ...editor.models.preprocessing import build_preprocess
+from ...editor.scan.sample import Sample
 from ..graphs.adapters import Adapter
 from ..graphs.precision import FORCED, LIMITS, Limits
 from .odd_images import compose_odd_images, has_odd_images
@@ -34,7 +36,7 @@ KIND = "clipedit-reference-1"
 SWITCHED = ("image_embedding", "text_embedding")
 SCALES = ("logit_scale", "logit_bias")
 _IMAGE = re.compile("image_[0-9]{1,6}")
-IMAGES, IMAGES_LOWER, IMAGES_SHIFT = 8, 32, 32
+IMAGES, IMAGES_LOWER, IMAGES_SHIFT, SAMPLE_SHIFT = 8, 32, 32, 128
 TEXTS = (
     "a photo of a bird",
     "a photo of a circle",
@@ -111,6 +113,7 @@ def write_reference(
     images: ImageSource | str | Path | None = None,
     options: Mapping[str, Any] | None = None,
     adapters: Sequence[Adapter] = (),
+    sample: Sample | None = None,
 ) -> Reference:
     """Answer a few images and texts with the model in memory, and with its base if it was edited.
 
@@ -120,11 +123,14 @@ def write_reference(
     Args:
         options: What was asked for beyond the target: `precision`, and what the report should say of it.
         adapters: Edits of the model whose answers are kept beside its own.
+        sample: That of the scan that the edit was made from: how its images' cosines shift needs no pass.
     """
     asked = {"precision": "fp32", **(options or {})}
     earlier = _find_earlier(model) if model.base is None else None
     # A text tower alone is shown no images.
-    tensors = _ask_images(model, images, earlier, adapters, precision=asked["precision"]) if model.has_images else {}
+    tensors = {}
+    if model.has_images:
+        tensors = _ask_images(model, images, earlier, adapters, sample, precision=asked["precision"])
     if model.has_texts:
         # Some targets ship no tokenizer: they are asked with these.
         tensors["tokens"] = model.tokenizer(list(TEXTS)).long()
@@ -145,6 +151,7 @@ def _ask_images(
     images: ImageSource | str | Path | None,
     earlier: Reference | None,
     adapters: Sequence[Adapter],
+    sample: Sample | None,
     *,
     precision: str,
 ) -> dict[str, Tensor]:
@@ -165,18 +172,23 @@ def _ask_images(
             tensors[f"{prefix}image_embedding"] = answer_images(which, pixels).cpu()
     tensors |= _answer_switched(adapters, pixels)
     if model.base is not None and model.has_texts:
-        more = torch.stack([model.preprocess(image) for image in _open_some(source, IMAGES_SHIFT, model.image_size)])
-        before, after = _answer_both(model, model.base, more)
+        before, after = _find_shift(model, model.base, source, sample)
         tensors |= {"shift_before": before.cpu(), "shift_after": after.cpu()}
     return tensors
 
 
-def _answer_both(model: Model, base: Model, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """By the unedited and by the edited model, in one pass where the edit is at the readout of images."""
+def _find_shift(model: Model, base: Model, source: ImageSource, sample: Sample | None) -> tuple[Tensor, Tensor]:
+    """Embeddings by the unedited and by the edited model; at the readout of images from one pass, or from none."""
     recipe = model.applied
+    pixels = (model.preprocess(image) for image in _open_some(source, IMAGES_SHIFT, model.image_size))
     if recipe is None or recipe.document.effect == "total" or recipe.document.tower == "text":
-        return base.encode_image(pixels), model.encode_image(pixels)
-    return encode_before_and_after(as_stored(recipe, model), base, pixels)
+        some = torch.stack(list(pixels))
+        return base.encode_image(some), model.encode_image(some)
+    recipe = as_stored(recipe, model)
+    if sample is None:
+        return encode_before_and_after(recipe, base, torch.stack(list(pixels)))
+    features = take_rows(sample.features, torch.arange(min(len(sample), SAMPLE_SHIFT)))
+    return features.embedding, compute_recipe_embeddings(recipe, base, features)
 
 
 def _answer_switched(adapters: Sequence[Adapter], pixels: Tensor) -> dict[str, Tensor]:
