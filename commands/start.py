@@ -258,8 +258,7 @@ def remove_heads(
     """
     asked = locals()
     options, output = gather(EditOptions, asked), gather(Output, asked)
-    named = {"group_by": split_columns(group_by), "classes": read_classes(classes)}
-    choice = gather(HeadChoice, given(**asked | named))
+    choice = _gather_choice(asked)
     _require_usage(asked)
     output.check(None if dry_run else out, model, pretrained, images, scan, aligner, dataset, labelled, features)
     require_concepts(model, *(concept or []), keep)
@@ -276,6 +275,11 @@ def remove_heads(
     print_json(done.report()) if as_json else print_repair(done)
     # Last: whoever asked for an exit code wants the files and the figures too.
     exit_if_worse([done.verdict.word] if fail_if_worse else [])
+
+
+def _gather_choice(asked: Mapping[str, Any]) -> HeadChoice:
+    read = {"group_by": split_columns(asked["group_by"]), "classes": read_classes(asked["classes"])}
+    return gather(HeadChoice, given(**asked | read))
 
 
 def _require_usage(asked: Mapping[str, Any]) -> None:
