@@ -17,6 +17,7 @@ from clipedit.editor.files.tables import read_table, unquote
 from clipedit.editor.images.labelled import load_attributes, load_classes, load_labelled_images, load_lines
 from clipedit.editor.images.layouts import load_dataset
 from clipedit.editor.images.listing import PATH_COLUMNS, find_path_column, list_images
+from clipedit.editor.images.source import LabelledImages
 from clipedit.editor.images.texts import load_texts
 
 TABLE = "filename,label,note\na.png,cat,plain\nb.png,dog,plain\n"
@@ -85,7 +86,9 @@ def test_quoted_values_are_what_is_inside(tmp_path: Path) -> None:
     assert list_images(tmp_path / "t.csv").names == ("a;b.png", "c\nd.png")
 
 
-@pytest.mark.parametrize("name", [*PATH_COLUMNS, "Filename", "File_Name", "IMAGE_ID"])
+@pytest.mark.parametrize(
+    "name", [*PATH_COLUMNS, "Filename", "File_Name", "IMAGE_ID", "File Name", "image-path", "ImagePath"]
+)
 def test_columns_of_paths_are_known_by_name(name: str, pictures: Path) -> None:
     (pictures / "t.csv").write_text(f"label,{name}\ncat,a.png\ndog,b.png\n")
     assert list_images(pictures / "t.csv").names == ("a.png", "b.png")
@@ -95,6 +98,76 @@ def test_columns_of_paths_are_known_by_name(name: str, pictures: Path) -> None:
 def test_of_two_columns_the_one_that_can_only_be_a_path_is_taken() -> None:
     assert find_path_column(["image_id", "image_path"]) == "image_path"
     assert find_path_column(["image", "file_name"]) == "file_name"
+
+
+@pytest.mark.parametrize("cells", [("sub\\a.png", "sub\\b.png"), ("sub/a", "sub/b"), ("sub/a.png ", "sub/b.png")])
+def test_paths_of_windows_with_blanks_and_without_suffixes_are_found(cells: tuple[str, str], pictures: Path) -> None:
+    (pictures / "sub").mkdir()
+    for name in ("a.png", "b.png"):
+        (pictures / name).rename(pictures / "sub" / name)
+    (pictures / "t.csv").write_text(f"image_id,label\n{cells[0]},cat\n{cells[1]},dog\n")
+    found = load_dataset(pictures / "t.csv")
+    assert isinstance(found, LabelledImages) and found.source.names == cells
+    assert found.source.open(1).size == (8, 8)
+
+
+def test_a_file_that_is_called_so_goes_before_other_spellings(pictures: Path) -> None:
+    Image.new("RGB", (4, 4)).save(pictures / "a", "PNG")
+    (pictures / "t.csv").write_text("path\na\nb\n")
+    assert [list_images(pictures / "t.csv").open(index).size for index in (0, 1)] == [(4, 4), (8, 8)]
+
+
+def test_usual_columns_are_known_in_any_case_of_letters(pictures: Path) -> None:
+    (pictures / "t.csv").write_text(
+        "Path,Label,Split,Place\na.png,cat,test,sea\nb.png,dog,test,land\na.png,dog,train,sea\n"
+    )
+    found = load_dataset(pictures / "t.csv")
+    assert isinstance(found, LabelledImages) and found.split == "test"
+    assert found.groups == ("cat / Place sea", "dog / Place land")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("path,label\na.png,cat\nb.png,caf\xe9\n".encode("cp1252"), r"line 3 is not utf-8: it holds b'\\xe9'"),
+        ("path,label\na.png,cat\n".encode("utf-16-le"), "line 1 holds a NUL: it is no text, or UTF-16 without its"),
+        (b"path,label\n", "it has no rows below a header"),
+        (b"", "it has no rows below a header"),
+    ],
+)
+def test_a_table_in_another_encoding_or_without_rows_is_told(content: bytes, told: str, pictures: Path) -> None:
+    (pictures / "t.csv").write_bytes(content)
+    with pytest.raises(clipedit.ImageError, match=told):
+        load_dataset(pictures / "t.csv")
+
+
+def test_a_list_in_another_encoding_names_the_line(tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_bytes("a\ncaf\xe9\n".encode("cp1252"))
+    with pytest.raises(clipedit.ImageError, match="line 2 is not utf-8"):
+        load_classes(tmp_path / "c.txt")
+
+
+def test_a_class_with_two_words_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text("0: a cat\n1: a dog\n0: a fox\n")
+    with pytest.raises(clipedit.ImageError, match="0 is there twice, as 'a cat' and 'a fox'. Keep one."):
+        load_classes(tmp_path / "c.txt")
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("cat/a.png", "dog/b.png", "c.png"), "c.png lies in no folder of a class, give one folder per class"),
+        (("data/cat/a.png", "data/dog/b.png"), "all its images lie in data, give one folder per class"),
+    ],
+)
+def test_folders_that_are_no_classes_say_which_image_is_not_in_one(
+    names: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    with pytest.raises(clipedit.ImageError, match=told):
+        load_dataset(tmp_path)
 
 
 @pytest.mark.parametrize(

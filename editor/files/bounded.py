@@ -27,7 +27,7 @@ def read_text(path: Path, *, most: int = MAX_BYTES, newline: str | None = None) 
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is no plain file (a pipe would never end), is too large, or is not UTF-8.
+        ValueError: If it is no plain file (a pipe would never end), is too large, or is not UTF-8, with the line.
     """
     size = path.stat().st_size
     if not path.is_file():
@@ -37,8 +37,18 @@ def read_text(path: Path, *, most: int = MAX_BYTES, newline: str | None = None) 
     content = path.read_bytes()
     # Windows writes both: "Unicode text" of a spreadsheet and PowerShell's `>` are UTF-16.
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    text = content.decode("utf-16" if wide else "utf-8-sig")
+    text = _decode(content, "utf-16" if wide else "utf-8-sig")
     return io.StringIO(text, newline=newline).read() if newline is None else text
+
+
+def _decode(content: bytes, encoding: str) -> str:
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"line {line} is not {error.encoding}: it holds {content[error.start : error.end]!r}"
+        ) from None
 
 
 def load_json(path: Path) -> Any:

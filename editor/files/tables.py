@@ -37,7 +37,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     """
     if path.suffix.lower() == JSON_LINES:
         return _read_json_lines(path)
-    text = read_text(path, most=MAX_TABLE_BYTES, newline="")
+    text = _require_no_nul(read_text(path, most=MAX_TABLE_BYTES, newline=""))
     named = _NAMED_SEPARATOR.match(text)
     text = text[named.end() :] if named else text
     try:
@@ -62,8 +62,18 @@ def read_lines(path: Path, *, most: int = MAX_BYTES) -> list[str]:
         OSError, ValueError: As `read_text`.
     """
     # Not `splitlines`, which also cuts at marks that occur inside of texts.
-    lines = (unquote(line) for line in read_text(path, most=most).split("\n"))
+    lines = (unquote(line) for line in _require_no_nul(read_text(path, most=most)).split("\n"))
     return [line for line in lines if line]
+
+
+def _require_no_nul(text: str) -> str:
+    at = text.find("\0")
+    # No text holds one: it stands in every other byte of UTF-16, whose mark some programs leave out.
+    if at >= 0:
+        raise ValueError(
+            f"line {text.count(chr(10), 0, at) + 1} holds a NUL: it is no text, or UTF-16 without its mark"
+        )
+    return text
 
 
 def unquote(text: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -82,7 +82,7 @@ def _says_classes(source: ImageSource, asked: Asked, depth: int) -> bool:
     """Whether JSON lines that lie among images say the classes; captions may lie beside folders that do."""
     # `cat/0.jpg` lies in a class's folder, `0.jpg` does not.
     beside = all(len(Path(name).parts) <= depth for name in source.names)
-    return beside or bool(asked.label) or not set(LABEL_COLUMNS).isdisjoint(source.attributes[0])
+    return beside or bool(asked.label) or _find_column(LABEL_COLUMNS, source.attributes[0]) is not None
 
 
 @dataclass(frozen=True)
@@ -109,20 +109,26 @@ def label_source(place: Path, source: ImageSource, asked: Asked, usual: Usual | 
         ImageError: If a column is missing, a value has no class, or nothing is left.
     """
     usual, first = usual or Usual(), source.attributes[0]
-    column = asked.label or usual.label or next((name for name in LABEL_COLUMNS if name in first), None)
+    column = asked.label or usual.label or _find_column(LABEL_COLUMNS, first)
     if column is None or column not in first:
         raise ImageError(
             f"cannot read labels from {place}: no column {column or ' or '.join(LABEL_COLUMNS)}, "
             f"there are {', '.join(first)}. Name one with --label."
         )
     kept, split = keep_rows(place, source.attributes, asked.split, asked.purpose, numbered=usual.numbered)
-    columns = list(asked.group_by) or [name for name in usual.groups if name in first]
+    columns = list(asked.group_by) or [found for name in usual.groups if (found := _find_column((name,), first))]
     require_groups(place, first, columns)
     found = _Table(place, source, kept, split)
     named = asked.classes or (usual.classes if column == usual.label else None)
     # The class itself is part of every group.
     labelled = found.label(column, named, [name for name in columns if name != column])
     return replace(labelled, retention=found.label(asked.retention, None, []) if asked.retention else None)
+
+
+def _find_column(wanted: Sequence[str], columns: Iterable[str]) -> str | None:
+    """The first of some usual columns that a table has, in any case of letters; its own spelling goes first."""
+    spelled = {name.lower(): name for name in columns} | {name: name for name in columns}
+    return next((spelled[name] for name in wanted if name in spelled), None)
 
 
 def require_groups(place: Path, first: Mapping[str, str], columns: Sequence[str]) -> None:
@@ -198,15 +204,16 @@ def keep_rows(
     Raises:
         ImageError: If there are none.
     """
-    values = {row.get("split", "") for row in rows}
-    if split is None and "split" in rows[0]:
+    column = _find_column(("split",), rows[0])
+    values = {row.get(column or "", "") for row in rows}
+    if split is None and column is not None:
         split = NUMBERED[purpose] if numbered else choose_split(values, purpose)
     # A table may have a split of that name, which is then meant.
     elif split == ALL and ALL not in values:
         split = None
-    kept = [i for i, row in enumerate(rows) if split is None or row.get("split") == split]
+    kept = [i for i, row in enumerate(rows) if split is None or row.get(column or "") == split]
     if not kept:
-        there = f", there are {', '.join(sorted(values))}" if "split" in rows[0] else ": it has no column split"
+        there = f", there are {', '.join(sorted(values))}" if column is not None else ": it has no column split"
         raise ImageError(f"cannot use {table}: no row has split {split}{there}. Choose a --split.")
     return kept, split
 
@@ -236,10 +243,16 @@ def load_classes(path: Path) -> dict[str, str]:
         ImageError: If it cannot be read or is empty.
     """
     pairs = (_CLASS_LINE.fullmatch(line) for line in load_lines(path))
-    named = {unquote(pair["key"]): unquote(pair["words"] or "") for pair in pairs if pair}
+    named: dict[str, str] = {}
+    for pair in pairs:
+        key, words = (unquote(pair[part] or "") for part in ("key", "words")) if pair else ("", "")
+        if named.setdefault(key, words or key) != (words or key):
+            raise ImageError(
+                f"cannot use {path}: {key} is there twice, as {named[key]!r} and {words or key!r}. Keep one."
+            )
     if "" in named:
         raise ImageError(f"cannot use {path}: a line has no class before its colon. Write `value: words`, or words.")
-    return {key: words or key for key, words in named.items()}
+    return named
 
 
 def load_lines(path: Path) -> list[str]:
@@ -282,9 +295,11 @@ def _from_class_folders(
     folders = [names[0] if len(names) > 1 else "" for names in parts]
     names = classes or {name: name.replace("_", " ") for name in sorted(set(folders))}
     if "" in folders or len(names) < 2:
+        loose = next((name for name, folder in zip(source.names, folders, strict=True) if not folder), None)
+        seen = f"{loose} lies in no folder of a class" if loose else f"all its images lie in {folders[0]}"
         raise ImageError(
-            f"cannot read labels from {path}: give one folder per class, or a metadata.csv with {PATH_COLUMNS[0]} and "
-            "label."
+            f"cannot read labels from {path}: {seen}, give one folder per class, or a metadata.csv with "
+            f"{PATH_COLUMNS[0]} and label."
         )
     unknown = sorted(set(folders) - names.keys())
     if unknown:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +28,13 @@ from .source import ImageSource, OpenPath, join_sources
 MISSING = "missing"
 TABLE_SUFFIXES = (".csv", ".tsv", JSON_LINES)
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
-# In any case. The last ones may also hold something else than a path, so they are looked for last.
+# However they are spelled: `Image Path`, `image-path`, `ImagePath`. The last ones may also hold something else than a
+# path, so they are looked for last.
 PATH_COLUMNS = (
     *("filename", "img_filename", "path", "file", "file_name", "image_path", "filepath", "file_path", "img_path"),
-    *("image_file", "image_filename", "image_name", "image", "img", "image_id"),
+    *("image_file", "image_filename", "image_name", "img_name", "image", "img", "image_id"),
 )
+_LETTERS = re.compile(r"[^a-z0-9]")
 
 
 def list_images(source: str | Path | ImageSource | Sequence[str | Path]) -> ImageSource:
@@ -123,11 +126,12 @@ def read_csv_source(path: Path) -> ImageSource:
         rows = read_table(path)
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot read {path}: {error}. Give a CSV or JSON lines in UTF-8.") from None
-    columns = list(rows[0]) if rows else []
-    column = find_path_column(columns)
+    if not rows:
+        raise ImageError(f"cannot read images from {path}: it has no rows below a header. Give one row for each image.")
+    column = find_path_column(list(rows[0]))
     if column is None:
         raise ImageError(
-            f"cannot read images from {path}: its columns are {', '.join(columns) or 'none'}, "
+            f"cannot read images from {path}: its columns are {', '.join(rows[0])}, "
             f"one of {', '.join(PATH_COLUMNS)} is needed."
         )
     names = [row[column] for row in rows]
@@ -136,14 +140,27 @@ def read_csv_source(path: Path) -> ImageSource:
         raise ImageError(f"cannot read images from {path}: {name_row(path, empty)} has no {column}. Fill it in.")
     # Names of files may begin with a blank, values in other columns never mean one.
     attributes = tuple({key: v if key == column else v.strip() for key, v in row.items()} for row in rows)
-    found = _from_paths([path.parent / name for name in names], names)
+    found = _from_paths([_find_file(path.parent, name) for name in names], names)
     return ImageSource(found.names, found.open, attributes, found.stamps)
 
 
 def find_path_column(columns: Sequence[str]) -> str | None:
     """The column of paths among those of a table, by its name."""
-    spelled = {name.lower(): name for name in reversed(columns)}
-    return next((spelled[name] for name in PATH_COLUMNS if name in spelled), None)
+    spelled = {_LETTERS.sub("", name.lower()): name for name in reversed(columns)}
+    return next((spelled[plain] for name in PATH_COLUMNS if (plain := name.replace("_", "")) in spelled), None)
+
+
+def _find_file(folder: Path, cell: str) -> Path:
+    """The file that a cell names. Where none is called so: without blanks around it, with the slashes of this system
+    for those of Windows, and with the suffix that the names of an `image_id` often lack.
+    """
+    written = folder / cell
+    if _stamp(written) != MISSING:
+        return written
+    plain = cell.strip().replace("\\", "/")
+    cased = (case(suffix) for suffix in sorted(SUFFIXES) for case in (str.lower, str.upper))
+    others = (folder / f"{plain}{suffix}" for suffix in ("", *cased))
+    return next((other for other in others if _stamp(other) != MISSING), written)
 
 
 def source_of_rows(paths: Sequence[Path], rows: Sequence[dict[str, str]]) -> ImageSource:
