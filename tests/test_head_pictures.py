@@ -17,7 +17,8 @@ from clipedit.editor.images.source import ImageSource
 from clipedit.editor.look.spatial import compute_token_shares
 from clipedit.editor.scan.collect import collect_features
 from clipedit.export.pages import head_pictures
-from clipedit.export.pages.head_pictures import Edit, _find_sample, _look, _project_edited, _project_texts
+from clipedit.export.pages.exciting import project_texts
+from clipedit.export.pages.head_pictures import Edit, _find_sample, _look, _project_edited
 
 HEADS = [HeadId(1, 2), HeadId(3, 0), HeadId(3, 5)]
 TEXTS = ["a photo of the ocean", "a red object", "a circle"]
@@ -58,7 +59,7 @@ def test_exciting_images_are_found_in_the_sample_and_opened_once(build, source, 
     assert looked is not None and len(looked.positions) == 512
     features, kept = collect_features(edit.base, source.subset(looked.positions), layers=(1, 3))
     for head, text in zip(HEADS, TEXTS, strict=True):
-        seen = _project_texts(edit.base, {head: encode_queries(edit.base, [text])})[head][0]
+        seen = project_texts(edit.base, {head: encode_queries(edit.base, [text])})[head][0]
         strength = features.groups[f"L{head.layer}.heads"][:, head.head].double() @ seen
         best = (strength / features.embedding.double().norm(dim=1)).topk(4)
         names = [found.thumbnails[one.thumbnail].name for one in found.images[head]]
@@ -79,7 +80,7 @@ def test_both_maps_are_those_of_each_model_run_alone(build, effect: str) -> None
     edit = build(effect)
     looked = _find_sample(edit.scan, edit.source).take(range(11))
     texts = {head: encode_queries(edit.base, [text]) for head, text in zip(HEADS, TEXTS, strict=True)}
-    _, grids = _look(edit, looked, _project_texts(edit.base, texts), _project_edited(edit, texts), None)
+    _, grids = _look(edit, looked, project_texts(edit.base, texts), _project_edited(edit, texts), None)
     assert grids.shape[:2] == (11, 3) and grids.shape[4] == 2
     for row in (0, 7, 10):
         pixels = edit.base.preprocess(edit.source.open(looked.positions[row]))[None]

@@ -12,13 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from ...editor.components import Features, HeadId, take_rows
-from ...editor.concepts.queries import encode_queries
 from ...editor.concepts.textspan import HeadLabel
 from ...editor.edits.direct import compute_recipe_embeddings
 from ...editor.edits.recipe import Recipe
 from ...editor.images.source import ImageSource
 from ...editor.look.pictures import encode_image_file, tint_png
-from ...editor.look.spatial import compute_seen, compute_token_shares
+from ...editor.look.spatial import compute_seen
 from ...editor.look.view import View, find_view
 from ...editor.models.model import Model
 from ...editor.scan.collect import collect_features
@@ -26,9 +25,9 @@ from ...editor.scan.sample import mark_keys
 from ...editor.scan.scan import Scan
 from ...editor.scan.tally import Progress
 from ...editor.towers.tower import SpatialTower
+from .exciting import IMAGES_PER_BATCH, encode_first_texts, find_exciting, project_texts, see_heads
 
-SEARCHED, SHOWN = 256, 4
-THUMBNAIL, IMAGES_PER_BATCH = 144, 8
+SEARCHED, THUMBNAIL = 256, 144
 
 
 @dataclass(frozen=True)
@@ -97,14 +96,12 @@ def collect_pictures(
     it; none without a source, or where texts were scanned.
     """
     base, source = edit.base, edit.source
-    named = [head for head in heads if labels[str(head)]]
-    if not isinstance(base.tower, SpatialTower) or source is None or edit.scan is None or not named:
+    texts = encode_first_texts(base, labels, heads)
+    if not isinstance(base.tower, SpatialTower) or source is None or edit.scan is None or not texts:
         return Pictures()
-    embedded = encode_queries(base, [labels[str(head)][0].text for head in named])
-    texts = dict(zip(named, embedded.split(1), strict=True))
     looked = _find_sample(edit.scan, source) or _search(base, source, edit.scan.layers, progress)
-    before = _project_texts(base, texts)
-    chosen = {head: _most_exciting(looked.features, head, seen[0]) for head, seen in before.items()}
+    before = project_texts(base, texts)
+    chosen = {head: find_exciting(looked.features, head, seen[0]) for head, seen in before.items()}
     wanted = sorted({row for found in chosen.values() for row, _ in found})
     thumbnails, grids = _look(edit, looked.take(wanted), before, _project_edited(edit, texts), progress)
     images = {
@@ -129,20 +126,6 @@ def _search(base: Model, source: ImageSource, layers: Sequence[int], progress: P
     spread = range(0, len(source), max(1, -(-len(source) // SEARCHED)))
     features, kept = collect_features(base, source.subset(spread), layers=layers, progress=progress)
     return Looked(features, [spread[index] for index in kept])
-
-
-def _project_texts(model: Model, texts: Mapping[HeadId, Tensor]) -> dict[HeadId, Float[Tensor, "text k"]]:
-    """`R^T t` of each head and its own text."""
-    return {head: compute_seen(model, text, [head])[head.layer][head.head] for head, text in texts.items()}
-
-
-def _most_exciting(features: Features, head: HeadId, seen: Float[Tensor, " k"]) -> list[tuple[int, float]]:
-    """Positions of the images with the largest part of the cosine, and that part."""
-    u = features.groups[f"L{head.layer}.heads"][:, head.head].double()
-    # [image, k] @ [k] over |z|: the head's part of the cosine to its text.
-    strength = u @ seen / features.embedding.double().norm(dim=1)
-    best = strength.topk(min(SHOWN, len(strength)))
-    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
 def _look(
@@ -179,9 +162,9 @@ def _see_both(
     ratios: Float[Tensor, " image"],
 ) -> Float[Tensor, "image head row column 2"]:
     if edit.recipe.document.effect == "total" and not _keeps_base(edit):
-        return torch.cat([_see(edit.base, pixels, before), _see(edit.edited, pixels, after)], -1)
+        return torch.cat([see_heads(edit.base, pixels, before), see_heads(edit.edited, pixels, after)], -1)
     # The layers look where they looked before, and only the readout differs: one pass serves both.
-    found = _see(edit.base, pixels, {head: torch.cat([before[head], after[head]]) for head in before})
+    found = see_heads(edit.base, pixels, {head: torch.cat([before[head], after[head]]) for head in before})
     found[..., 1] *= ratios[:, None, None, None]
     return found
 
@@ -198,7 +181,7 @@ def _project_edited(edit: Edit, texts: Mapping[HeadId, Tensor]) -> dict[HeadId, 
     """`R'^T t` of the edited model. Where the base is looked into, the edit's maps are put into the readouts here."""
     base, recipe = edit.base, edit.recipe
     if not _keeps_base(edit):
-        return _project_texts(edit.edited, texts)
+        return project_texts(edit.edited, texts)
     tensors = recipe.tensors or {}
     whole = torch.eye(base.tower.d_embed)
     # t . (A z) = (A^T t) . z: an edited output is read by the base through the mapped text.
@@ -214,21 +197,6 @@ def _project_edited(edit: Edit, texts: Mapping[HeadId, Tensor]) -> dict[HeadId, 
 def _keeps_base(edit: Edit) -> bool:
     """Whether the base's own layers show the edit: `direct` leaves them alone, and an aligner reads no others."""
     return edit.recipe.document.effect == "direct" or edit.base.alignment is not None
-
-
-def _see(
-    model: Model, pixels: Float[Tensor, "image 3 height width"], queries: Mapping[HeadId, Float[Tensor, "text k"]]
-) -> Float[Tensor, "image head row column text"]:
-    """Every head towards its own texts, in one forward pass: parts of the cosine."""
-    heads = list(queries)
-    seen = {}
-    for head, query in queries.items():
-        # Zeros for the layer's other heads, which are not looked at.
-        empty = torch.zeros(model.tower.heads_per_layer[head.layer], *query.shape, dtype=torch.float64)
-        seen.setdefault(head.layer, empty)[head.head] = query
-    # One per text, and empty: the queries say what to look for.
-    nothing = torch.zeros(len(queries[heads[0]]), model.tower.d_embed)
-    return compute_token_shares(model, pixels, nothing, heads=heads, seen=seen).on_image()
 
 
 def _draw(found: Sequence[tuple[int, float]], grids: Float[np.ndarray, "image row column 2"]) -> list[Exciting]:
