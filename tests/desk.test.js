@@ -3,6 +3,7 @@
 const test = require("node:test");
 const assert = require("node:assert");
 const maths = require(`${process.env.DESK}/desk_math.js`);
+const verdict = require(`${process.env.DESK}/desk_verdict.js`);
 const state = require(`${process.env.DESK}/desk_state.js`);
 const near = (one, other, by = 1e-9) => assert.ok(Math.abs(one - other) <= by, `${one} is not ${other}`);
 test("wilson", () => {
@@ -47,13 +48,32 @@ test("every stratum keeps its size", () => {
     assert.equal(weights[at * 5 + 1] + weights[at * 5 + 3] + weights[at * 5 + 4], 3);
   }
 });
+const rules = { goals: { worst_group: "worst group" }, kept: { overall: "overall accuracy", retention: "retention" }, tolerated: 0.005, spreads: 2 };
+const judge = (differences, beside) => verdict.judge(differences, rules, beside);
 test("harm comes first", () => {
   const rise = { before: 0.5, after: 0.6, low: 0.05, high: 0.15 }, fall = { before: 0.9, after: 0.8, low: -0.15, high: -0.05 };
-  assert.equal(maths.judge({ worst_group: rise }).word, "HELPS");
-  assert.equal(maths.judge({ worst_group: rise, retention: fall }).word, "HARMS");
-  assert.equal(maths.judge({ worst_group: { before: 0.5, after: 0.51, low: -0.01, high: 0.03 } }).word, "NO DIFFERENCE");
-  assert.equal(maths.judge({ overall: { before: 0.5, after: 0.497, low: -0.004, high: -0.001 } }).word, "NO DIFFERENCE");
-  assert.equal(maths.judge({}).word, "NOT MEASURED");
+  assert.equal(judge({ worst_group: rise }).word, "HELPS");
+  assert.equal(judge({ worst_group: rise, retention: fall }).word, "HARMS");
+  assert.equal(judge({ worst_group: { before: 0.5, after: 0.51, low: -0.01, high: 0.03 } }).word, "NO DIFFERENCE");
+  assert.equal(judge({ overall: { before: 0.5, after: 0.497, low: -0.004, high: -0.001 } }).word, "NO DIFFERENCE");
+  assert.equal(judge({}).word, "NOT MEASURED");
+});
+test("random heads within two standard deviations are as good", () => {
+  const found = { worst_group: { before: 0.5, after: 0.6, low: 0.05, high: 0.15 } };
+  const said = (sd) => judge(found, { worst_group: { control: { mean: 0.57, sd }, projection: 0.55 } }).because;
+  assert.match(said(0.015), /\(random heads 0\.570 \(sd 0\.015\), which is as good; the projection alone 0\.550\), and nothing/);
+  assert.match(said(0.01), /\(random heads 0\.570 \(sd 0\.010\); the projection/);
+  const { mean, sd } = verdict.summarise([1, 2, 6]);
+  near(mean, 3), near(sd, Math.sqrt(7));
+});
+test("random heads keep layers and strengths", () => {
+  const layers = [0, 0, 0, 1, 1], strengths = [1, 0.5, 0, 0, 0.25], seen = new Set();
+  for (let seed = 0; seed < 40; seed++) {
+    const drawn = verdict.drawLike(layers, strengths, maths.random(seed));
+    assert.deepEqual([...drawn.slice(0, 3)].sort(), [0, 0.5, 1]), assert.deepEqual([...drawn.slice(3)].sort(), [0, 0.25]);
+    seen.add(drawn.join());
+  }
+  assert.equal(seen.size, 12);
 });
 test("undo and redo", () => {
   const mix = new state.Mix(["L0H0", "L0H1"], ["a, b:c"]);

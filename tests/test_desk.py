@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,26 +21,32 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from PIL import Image
 
 import clipedit
-from clipedit.editor.components import take_rows
+from clipedit.editor.components import Features, take_rows
 from clipedit.editor.concepts.class_weights import compute_class_weights
 from clipedit.editor.concepts.concepts import load_concept
-from clipedit.editor.concepts.queries import encode_unit
+from clipedit.editor.concepts.queries import encode_queries, encode_unit
 from clipedit.editor.edits.bind import bind_recipe
 from clipedit.editor.edits.direct import compute_recipe_embeddings
 from clipedit.editor.edits.document import RecipeDocument
 from clipedit.editor.images.demo import COLORS, SHAPES
 from clipedit.editor.images.demo import test_source as demo_test_source
 from clipedit.editor.images.source import LabelledImages
+from clipedit.editor.look.pictures import tint
+from clipedit.editor.look.spatial import compute_token_shares, head_ids
+from clipedit.editor.look.view import View
 from clipedit.editor.measure.certificate import bound_turn, compute_turns
+from clipedit.editor.measure.control import DRAWS, ControlRows, mean_rows
 from clipedit.editor.measure.demo_measure import SHAPE_TEMPLATES
 from clipedit.editor.measure.evaluate import build_demo_yardstick, build_yardstick
-from clipedit.editor.measure.intervals import compare_outcomes, wilson_interval
+from clipedit.editor.measure.intervals import Difference, compare_outcomes, wilson_interval
 from clipedit.editor.measure.verdict import judge_edit
 from clipedit.editor.scan.collect import collect_embeddings, collect_features
 from clipedit.editor.select.selectivity import cut_folds
 from clipedit.export.pages.desk.desk import Desk, desk
+from clipedit.export.pages.desk.heat import _find_box
 
 ROOM = Path(clipedit.__file__).parent / "export" / "pages" / "desk"
 HOSTILE = '</script><script>alert("x")</script>\n\'"& <b>.png'
@@ -107,6 +115,7 @@ def run_node(page: Path, mixes: Sequence[Mapping[str, Any]], folder: Path) -> li
     script = f"""
         const given = JSON.parse(require("fs").readFileSync({json.dumps(str(given))}));
         const {{ Engine, decodeBytes }} = require({json.dumps(str(ROOM / "desk_engine.js"))});
+        const {{ judge }} = require({json.dumps(str(ROOM / "desk_verdict.js"))});
         const {{ Mix, writeRecipe, readRecipe }} = require({json.dumps(str(ROOM / "desk_state.js"))});
         const facts = given.facts;
         const engine = new Engine(facts, decodeBytes(given.data));
@@ -115,13 +124,20 @@ def run_node(page: Path, mixes: Sequence[Mapping[str, Any]], folder: Path) -> li
           const mix = new Mix(...names);
           mix.load(preset);
           const now = engine.measure(mix.strengths, mix.outputs);
+          const differences = facts.labelled && engine.compare(now);
+          const draws = facts.labelled && engine.control(mix.strengths, mix.outputs);
+          let control = draws?.next();
+          while (control && !control.done) control = draws.next();
+          control = control?.value;
           const recipe = writeRecipe(mix, facts, "direct");
           const shared = new Mix(...names);
           shared.readFragment("#" + mix.fragment());
           return {{
             figures: Object.fromEntries(Object.entries(now.figures).map(([key, one]) => [key, one.value])),
             groups: now.groups, left: now.left, turns: now.turns, answers: [...now.answers], recipe,
-            again: readRecipe(recipe, mix), differences: facts.labelled ? engine.compare(now) : null,
+            again: readRecipe(recipe, mix), differences,
+            beside: control?.beside, drawn: control?.drawn.map((one) => [...one]),
+            verdict: differences && judge(differences, facts.rules, control.beside),
             shared: [[...shared.strengths], [...shared.outputs]], own: [[...mix.strengths], [...mix.outputs]],
           }};
         }});
@@ -137,6 +153,14 @@ def found(page: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str
     if NODE is None:
         pytest.skip("Node is not installed: the page's mathematics was not run")
     return run_node(page, draw_mixes(parts_of(page)[0], 10), tmp_path_factory.mktemp("node"))
+
+
+Read = tuple[Features, Sequence[int]]
+
+
+@pytest.fixture(scope="module")
+def read(demo_model: clipedit.Model, demo_scan: clipedit.Scan, task: LabelledImages) -> Read:
+    return collect_features(demo_model, task.source, layers=demo_scan.layers)
 
 
 def bind(text: str, scan: clipedit.Scan, model: clipedit.Model) -> clipedit.Recipe:
@@ -158,10 +182,10 @@ def test_figures_are_those_that_evaluate_gives_of_the_applied_recipe(
 
 
 def test_any_mix_answers_as_its_recipe(
-    found: list[dict[str, Any]], demo_model: clipedit.Model, demo_scan: clipedit.Scan, task: LabelledImages
+    found: list[dict[str, Any]], demo_model: clipedit.Model, demo_scan: clipedit.Scan, task: LabelledImages, read: Read
 ) -> None:
     """Ten random subsets with strengths and projections: every answer, and what is left of concepts."""
-    features, _ = collect_features(demo_model, task.source, layers=demo_scan.layers)
+    features, _ = read
     weights = compute_class_weights(demo_model, task.classes, SHAPE_TEMPLATES)
     sample = demo_scan.sample
     assert sample is not None
@@ -198,10 +222,10 @@ def test_what_is_left_of_a_concept_is_the_variance_of_the_edited_embeddings(
 
 
 def test_the_verdict_agrees_with_the_library(
-    found: list[dict[str, Any]], demo_model: clipedit.Model, demo_scan: clipedit.Scan, task: LabelledImages
+    found: list[dict[str, Any]], demo_model: clipedit.Model, demo_scan: clipedit.Scan, task: LabelledImages, read: Read
 ) -> None:
     """Intervals come from other draws: they agree to one image of the 32 in a group."""
-    features, kept = collect_features(demo_model, task.source, layers=demo_scan.layers)
+    features, kept = read
     yardstick = build_yardstick(demo_model, task, templates=SHAPE_TEMPLATES)
     recipe = bind(found[0]["recipe"], demo_scan, demo_model)
     after = compute_recipe_embeddings(recipe, demo_model, features)
@@ -213,6 +237,82 @@ def test_the_verdict_agrees_with_the_library(
             tolerance = 1e-3 if key in ("before", "after") else 1 / 32 + 1e-6
             assert difference[key] == pytest.approx(getattr(expected[name], key), abs=tolerance)
     assert judge_edit(expected).word == "HELPS"
+
+
+def test_random_heads_beside_an_edit_are_those_of_python(
+    found: list[dict[str, Any]], demo_model: clipedit.Model, demo_scan: clipedit.Scan, task: LabelledImages, read: Read
+) -> None:
+    """Mean, spread and the projection alone, from the very heads that the page draws; and the sentence about them."""
+    yardstick = build_yardstick(demo_model, task, templates=SHAPE_TEMPLATES)
+    one = found[0]
+    document = bind(one["recipe"], demo_scan, demo_model).document
+    names = [str(head) for head in head_ids(demo_model, demo_scan.layers)]
+    chosen, output = next(step for step in document.steps if step.heads), document.steps[-1]
+    rows = []
+    for strengths in one["drawn"]:
+        drawn = [name for name, strength in zip(names, strengths, strict=True) if strength]
+        assert Counter(name.split("H")[0] for name in drawn) == Counter(name.split("H")[0] for name in chosen.heads)
+        steps = (chosen.model_copy(update={"heads": tuple(drawn)}), output)
+        recipe = bind_recipe(document.model_copy(update={"steps": steps}), demo_scan, demo_model)
+        rows.append(yardstick.figures(compute_recipe_embeddings(recipe, demo_model, read[0]), read[1]))
+    recipe = bind_recipe(document.model_copy(update={"steps": (output,)}), demo_scan, demo_model)
+    alone = yardstick.figures(compute_recipe_embeddings(recipe, demo_model, read[0]), read[1])
+    assert len({tuple(drawn) for drawn in one["drawn"]}) == len(rows) == DRAWS
+    controls = ControlRows({"control": mean_rows(rows), "output_projection": alone}, rows)
+    for name in ("overall", "worst_group", "retention"):
+        beside = one["beside"][name]
+        assert beside["control"]["mean"] == pytest.approx(controls.rows["control"][name], abs=1e-3)
+        assert beside["control"]["sd"] == pytest.approx(controls.spread[name], abs=1e-3)
+        assert beside["projection"] == pytest.approx(alone[name], abs=1e-3)
+
+
+def test_every_verdict_is_the_library_s_own_word_for_word(found: list[dict[str, Any]]) -> None:
+    assert len({one["verdict"]["word"] for one in found}) > 1
+    for one in found:
+        differences = {
+            name: Difference(**{key: float(value) for key, value in difference.items()})
+            for name, difference in one["differences"].items()
+        }
+        control, spread, alone = {}, {}, {}
+        for name, beside in one["beside"].items():
+            if "control" in beside:
+                control[name], spread[name] = float(beside["control"]["mean"]), float(beside["control"]["sd"])
+            if "projection" in beside:
+                alone[name] = float(beside["projection"])
+        expected = judge_edit(differences, control=control, control_sd=spread, projection=alone)
+        assert (one["verdict"]["word"], one["verdict"]["because"]) == (expected.word, expected.because)
+
+
+def test_head_cards_show_where_each_head_looks_on_the_images_that_excite_it(
+    laid: Desk, demo_model: clipedit.Model, task: LabelledImages, read: Read
+) -> None:
+    texts = {head["name"]: head["texts"][0][0] for head in laid.facts["heads"] if head["texts"]}
+    assert set(laid.facts["heat"]) == set(texts) and len(texts) > 20
+    for name in ("L3H5", "L1H2"):
+        head, images = clipedit.HeadId.parse(name), laid.facts["heat"][name]
+        text = encode_queries(demo_model, [texts[name]])
+        pixels = torch.stack([demo_model.preprocess(task.source.open(index)) for index in range(len(task.source))])
+        shares = compute_token_shares(demo_model, pixels, text, heads=[head])
+        said = shares.shares[:, 0, :, 0].sum(1) / shares.norm
+        assert [one["image"] for one in images] == said.topk(4).indices.tolist()
+        grids = shares.on_image()[[one["image"] for one in images], 0, :, :, 0].double().numpy()
+        for one, grid in zip(images, grids, strict=True):
+            pixels_of = np.asarray(Image.open(io.BytesIO(base64.b64decode(one["overlay"]))))
+            color, opacity = tint(grid, float(np.abs(grids).max()))
+            assert np.abs(pixels_of[..., 3] - opacity * 255).max() <= 2 and one["box"] == (0, 0, 1, 1)
+            assert (pixels_of[..., :3] == color)[np.abs(grid) > 1e-6].all()
+
+
+@pytest.mark.parametrize(
+    ("view", "box"),
+    [
+        (View(50.0, 0.0, 150.0, 100.0, 200, 100), (0, 0, 1, 1)),
+        (View(0.0, 0.0, 200.0, 100.0, 200, 100), (-0.5, 0, 2, 1)),
+        (View(0.0, -50.0, 100.0, 250.0, 100, 200), (0, -1, 1, 3)),
+    ],
+)
+def test_a_heatmap_lies_where_the_model_looked(view: View, box: tuple[float, ...]) -> None:
+    assert _find_box(view) == box
 
 
 def test_the_demo_is_measured_as_the_demo_is(

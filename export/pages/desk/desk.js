@@ -13,7 +13,7 @@
   let rest = 0;
 
   const panels = new DeskPanels.Panels(facts, engine, { measure: measurePreset, load });
-  const heads = new DeskHeads.Heads(facts, mix, { change: changeHead, excite: (head, name) => engine.excite(head, name) });
+  const heads = new DeskHeads.Heads(facts, mix, changeHead);
   const sliders = facts.projections.map(buildOutput);
 
   function measurePreset(preset) {
@@ -54,11 +54,19 @@
   function settle() {
     engine.refresh();
     panels.settle(engine.measure(mix.strengths, mix.outputs));
+    if (facts.labelled) conclude(engine.control(mix.strengths, mix.outputs));
     try {
       history.replaceState(null, "", `#${mix.fragment()}`);
     } catch {
       // A frame without an address of its own, as in a notebook.
     }
+  }
+
+  /** The verdict comes last, when random heads were measured too; whatever moves meanwhile stops it. */
+  function conclude(draws) {
+    const { done, value } = draws.next();
+    if (done) panels.conclude(value.beside);
+    else rest = setTimeout(() => conclude(draws), 0);
   }
 
   function buildOutput(projection, at) {
@@ -82,9 +90,9 @@
       const chosen = by("preset").value;
       by("preset").value = "";
       if (chosen !== "random") return load(named[chosen]);
-      const outputs = Object.fromEntries(mix.projections.map((name, at) => [name, mix.outputs[at]]));
-      const strengths = mix.count ? mix.strengths : defaultStrengths();
-      return load({ heads: DeskState.drawHeads(facts, strengths, next), projections: outputs });
+      mix.keep();
+      mix.strengths.set(DeskVerdict.drawLike(facts.heads.map((head) => head.layer), mix.count ? mix.strengths : defaultStrengths(), next));
+      return changed();
     });
     const names = { distilled: "distilled: a plain checkpoint", direct: "direct: extra nodes at the readout" };
     facts.effects.forEach((one) => by("effect").append(make("option", { value: one }, names[one])));

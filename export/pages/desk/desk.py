@@ -22,6 +22,8 @@ from ....editor.files.whole import write_text
 from ....editor.images.labelled_options import LabelledOptions
 from ....editor.images.layouts import Dataset
 from ....editor.images.texts import load_texts
+from ....editor.measure.control import DRAWS
+from ....editor.measure.verdict import CONTROL_SPREADS, GOALS, KEPT, TOLERATED
 from ....editor.models.model import Model
 from ....editor.scan.scan import Scan
 from ....editor.scan.tally import Progress
@@ -35,6 +37,7 @@ from .concepts import (
     join_span,
     watch,
 )
+from .heat import draw_heat, pack_heat
 from .labelled import Labelled, open_labelled_images
 from .pack import Blob, Packed, pack_heads, pack_held, pack_labelled, pack_plain, pack_projections
 from .page import render_desk
@@ -122,6 +125,7 @@ def desk(
         "effects": effects,
         "fidelity": _estimate(default, scan, model),
         "calibration": scan.statistics.n,
+        "rules": {"goals": GOALS, "kept": KEPT, "tolerated": TOLERATED, "spreads": CONTROL_SPREADS, "draws": DRAWS},
         "concepts": pack_held(describe_held(known, concepts)),
     }
     presets = [
@@ -129,7 +133,7 @@ def desk(
         *([read_preset(default, "default", "Default", offered)] if default else []),
     ]
     laid = Laid(known, concepts, offered, [preset for preset in presets if preset is not None], labelled)
-    packed = _pack(laid, facts)
+    packed = _pack(laid, facts, progress)
     return Desk(render_desk(packed), packed.facts)
 
 
@@ -144,7 +148,7 @@ class Laid:
     labelled: Labelled | None
 
 
-def _pack(laid: Laid, facts: dict[str, Any]) -> Packed:
+def _pack(laid: Laid, facts: dict[str, Any], progress: Progress | None) -> Packed:
     scan, model, labelled = laid.known.scan, laid.known.model, laid.labelled
     parts, blob = find_parts(scan, model), Blob()
     span = join_span(laid.offered, model.tower.d_embed)
@@ -153,8 +157,10 @@ def _pack(laid: Laid, facts: dict[str, Any]) -> Packed:
     plain = _plain_features(scan, labelled)
     watched = watch(laid.known, laid.concepts, plain)
     sheet = draw_thumbnails(labelled.source) if labelled else None
+    heat = draw_heat(model, labelled, labels, parts.heads, progress=progress) if labelled else {}
     found = {
         "heads": pack_heads(parts, labels),
+        "heat": pack_heat(heat),
         "projections": pack_projections(laid.offered, span),
         "span": span.shape[1],
         "presets": [asdict(preset) for preset in laid.presets],

@@ -2,16 +2,17 @@
 /* From what is packed in the page, and strengths, to everything that it shows. No document: Node runs it in tests. */
 const DeskEngine = (() => {
   const maths = typeof module !== "undefined" ? require("./desk_math.js") : DeskMath;
+  const verdict = typeof module !== "undefined" ? require("./desk_verdict.js") : DeskVerdict;
 
   class Engine {
     constructor(facts, buffer) {
       this.facts = facts;
       const take = (name, kind) => new kind(buffer, ...facts.places[name]);
-      const open = (name, half) =>
+      const open = (name, half, whole) =>
         new maths.Readings(
           {
             base: take(`${name}.base`, Float32Array),
-            terms: take(`${name}.terms`, Int16Array),
+            terms: take(`${name}.terms`, whole),
             scales: take(`${name}.scales`, Float32Array),
           },
           facts.heads.length,
@@ -19,7 +20,7 @@ const DeskEngine = (() => {
           half.images,
         );
       const { plain, labelled } = facts;
-      this.plain = open("plain", plain);
+      this.plain = open("plain", plain, Int8Array);
       this.lengths = {
         images: plain.images,
         lengths: take("plain.lengths", Int16Array),
@@ -27,7 +28,7 @@ const DeskEngine = (() => {
       };
       this.watchedRows = new Float32Array(Math.max(...plain.watched.map((one) => one.count)) * plain.images);
       if (labelled) {
-        this.labelled = open("labelled", labelled);
+        this.labelled = open("labelled", labelled, Int16Array);
         this.scores = labelled.questions.map((question) => new Float32Array(question.classes.length * labelled.images));
         this.answers = labelled.questions.map(() => new Int16Array(labelled.images));
         this.main = labelled.figures.filter((figure) => !figure.key.startsWith("read: "));
@@ -35,11 +36,16 @@ const DeskEngine = (() => {
       this.before = this.measure(new Float64Array(facts.heads.length), new Float64Array(facts.projections.length));
     }
 
-    /** Figures of one edit. `marks` say by figure, task and cell which images are answered rightly. */
+    /** Everything that one edit changes. */
     measure(strengths, outputs) {
       const map = maths.composeMap(this.facts.projections, outputs, this.facts.span);
       this.plain.set(strengths);
-      const found = { ...this.watch(strengths, map), figures: {}, groups: [], answers: [] };
+      return { ...this.watch(strengths, map), ...this.ask(strengths, map) };
+    }
+
+    /** What labelled images answer. `marks` say by figure, task and cell which images are answered rightly. */
+    ask(strengths, map) {
+      const found = { figures: {}, groups: [], answers: [] };
       if (!this.labelled) return found;
       this.labelled.set(strengths);
       const { labelled } = this.facts;
@@ -85,11 +91,11 @@ const DeskEngine = (() => {
 
     /** Paired differences of what a verdict looks at. */
     compare(now) {
-      const { labelled } = this.facts;
+      const { labelled, rules } = this.facts;
       this.drawn ||= maths.drawWeights(labelled.strata);
       const found = {};
       for (const figure of labelled.figures) {
-        if (!(figure.key in maths.GOALS) && !(figure.key in maths.KEPT)) continue;
+        if (!(figure.key in rules.goals) && !(figure.key in rules.kept)) continue;
         const before = this.before.figures[figure.key];
         // Of what is not edited the draws stay as they are.
         before.side ||= maths.drawSide(figure, before.marks, this.drawn);
@@ -97,6 +103,33 @@ const DeskEngine = (() => {
         if (difference) found[figure.key] = difference;
       }
       return found;
+    }
+
+    /**
+     * What stands beside an edit, by figure: as many random heads in the same layers, several draws of them, and the
+     * projection without heads. Seeded, so that the same edit always meets the same controls. A draw at a step: between
+     * them the page stays awake.
+     */
+    *control(strengths, outputs) {
+      const { projections, span, heads, rules } = this.facts;
+      const map = maths.composeMap(projections, outputs, span);
+      const layers = heads.map((head) => head.layer);
+      const next = maths.random(0);
+      const drawn = strengths.some(Boolean) ? Array.from({ length: rules.draws }, () => verdict.drawLike(layers, strengths, next)) : [];
+      const rows = [];
+      for (const one of drawn) {
+        rows.push(this.ask(one, map).figures);
+        yield;
+      }
+      const alone = outputs.some(Boolean) ? this.ask(new Float64Array(heads.length), map).figures : null;
+      const beside = this.facts.labelled.figures.map(({ key }) => [
+        key,
+        {
+          ...(rows.length && { control: verdict.summarise(rows.map((row) => row[key].value)) }),
+          ...(alone && { projection: alone[key].value }),
+        },
+      ]);
+      return { drawn, beside: Object.fromEntries(beside) };
     }
 
     /** Images whose answer differs, by position: what it was, is, and should be. */
@@ -109,27 +142,6 @@ const DeskEngine = (() => {
         if (was !== is) found.push({ image, was, is, should, kind: is === should ? "righted" : was === should ? "wronged" : "other" });
       });
       return found;
-    }
-
-    /** The images on which a head says most of a concept: the largest parts within the concept's directions. */
-    excite(head, name, count = 6) {
-      const { labelled, projections, span } = this.facts;
-      const projection = projections.find((one) => one.name === name);
-      if (!labelled || !projection) return [];
-      const { terms, scales } = this.labelled.packed;
-      const { readings, images } = this.labelled;
-      const said = new Float64Array(images);
-      for (const row of projection.rows) {
-        for (let image = 0; image < images; image++) {
-          let along = 0;
-          for (let column = 0; column < span; column++) {
-            const reading = head * readings + labelled.spanFirst + column;
-            along += row[column] * scales[reading] * terms[reading * images + image];
-          }
-          said[image] += along * along;
-        }
-      }
-      return Array.from(said.keys()).sort((one, other) => said[other] - said[one]).slice(0, count);
     }
 
     refresh() {

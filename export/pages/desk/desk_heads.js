@@ -66,8 +66,8 @@ const DeskHeads = (() => {
 
   class Heads {
     /** `change(head, strength, begin)` is told what a hand does; `begin` where it starts to. */
-    constructor(facts, mix, { change, excite }) {
-      Object.assign(this, { facts, mix, change, excite, looked: 0, cells: [], color: "scores", concept: 0 });
+    constructor(facts, mix, change) {
+      Object.assign(this, { facts, mix, change, looked: 0, cells: [], color: "scores", concept: 0 });
       this.grid = document.getElementById("grid");
       this.card = document.getElementById("card");
       this.build();
@@ -231,17 +231,31 @@ const DeskHeads = (() => {
       const says = texts.length ? make("ul", { className: "texts" }, ...texts) : make("p", {}, "It never varies on the scanned images.");
       this.card.replaceChildren(
         make("div", {}, make("h3", {}, head.name), make("div", { className: "strength" }, this.slider.input, this.slider.shown), make("p", { className: "note" }, "Share of each concept’s variance"), make("dl", { className: "facts" }, ...facts)),
-        make("div", {}, make("p", { className: "note" }, "Texts that explain most of what it writes, with their share of its variance"), says, ...this.drawExcited(at)),
+        make("div", {}, make("p", { className: "note" }, "Texts that explain most of what it writes, with their share of its variance"), says),
+        ...this.drawHeat(head),
       );
     }
 
-    /** The images on which a head says most of a concept, where the desk has images and the concept's directions. */
-    drawExcited(at) {
-      const { name } = this.facts.concepts[this.concept];
-      const found = this.excite(at, name);
-      if (!found.length) return [];
-      const thumbs = found.map((image) => make("li", { title: this.facts.labelled.names[image] }, makeThumb(this.facts, image)));
-      return [make("p", { className: "note spaced" }, `Images on which it says most of ${name}`), make("ul", { className: "excited" }, ...thumbs)];
+    /** The images that excite a head most: as they are, and below where on them it looks. */
+    drawHeat(head) {
+      const found = this.facts.heat[head.name];
+      if (!found) return [];
+      const shown = found.map((one) => {
+        const name = this.facts.labelled.names[one.image];
+        return make("li", { title: name }, makeThumb(this.facts, one.image), this.makeTinted(one));
+      });
+      const [first] = head.texts[0];
+      const note = make("p", { className: "note" }, "The images that excite it most, and where: red for ", make("q", {}, first), ", blue against it");
+      return [make("div", {}, note, make("ul", { className: "excited" }, ...shown))];
+    }
+
+    /** A thumbnail in grey under the tint, which lies where the model's own crop does. */
+    makeTinted({ image, box, overlay }) {
+      const tint = make("img", { src: `data:image/png;base64,${overlay}`, alt: "" });
+      ["left", "top", "width", "height"].forEach((side, at) => (tint.style[side] = `${box[at] * 100}%`));
+      const grey = makeThumb(this.facts, image);
+      grey.setAttribute("aria-label", `where it looks on ${this.facts.labelled.names[image]}`);
+      return make("div", { className: "tinted" }, grey, tint);
     }
   }
 

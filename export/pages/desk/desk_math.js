@@ -9,13 +9,6 @@ const DeskMath = (() => {
   const DRAWS = 2000;
   // Of a handful of images the bootstrap knows no spread.
   const LEAST_GROUP = 10;
-  const TOLERATED = 0.005;
-  const GOALS = {
-    worst_group: "worst group",
-    worst_group_listed: "worst group (listed)",
-    worst_group_held_out: "worst group (held out)",
-  };
-  const KEPT = { overall: "overall accuracy", retention: "retention", mean_of_groups: "mean of groups" };
 
   /**
    * `I - A` in coordinates of the span, row by row, where A takes all projections out together, in no order, as recipes
@@ -246,34 +239,6 @@ const DeskMath = (() => {
     return sorted[low] + (at - low) * (sorted[high] - sorted[low]);
   }
 
-  const signed = (value) => (value < 0 ? "" : "+") + value.toFixed(3);
-
-  function spell(found) {
-    const change = found.after - found.before;
-    return `${found.before.toFixed(3)} to ${found.after.toFixed(3)} (${signed(change)}, 95 % interval ${signed(found.low)} to ${signed(found.high)})`;
-  }
-
-  /** The verdict, as `remove-heads` says it: harm first, since a rise does not make up for a fall. */
-  function judge(differences) {
-    const named = { ...GOALS, ...KEPT };
-    const change = (name) => differences[name].after - differences[name].before;
-    const known = Object.keys(differences).filter((name) => name in named);
-    const fallen = known.filter((name) => differences[name].high < 0 && change(name) < -TOLERATED);
-    const risen = Object.keys(GOALS).filter((name) => name in differences && differences[name].low > 0);
-    if (fallen.length) {
-      const worst = fallen.reduce((one, other) => (change(other) < change(one) ? other : one));
-      return { word: "HARMS", because: `${named[worst]} falls: ${spell(differences[worst])}.` };
-    }
-    if (risen.length) {
-      const best = risen.reduce((one, other) => (change(other) > change(one) ? other : one));
-      return { word: "HELPS", because: `${named[best]} rises: ${spell(differences[best])}, and nothing else falls.` };
-    }
-    const said = [...Object.keys(GOALS), ...Object.keys(KEPT)].find((name) => name in differences);
-    return said
-      ? { word: "NO DIFFERENCE", because: `${named[said]} ${spell(differences[said])}.` }
-      : { word: "NOT MEASURED", because: "no group has ten images or more." };
-  }
-
   /** Squared lengths of edited embeddings, and their inner products with the unedited ones; heads only. */
   function lengthsOf(plain, strengths) {
     const { images, lengths, lengthScales } = plain;
@@ -340,7 +305,7 @@ const DeskMath = (() => {
   }
 
   return {
-    GOALS, KEPT, Readings, answer, boundTurn, compare, composeMap, drawSide, drawWeights, figureOf, judge, lengthsOf,
+    Readings, answer, boundTurn, compare, composeMap, drawSide, drawWeights, figureOf, lengthsOf,
     lossOf, markCell, project, projectLengths, quantile, random, share, varianceOf, wilson,
   };
 })();

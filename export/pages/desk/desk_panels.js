@@ -21,10 +21,11 @@ const DeskPanels = (() => {
     const now = make("i", { className: "now" });
     const fill = make("i", { className: "fill" });
     const span = make("i", { className: "span" });
+    const chance = make("i", { className: "chance", hidden: true });
     const value = make("span", { className: "value" });
     const also = make("span", { className: "note also" }, note || "");
-    const node = make("div", { className: "figure" }, make("span", { className: "name" }, name), value, make("span", { className: "track", "aria-hidden": "true" }, fill, span, was, now), also);
-    return { node, was, now, fill, span, value, also };
+    const node = make("div", { className: "figure" }, make("span", { className: "name" }, name), value, make("span", { className: "track", "aria-hidden": "true" }, fill, span, chance, was, now), also);
+    return { node, was, now, fill, span, chance, value, also };
   }
 
   function setRow(row, was, now, interval, lowerIsBetter = false) {
@@ -44,6 +45,23 @@ const DeskPanels = (() => {
     row.bold.textContent = `${digits(now)} %`;
     row.bold.className = tone;
   }
+
+  /** Where an axis begins and ends: some room around its points, within what a share can be. */
+  function boundsOf(values) {
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    const room = Math.max(0.01, (high - low) * 0.12);
+    return [Math.max(0, low - room), Math.min(1, high + room)];
+  }
+
+  /** Round numbers on an axis, at most six. */
+  function ticksOf([low, high]) {
+    const step = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2].find((one) => (high - low) / one <= 5.5);
+    const found = [];
+    for (let at = Math.ceil(low / step - 1e-9); at * step <= high + 1e-9; at++) found.push(at * step);
+    return found;
+  }
+
+  const tickText = (value) => String(Number((value * 100).toFixed(1)));
 
   class Panels {
     constructor(facts, engine, put) {
@@ -125,21 +143,32 @@ const DeskPanels = (() => {
       by("promise").textContent = said.length ? `${said.join("; ")}.` : "Too few images for a bound.";
     }
 
-    /** When the hand rests: intervals, verdict and pictures. */
+    /** When the hand rests: intervals and pictures. */
     settle(now) {
       this.now = now;
       if (!this.facts.labelled) {
         this.say({ word: "NOT MEASURED", because: "no labelled images are on this desk. Make it with --dataset DIR: images with a class and a group." });
         return;
       }
-      const differences = this.engine.compare(now);
-      this.say(this.isNothing ? { word: "NO DIFFERENCE", because: "nothing is edited yet. Take out heads, or begin with a preset." } : DeskMath.judge(differences));
-      for (const figure of this.engine.main) {
-        const found = differences[figure.key];
-        const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value * 100).toFixed(1)}`;
-        this.rows[figure.key].also.textContent = found ? `change ${signed(found.after - found.before)}, 95 % interval ${signed(found.low)} to ${signed(found.high)}` : "";
-      }
+      this.differences = this.engine.compare(now);
       this.drawChanges();
+    }
+
+    /** What is said when it is known what stands beside the edit. */
+    conclude(beside) {
+      const { differences } = this;
+      this.say(this.isNothing ? { word: "NO DIFFERENCE", because: "nothing is edited yet. Take out heads, or begin with a preset." } : DeskVerdict.judge(differences, this.facts.rules, beside));
+      for (const figure of this.engine.main) this.sayBeside(this.rows[figure.key], differences[figure.key], beside[figure.key].control);
+    }
+
+    /** Below a figure: the interval of its change, and what as many random heads give. */
+    sayBeside(row, found, control) {
+      const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value * 100).toFixed(1)}`;
+      const parts = found ? [`${signed(found.after - found.before)} (95 %: ${signed(found.low)} to ${signed(found.high)})`] : [];
+      if (control) parts.push(`random heads ${digits(control.mean)} (sd ${digits(control.sd)})`);
+      row.also.textContent = parts.join("; ");
+      row.chance.hidden = !control;
+      if (control) place(row.chance, control.mean);
     }
 
     say(verdict) {
@@ -172,7 +201,7 @@ const DeskPanels = (() => {
 
     /** Worst group against what must stay, both measured here: the axes are those of the verdict. */
     axes(found) {
-      const goals = Object.keys(DeskMath.GOALS).filter((name) => name in found.figures);
+      const goals = Object.keys(this.facts.rules.goals).filter((name) => name in found.figures);
       const { kept } = this.facts.labelled;
       const mean = goals.reduce((sum, name) => sum + found.figures[name].value, 0) / Math.max(1, goals.length);
       return { x: found.figures[kept].value, y: goals.length ? mean : found.figures.overall.value, kept, goals };
@@ -183,27 +212,24 @@ const DeskPanels = (() => {
       const { front, presets } = this.facts;
       if (!front.length) return;
       this.points = [DeskState.NOTHING, ...presets, ...front].map((preset) => ({ preset, ...this.axes(this.put.measure(preset)) }));
-      const bounds = (values) => {
-        const [low, high] = [Math.min(...values), Math.max(...values)];
-        const room = Math.max(0.01, (high - low) * 0.12);
-        return [Math.max(0, low - room), Math.min(1, high + room)];
-      };
-      this.bounds = { x: bounds(this.points.map((one) => one.x)), y: bounds(this.points.map((one) => one.y)) };
+      this.bounds = { x: boundsOf(this.points.map((one) => one.x)), y: boundsOf(this.points.map((one) => one.y)) };
       const box = by("front");
-      for (let step = 0; step <= 4; step++) {
-        const share = step / 4;
-        const value = (axis) => (100 * (this.bounds[axis][0] + share * (this.bounds[axis][1] - this.bounds[axis][0]))).toFixed(1);
-        const below = make("span", { className: "tick", "aria-hidden": "true" }, value("x"));
-        Object.assign(below.style, { left: `${share * 100}%`, top: "calc(100% + 4px)", transform: "translateX(-50%)" });
-        const beside = make("span", { className: "tick", "aria-hidden": "true" }, value("y"));
-        Object.assign(beside.style, { right: "calc(100% + 8px)", bottom: `${share * 100}%`, transform: "translateY(50%)" });
+      const share = (axis, value) => `${(100 * (value - this.bounds[axis][0])) / (this.bounds[axis][1] - this.bounds[axis][0])}%`;
+      for (const value of ticksOf(this.bounds.y)) {
+        const beside = make("span", { className: "tick", "aria-hidden": "true" }, tickText(value));
+        Object.assign(beside.style, { right: "calc(100% + 8px)", bottom: share("y", value), transform: "translateY(50%)" });
         const line = make("span", { className: "line", "aria-hidden": "true" });
-        Object.assign(line.style, { left: 0, right: 0, height: "1px", bottom: `${share * 100}%` });
-        box.append(line, below, beside);
+        Object.assign(line.style, { left: 0, right: 0, height: "1px", bottom: share("y", value) });
+        box.append(line, beside);
+      }
+      for (const value of ticksOf(this.bounds.x)) {
+        const below = make("span", { className: "tick", "aria-hidden": "true" }, tickText(value));
+        Object.assign(below.style, { left: share("x", value), top: "calc(100% + 4px)", transform: "translateX(-50%)" });
+        box.append(below);
       }
       const { kept, goals } = this.points[0];
-      const title = goals.length > 1 ? "worst groups, their mean" : goals.length ? DeskMath.GOALS[goals[0]] : "overall accuracy";
-      const across = make("span", { className: "axis" }, `${DeskMath.KEPT[kept]}, %`);
+      const title = goals.length > 1 ? "worst groups, their mean" : goals.length ? this.facts.rules.goals[goals[0]] : "overall accuracy";
+      const across = make("span", { className: "axis" }, `${this.facts.rules.kept[kept]}, %`);
       Object.assign(across.style, { left: "50%", top: "calc(100% + 22px)", transform: "translateX(-50%)" });
       const up = make("span", { className: "axis" }, `${title}, %`);
       Object.assign(up.style, { left: "8px", top: "-2px" });

@@ -205,23 +205,7 @@ const DeskState = (() => {
     }
   }
 
-  /** As many heads in each layer as now, others by chance. */
-  function drawHeads(facts, strengths, next) {
-    const found = {};
-    const layers = new Map();
-    facts.heads.forEach((head, at) => layers.set(head.layer, [...(layers.get(head.layer) || []), at]));
-    for (const members of layers.values()) {
-      const wanted = members.filter((at) => strengths[at] > 0).map((at) => strengths[at]);
-      const pool = [...members];
-      for (const strength of wanted) {
-        const [taken] = pool.splice(Math.floor(next() * pool.length), 1);
-        found[facts.heads[taken].name] = strength;
-      }
-    }
-    return found;
-  }
-
-  return { Mix, NOTHING, clean, drawHeads, quote, readRecipe, writeRecipe };
+  return { Mix, NOTHING, clean, quote, readRecipe, writeRecipe };
 })();
 
 if (typeof module !== "undefined") module.exports = DeskState;

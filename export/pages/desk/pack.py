@@ -16,7 +16,7 @@ from ....editor.concepts.textspan import HeadLabel
 from .concepts import Held, Projection, Watched
 from .labelled import Labelled
 from .sheet import Sheet
-from .terms import HeadParts, Lengths, Terms, pack_lengths, pack_terms
+from .terms import COARSE, FINE, HeadParts, Lengths, Terms, pack_lengths, pack_terms
 
 
 @dataclass
@@ -100,7 +100,7 @@ def pack_labelled(
 ) -> dict[str, Any]:
     """Scores of all classes, then the coordinates in the span."""
     weights = torch.cat([question.weights for question in labelled.questions])
-    blob.add_terms("labelled", pack_terms(parts, labelled.features, torch.cat([weights, span.T])))
+    blob.add_terms("labelled", pack_terms(parts, labelled.features, torch.cat([weights, span.T]), kind=FINE))
     questions, first = [], 0
     for question in labelled.questions:
         questions.append(
@@ -146,7 +146,7 @@ def pack_plain(
 ) -> dict[str, Any]:
     """Images without labels: watched directions, coordinates in the span, and lengths."""
     rows = torch.cat([one.directions for one in watched])
-    blob.add_terms("plain", pack_terms(parts, features, torch.cat([rows, span.T])))
+    blob.add_terms("plain", pack_terms(parts, features, torch.cat([rows, span.T]), kind=COARSE))
     lengths: Lengths = pack_lengths(parts, features)
     blob.add("plain.lengths", lengths.terms)
     blob.add("plain.lengthScales", lengths.scales)

@@ -15,6 +15,7 @@ from .pack import Packed
 # In this order: each uses the ones before it.
 SCRIPTS = (
     "desk_math.js",
+    "desk_verdict.js",
     "desk_state.js",
     "desk_engine.js",
     "desk_heads.js",
