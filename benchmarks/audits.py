@@ -4,6 +4,7 @@
     python benchmarks/audits.py CONTROL_FOLDER --usual-rate 0.125          # a world without: nothing may be leant on
     python benchmarks/audits.py PEOPLE_FOLDER --people DATA_FOLDER         # roles, and pictures of people_world.py
     python benchmarks/audits.py PEOPLE_FOLDER --people DATA_FOLDER --two-genders    # without the third value
+    python benchmarks/audits.py TYPOGRAPHIC_FOLDER --typographic                    # half of the images have a word
     python benchmarks/audits.py CONTROL_FOLDER --usual-rate 0.125 --remove location    # what the edit does there
 
 Calibration images are like those that the model learned from: in the demo's world the usual place is shown with
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import typographic
 from people_texts import concept_documents
 from people_world import FORMS, GENDERS, ROLES
 
@@ -87,6 +89,7 @@ def main() -> None:
     parser.add_argument("--usual-rate", type=float, default=0.9, help="of the calibration images, in the demo's world")
     parser.add_argument("--people", type=Path, help="folder of the people world's calibration pictures")
     parser.add_argument("--two-genders", action="store_true", help="`gender` lists men and women only")
+    parser.add_argument("--typographic", action="store_true", help="words over half of the images, and their concept")
     parser.add_argument("--remove", help="a concept: measure its removal instead")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -95,8 +98,11 @@ def main() -> None:
     people = options.people
     source = list_images(people / "calibration") if people else calibration_source(options.usual_rate)
     rate = "people" if people else f"{options.usual_rate:g}"
+    if options.typographic:
+        source, rate = typographic.calibration_source(), "half with words"
     own = [Concept.model_validate(concept_documents(GENDERS[:2])["gender"])] if options.two_genders else []
-    rate += ", two genders" if own else ""
+    own += [typographic.WORDS] if options.typographic else []
+    rate += ", two genders" if options.two_genders else ""
     for name in options.models:
         rows = remove(name, source, rate, options.remove) if options.remove else None
         for row in rows or audit_model(name, source, rate, people=bool(people), own=own):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Sequence
+import os
 
 import numpy as np
 import torch
@@ -66,8 +66,8 @@ def measure_pair(model: Model, clean: torch.Tensor, attacked: torch.Tensor, sour
     return dict(zip(COLUMNS, figures, strict=True))
 
 
-def run(name: str, split: str, effects: Sequence[str], count: int) -> None:
-    model = load_model(name)
+def run(name: str, split: str, asked: argparse.Namespace) -> None:
+    model, effects, count = load_model(name), asked.effects.split(","), asked.count
     scanned = scan(model, calibration_source(), batch_size=128)
     scenes = world.draw_balanced_scenes(count, SEEDS[split])
     sources = [typographic.attack_source(scenes, clean=clean) for clean in (True, False)]
@@ -93,9 +93,7 @@ def run(name: str, split: str, effects: Sequence[str], count: int) -> None:
     print(f"\n### {name}, {split}\n\n| edit | " + " | ".join(COLUMNS) + " | heads; explained of direct |")
     print("|---" * (len(COLUMNS) + 2) + "|")
     show("none", measure_pair(model, *(cache.embedding for cache in caches), sources[1]))
-    for select, operation, effect in itertools.product(
-        evidence, ("mean-ablate", "zero-ablate", "project-out"), effects
-    ):
+    for select, operation, effect in itertools.product(asked.select.split(","), asked.operations.split(","), effects):
         document = select_recipe(
             scanned,
             model,
@@ -122,7 +120,10 @@ def run(name: str, split: str, effects: Sequence[str], count: int) -> None:
     base = select_recipe(scanned, model, concept=WORDS, output_strength=0.0)
     drawn = draw_control_documents(base, scanned_heads(scanned, model))
     rows = [measure_pair(model, *embed(bind_recipe(d, scanned, model)), sources[1]) for d in drawn]
-    show("8 random heads, distilled, mean of 10", mean_rows(rows))
+    count = len(base.heads)
+    show(f"{count} random heads, distilled, mean of 10", mean_rows(rows))
+    spread = {key: float(np.std([row[key] for row in rows], ddof=1)) for key in COLUMNS}
+    show(f"{count} random heads, distilled, sd of 10", spread)
 
 
 def main() -> None:
@@ -130,11 +131,13 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="folders that `clipedit.demo.typographic` wrote")
     parser.add_argument("--split", choices=list(SEEDS), required=True)
     parser.add_argument("--effects", default="direct,distilled,total")
+    parser.add_argument("--select", default="text-difference,labelled-contrast,attention-region,frontier")
+    parser.add_argument("--operations", default="mean-ablate,zero-ablate,project-out")
     parser.add_argument("--count", type=int, default=2_048, help="images, each with and without a word")
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(min(2, int(os.environ.get("OMP_NUM_THREADS", "2"))))
     for name in options.models:
-        run(name, options.split, options.effects.split(","), options.count)
+        run(name, options.split, options)
 
 
 if __name__ == "__main__":
