@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from repair_price import SIZES, measure_repair, write_base
+from repair_price import KINDS, SIZES, measure_repair, write_base
 from timing import describe, interleaved, seconds
 
 import clipedit
@@ -224,7 +224,7 @@ def main() -> None:
         "edited": lambda: measure_edited(model, 3 * rounds),
         "memory": measure_memory,
         "apply": lambda: measure_apply(3),
-        "repair": lambda: measure_repair(5, counts, names, sizes),
+        "repair": lambda: measure_repair(options.repair_rounds, counts, names, sizes, options.kinds.split(";")),
     }
     for name, measure in measures.items():
         if name in chosen:
@@ -238,6 +238,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--images", default="400", help="Photographs of `repair`, such as 200,1000,4000.")
     parser.add_argument("--models", default="ViT-B-32", help="Of `repair`, such as ViT-B-32,ViT-B-16.")
     parser.add_argument("--megapixels", default="0.3", help="Of the photographs, such as 0.3,12.")
+    parser.add_argument("--repair-rounds", type=int, default=5)
+    parser.add_argument("--kinds", default="cold;warm", help=f"Of `repair`: {'; '.join(KINDS)}.")
     parser.add_argument("--quick", action="store_true", help="`repair` alone, 100 photographs of both sizes, once.")
     return parser.parse_args()
 
