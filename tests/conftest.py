@@ -48,7 +48,8 @@ _OTHERWISE = {
 def _print_valid_json(value: Any, print_json: Callable[[Any], None] = console.print_json) -> None:
     command = "-".join(VOICE.command.split()[1:])
     name = next((other for option, other in _OTHERWISE.items() if option in sys.argv and command != "push"), command)
-    if command != "schema":
+    # Without a command a test calls the function itself.
+    if command not in ("", "schema"):
         jsonschema.validate(json.loads(json.dumps(console._replace_unsayable(value))), make_schema(name))
     print_json(value)
 
@@ -90,35 +91,44 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def verified_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports are verified in this process: to start another takes ten seconds, and is not what is tested."""
-    from clipedit.export.verify import verify, verify_child
+class VerifiedHere:
+    """What stands in for the child process of `verify`."""
 
-    class Here:
-        returncode = 0
+    returncode = 0
 
-        def __init__(self, *_: object, **__: object) -> None: ...
+    def __init__(self, *_: object, **__: object) -> None: ...
 
-        def kill(self) -> None: ...
+    def kill(self) -> None: ...
 
-        def communicate(self, asked: str = "", timeout: float | None = None) -> tuple[str, str]:
-            if not asked:
-                return "", ""
-            with warnings.catch_warnings():
-                # As its environment says there.
-                warnings.simplefilter("ignore")
-                try:
-                    found = verify_child.check_folder(
-                        Path(json.loads(asked)["folder"]), trusted=json.loads(asked)["trusted"]
-                    )
-                except clipedit.ClipeditError as error:
-                    self.returncode = 1
-                    return "", str(error)
-            return json.dumps(found), ""
+    def communicate(self, asked: str = "", timeout: float | None = None) -> tuple[str, str]:
+        from clipedit.export.verify import verify_child
 
-    stand_in = SimpleNamespace(Popen=Here, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
-    monkeypatch.setattr(verify, "subprocess", stand_in)
+        if not asked:
+            return "", ""
+        request = json.loads(asked)
+        with warnings.catch_warnings():
+            # As its environment says there.
+            warnings.simplefilter("ignore")
+            try:
+                found = verify_child.check_folder(Path(request["folder"]), trusted=request["trusted"])
+            except clipedit.ClipeditError as error:
+                self.returncode = 1
+                return "", str(error)
+        return json.dumps(found), ""
+
+
+@pytest.fixture(scope="module")
+def verified_here() -> Iterator[None]:
+    """Exports are verified in this process: to start another takes ten seconds, and is not what is tested.
+
+    Of a module, so that what its fixtures export is verified so too.
+    """
+    from clipedit.export.verify import verify
+
+    parts = {name: getattr(subprocess, name) for name in ("PIPE", "TimeoutExpired")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "subprocess", SimpleNamespace(Popen=VerifiedHere, **parts))
+        yield
 
 
 class Result(NamedTuple):

@@ -26,6 +26,8 @@ from clipedit.editor.select.plan import EditPlan, Evidence
 from clipedit.editor.select.tables import load_task, tabulate
 from clipedit.export.targets.timm import write_timm_folder
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 SIZES = {"img_size": 64, "patch_size": 16, "embed_dim": 48, "depth": 3, "num_heads": 4}
 
 

@@ -26,6 +26,8 @@ from clipedit.editor.measure.completeness import (
     span_basis,
 )
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 
 def small_task(images: int = 48) -> LabelledImages:
     source = render_source(world.draw_balanced_scenes(images, seed=5))

@@ -18,6 +18,8 @@ from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.images.demo_name import demo_folder
 from clipedit.export.edited_folder import apply_to_folder
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 WEIGHTS = "open_clip_model.safetensors"
 W_O = "visual.transformer.resblocks.{}.attn.out_proj.weight"
 

@@ -11,6 +11,7 @@ import pytest
 
 import clipedit
 from clipedit.commands.console import print_json, print_measures
+from clipedit.commands.running.voice import VOICE
 from clipedit.demo import world
 from clipedit.editor.edits.document import find_recipe_file
 from clipedit.editor.images.demo import render_source
@@ -167,7 +168,10 @@ def test_what_is_no_interval_is_read_as_none(details: object) -> None:
     assert not any(one.groups or one.figures for one in found.values())
 
 
-def test_json_has_no_nan_and_tables_have_a_dash(capfd: pytest.CaptureFixture[str]) -> None:
+def test_json_has_no_nan_and_tables_have_a_dash(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(VOICE, "command", "")
     print_json({"a": float("nan"), "b": [float("inf"), 1.5, {"c": -float("inf")}], "d": "nan"})
     assert json.loads(capfd.readouterr().out) == {"a": None, "b": [None, 1.5, {"c": None}], "d": "nan"}
     print_measures({"model": {"overall": float("nan"), "worst_group": 0.25}})

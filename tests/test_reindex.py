@@ -30,6 +30,8 @@ from clipedit.editor.images.demo import demo_calibration_source, render_source
 from clipedit.editor.measure.reindex import EmbeddingMap, measure_fidelity
 from clipedit.editor.scan.collect import collect_features
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 
 @pytest.fixture(scope="module")
 def edited_folder(

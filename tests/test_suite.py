@@ -17,6 +17,8 @@ from clipedit.editor.measure.control import draw_edit_controls
 from clipedit.editor.select.options import EditOptions, HeadChoice
 from clipedit.export.output import Output
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 IMAGES = 60
 
 

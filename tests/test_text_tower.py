@@ -32,6 +32,8 @@ from clipedit.export.edited_folder import apply_to_folder
 from clipedit.export.inputs import follow_nothing
 from clipedit.export.judge import Made, judge_made
 
+pytestmark = pytest.mark.usefixtures("verified_here")
+
 VISION = {"image_size": 32, "patch_size": 8, "width": 24, "layers": 1, "head_width": 12}
 TEXT = {"context_length": 12, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 3}
 TEXTS = [
