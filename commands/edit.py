@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ..editor.edits.document import RecipeDocument
 
 DEFAULT_OUT, VECTORS_OUT = Path("clipedit-out"), Path("reindexed")
+_NOT_UNDONE = ("pretrained", "images", "scan", "labelled", "erase", "split", "effect", "force")
 
 
 def apply(
@@ -75,9 +76,9 @@ def apply(
 
     With --undo FOLDER, write what that folder was before its last edit.
     """
-    require_apart(out, recipe, model, pretrained, images, scan)
     if undo:
-        return _undo(recipe, out, overwrite=overwrite)
+        return _undo(locals())
+    require_apart(out, recipe, model, pretrained, images, scan)
     require_recipe(recipe)
     from ..editor.edits.recipe import load_recipe
     from ..export.apply import apply_in_memory
@@ -97,11 +98,16 @@ def apply(
     _say_applied(out, model, loaded.document)
 
 
-def _undo(folder: Path, out: Path, *, overwrite: bool) -> None:
+def _undo(asked: dict[str, Any]) -> None:
+    extra = next((name for name in _NOT_UNDONE if asked[name]), None)
+    if extra is not None:
+        raise typer.BadParameter(f"goes without --{extra}: all that it needs is in the folder", param_hint="--undo")
+    folder, out = _as_folder(asked["recipe"]), asked["out"]
+    require_apart(out, folder)
     require_history_folder(folder)
     from ..export.history.undo import undo_edit
 
-    taken = undo_edit(folder, out, overwrite=overwrite)
+    taken = undo_edit(folder, out, overwrite=asked["overwrite"])
     say(f"wrote {out}: {folder} without recipe {taken.name}, to the byte")
 
 
@@ -113,6 +119,7 @@ def log(
 
     Exit 0 if nothing else changed since the last edit, else 1.
     """
+    folder = _as_folder(folder)
     require_history_folder(folder)
     from ..export.history.undo import read_chain
 
@@ -120,6 +127,11 @@ def log(
     print_json(chain.report()) if as_json else print_chain(chain)
     if chain.changed:
         fail(f"{len(chain.changed)} things changed in {folder} since its last edit; the first: {chain.changed[0]}.")
+
+
+def _as_folder(given: Path) -> Path:
+    """`hf:FOLDER`, as the model in it is named, is the folder."""
+    return Path(str(given).removeprefix("hf:"))
 
 
 def _say_applied(out: Path, model: str, document: RecipeDocument) -> None:

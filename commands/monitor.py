@@ -116,7 +116,16 @@ def _require_sources(asked: dict[str, Any]) -> None:
         raise typer.BadParameter("is of stored vectors: give --vectors", param_hint="--column")
     if asked["vectors"] is not None and asked["recipe"] is not None:
         raise typer.BadParameter("names heads, which vectors tell nothing of: leave it out", param_hint="--recipe")
-    if asked["metrics"] is not None and not asked["metrics"].resolve().parent.is_dir():
+    if asked["column"] is not None and asked["vectors"].suffix.lower() == ".npy":
+        raise typer.BadParameter("is of Parquet files, and a .npy file has no columns", param_hint="--column")
+    if asked["metrics"] is not None:
+        _require_metrics_file(asked["metrics"])
+
+
+def _require_metrics_file(metrics: Path) -> None:
+    if metrics.is_dir():
+        raise typer.BadParameter("is a folder: give a file", param_hint="--metrics")
+    if not metrics.resolve().parent.is_dir():
         raise typer.BadParameter("lies in a folder that is not there", param_hint="--metrics")
 
 

@@ -166,6 +166,26 @@ def test_what_describes_a_folder_is_no_change_of_it(
     assert same(tmp_path / "out", edits[0])
 
 
+@pytest.mark.parametrize("option", [("--force",), ("--effect", "total"), ("--images", "demo")])
+def test_options_of_another_task_are_not_silently_left_out(run, tmp_path: Path, option: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
+    refused = run("apply", "--undo", tmp_path, "-o", tmp_path / "out", *option)
+    assert refused.code == 2 and f"goes without {option[0]}" in refused.err
+
+
+def test_a_history_that_cannot_be_read_names_the_key(run, edits: list[Path], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = copy(edits[1], tmp_path / "folder")
+    assert run("log", f"hf:{folder}").code == 0
+    for text, reason in (
+        ("{", "line 1 column 2"),
+        ('{"schema_version": 2}', "schema_version: "),
+        ('{"edit": []}', "edit "),
+    ):
+        (folder / "history" / "log.json").write_text(text)
+        said = run("log", folder)
+        assert said.code == 1 and "log.json" in said.err and reason in said.err and said.err.count("\n") == 1
+    assert "there is no such folder" in run("log", tmp_path / "nowhere").err
+
+
 def test_an_export_says_whose_history_to_ask(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "reproduce").mkdir()
     for refused in (run("log", tmp_path), run("apply", "--undo", tmp_path, "-o", tmp_path / "out")):

@@ -191,6 +191,8 @@ def test_vectors_that_are_none_of_the_models_are_refused(
         ((), "neither was given"),
         (("demo", "--vectors", tmp_path / "few.npy"), "both were given"),
         (("demo", "--column", "vector"), "give --vectors"),
+        (("--vectors", tmp_path / "few.npy", "--column", "vector"), "a .npy file has no columns"),
+        (("--vectors", tmp_path / "few.npy", "--metrics", tmp_path), "is a folder: give a file"),
         (("--vectors", tmp_path / "few.npy", "--recipe", tmp_path), "which vectors tell nothing of"),
         (("demo", "--metrics", tmp_path / "nowhere" / "x.prom"), "a folder that is not there"),
     ):

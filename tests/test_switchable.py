@@ -218,6 +218,7 @@ def test_what_cannot_switch_is_refused_by_name(
     refused("cannot write two adapters 'place'", place, place)
     refused("cannot write two adapters 'place'", place, named(recipes["colour"], "PLACE"))
     refused("cannot write an adapter '../place': it is no name of a file", named(place, "../place"))
+    refused("cannot write an adapter 'base': so the answers without one are called", named(place, "Base"))
     refused("cannot use --switchable with hf: it has no adapters. Use --target onnx", place, target="hf")
     refused("cannot use --switchable with triton: it has no adapters. Use --target onnx", place, target="triton")
     refused("cannot use --switchable with --precision int8", place, precision="int8")

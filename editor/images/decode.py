@@ -81,8 +81,7 @@ def open_image(path: Path, decoding: Decoding = UPRIGHT) -> Image.Image:
 def read_image(content: Path | io.BytesIO, name: str, decoding: Decoding = UPRIGHT) -> Image.Image:
     """As `open_image`, from a file or its content; `name` is for messages."""
     try:
-        if isinstance(content, Path) and not content.is_file():
-            raise ImageError(f"cannot read {name}: there is no such file.")
+        _require_file(content, name)
         with Image.open(content, formats=_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"cannot read {name}: {image.width} x {image.height} pixels, at most {MAX_PIXELS}.")
@@ -104,6 +103,12 @@ def read_image(content: Path | io.BytesIO, name: str, decoding: Decoding = UPRIG
         raise
     except Exception as error:  # Decoders raise nearly anything on hostile bytes.
         raise ImageError(f"cannot read {name}: {error or type(error).__name__}.") from None
+
+
+def _require_file(content: Path | io.BytesIO, name: str) -> None:
+    if isinstance(content, Path) and not content.is_file():
+        found = "it is a folder, not an image" if content.is_dir() else "there is no such file"
+        raise ImageError(f"cannot read {name}: {found}.")
 
 
 @cache

@@ -25,6 +25,8 @@ from ...editor.models.model import Model
 from ...editor.switch import find_changed
 
 SUFFIX, TEXTUAL_SUFFIX = ".onnx_adapter", ".textual.onnx_adapter"
+# What servers of such a folder call the answers without an adapter.
+BASE_NAME = "base"
 # What ONNX Runtime's format asks for; it compares neither with the graph.
 _VERSION = 1
 
@@ -149,6 +151,10 @@ def _require_names(names: Sequence[str]) -> None:
     wrong = next((name for name in names if not is_plain_name(name)), None)
     if wrong is not None:
         raise ExportError(f"cannot write an adapter {wrong!r}: it is no name of a file. Give one as NAME=RECIPE.")
+    if any(name.lower() == BASE_NAME for name in names):
+        raise ExportError(
+            f"cannot write an adapter {BASE_NAME!r}: so the answers without one are called. Give another NAME=RECIPE."
+        )
     files = [file.name.lower() for name in names for file in adapter_files(Path(), name)]
     double = next((name for name in names if files.count(f"{name}{SUFFIX}".lower()) > 1), None)
     if double is not None:

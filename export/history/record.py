@@ -16,6 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ...editor.concepts.concepts import describe_validation
 from ...editor.errors import ModelError
 from ...editor.files import digests
 from ...editor.files.bounded import load_json
@@ -71,7 +72,9 @@ def load_history(folder: Path) -> History:
     path = folder / FOLDER / LOG_NAME
     try:
         return History.model_validate(load_json(path)) if path.is_file() else History()
-    except (OSError, ValueError, ValidationError) as error:
+    except ValidationError as error:
+        raise ModelError(f"cannot read {path}: {describe_validation(error)}.") from None
+    except (OSError, ValueError) as error:
         raise ModelError(f"cannot read {path}: {str(error).splitlines()[0]}.") from None
 
 
