@@ -78,7 +78,8 @@ const DeskPanels = (() => {
     buildLabelled() {
       const { labelled } = this.facts;
       const order = (figure) => (figure.key.startsWith("worst") ? 0 : figure.key === "overall" ? 1 : 2);
-      for (const figure of [...this.engine.main].sort((one, other) => order(one) - order(other))) {
+      this.ordered = [...this.engine.main].sort((one, other) => order(one) - order(other));
+      for (const figure of this.ordered) {
         const row = makeRow(figure.title[0].toUpperCase() + figure.title.slice(1));
         row.low = figure.key === "place_accuracy";
         this.rows[figure.key] = row;
