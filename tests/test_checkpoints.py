@@ -61,6 +61,9 @@ FLAT: dict[str, Callable[[State], State]] = {
     ),
     "the average alone": lambda state: prefixed(state, "ema_model."),
     "the optimizer's state": lambda state: prefixed(state, "module.") | training(state),
+    "a student": lambda state: prefixed(state, "student.module."),
+    "a part of a module of Lightning": lambda state: prefixed(state, "model.clip_model."),
+    "PEFT's": lambda state: prefixed(state, "base_model.model."),
     "a counted average": lambda state: prefixed(state, "module.") | {"n_averaged": torch.tensor(7)},
 }
 # What is in a file of PyTorch.
@@ -218,6 +221,18 @@ def test_missing_and_unexpected_tensors_are_named(named: str, plain: State, tmp_
     save_file(changed | {"head.weight": torch.zeros(2)}, tmp_path / "clip.safetensors")
     with pytest.raises(ModelError, match=r"12 missing \(transformer\.resblocks\.0\..*; 1 unexpected \(head\.weight\)"):
         clipedit.load_model(named, pretrained=str(tmp_path / "clip.safetensors"))
+
+
+@pytest.mark.parametrize("prefix", ["tower.", "tower.of.ours."])
+def test_names_under_a_word_that_is_not_known_are_told_so(prefix: str, plain: State, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "base", prefixed(plain, prefix))
+    with pytest.raises(ModelError, match=f"All its names begin with `{prefix}`: write it without, and it can be read"):
+        clipedit.load_model(str(folder))
+
+
+def test_a_student_beside_its_teacher_is_refused_with_both_names(plain: State) -> None:
+    with pytest.raises(ModelError, match=r"is there twice, as student\..* and as teacher\..* Keep the model that is"):
+        find_layout([*prefixed(plain, "student."), *prefixed(plain, "teacher.")], "both.pt")
 
 
 @pytest.mark.parametrize(

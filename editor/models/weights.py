@@ -4,6 +4,7 @@ is said by name.
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,12 @@ def _require_same(module: nn.Module, state: dict[str, Tensor], path: Path, again
 def _say_mismatch(path: Path, against: str, mismatch: str, found: Shapes, wanted: Shapes) -> str:
     others = {name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name)}
     resized = all(name.endswith(POSITIONS) for name in others)
-    advice = (
-        "It is of another image size: give the one that it was trained for." if resized else name_architecture(found)
-    )
+    words = zip(*(name.split(".") for name in found), strict=False)
+    prefix = "".join(f"{word[0]}." for word in takewhile(lambda word: len(set(word)) == 1, words))
+    if resized:
+        advice = "It is of another image size: give the one that it was trained for."
+    elif {name.removeprefix(prefix) for name in found} & wanted.keys() and not found.keys() & wanted.keys():
+        advice = f"All its names begin with `{prefix}`: write it without, and it can be read."
+    else:
+        advice = name_architecture(found)
     return f"cannot load {path}: its tensors are not those of {against}: {mismatch}. {advice}"
