@@ -213,7 +213,8 @@ def require_held(request: Request, known: HeldConcepts) -> None:
     for concept in request.concepts if request.by_texts else ():
         found = known.judge(concept)
         if found.verdict != "held":
-            advice = f"Look at `clipedit score SCAN --concept {found.other}`" if found.other else "Nothing was changed"
+            explained = found.other is not None and found.verdict == "other"
+            advice = f"Look at `clipedit score SCAN --concept {found.other}`" if explained else "Nothing was changed"
             raise ConceptError(
                 f"cannot remove {concept.name}: {found.because}. {advice}, or add --force to edit anyway."
             )
