@@ -7,12 +7,14 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import timm
 import torch
 
 import clipedit
+from clipedit.commands.tables.outputs import make_schema
 from clipedit.demo import world
 from clipedit.demo.train_classifier import create_classifier, draw_biased_scenes, save_classifier, train_classifier
 from clipedit.editor.concepts.class_heads import class_names, classify_by_head
@@ -65,6 +67,8 @@ def test_a_classifier_is_aligned_repaired_and_stays_an_ordinary_checkpoint(
     assert printed.splitlines()[1].split()[0] == "cosine" and f"wrote {aligner}: 41 maps, from 230 images" in told
     report = clipedit.load_aligner(aligner).report
     assert report["cosine"] > report["cosine_of_mean"] + 0.2
+    # What `--json` prints.
+    jsonschema.validate(report, make_schema("align"))
     assert run("scan", labelled, "--model", classifier, "--aligner", aligner, "-o", scan)[0] == 0
     labels = json.loads(run("label", scan, "--json")[1])
     assert len(labels) == 32 and all(rows[0]["text"] for rows in labels.values())
@@ -133,7 +137,7 @@ def test_a_trained_head_is_an_ordinary_classifier_and_is_not_measured_on_its_own
     run, classifier: Path, labelled: Path, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "head"
-    code, _, told = run("train-head", classifier, "--dataset", labelled, "--split", "train", "-o", out)
+    code, _, told = run("train-head", classifier, "--dataset", labelled, "--split", "train", "-o", out, "--json")
     assert code == 0, told
     config = json.loads((out / "config.json").read_text())
     assert config["label_names"] == sorted(world.SHAPES) and config["clipedit_head"]["images"] == 160

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
 
 import clipedit
+from clipedit.commands.tables.outputs import make_schema
 from clipedit.demo import world
 from clipedit.editor.images.demo import demo_calibration_source, render_source
 from clipedit.editor.images.source import ImageSource
@@ -101,6 +104,8 @@ def test_layers_are_ablated_from_the_last_to_the_first(
     task = LabelledImages(balanced, world.SHAPES, labels, tuple(row["place"] for row in balanced.attributes))
     scanned = clipedit.scan(demo_model, demo_calibration_source(128), layers=range(4), mlps=True)
     curves = measure_layer_ablation(scanned, demo_model, task)
+    # What `--json` prints.
+    jsonschema.validate(json.loads(json.dumps(curves)), make_schema("ablate-layers"))
     before = clipedit.evaluate({"before": demo_model}, task)["before"]
     assert {kind: len(rows) for kind, rows in curves.items()} == {"attention": 5, "MLPs": 5, "both": 5}
     assert all(rows[0] == before for rows in curves.values())
