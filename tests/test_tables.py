@@ -156,8 +156,9 @@ def test_a_class_with_two_words_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        (("cat/a.png", "dog/b.png", "c.png"), "c.png lies in no folder of a class, give one folder per class"),
-        (("data/cat/a.png", "data/dog/b.png"), "all its images lie in data, give one folder per class"),
+        (("cat/a.png", "dog/b.png", "c.png"), "c.png lies in no folder of a class, give one folder per .* label.$"),
+        (("data/cat/a.png", "data/dog/b.png"), "all its images lie in data, .* and label. Is .*/data meant?"),
+        (("a.png", "b.png", "labels.csv"), "a.png lies in no folder of a class, .* and label. Is .*/labels.csv meant?"),
     ],
 )
 def test_folders_that_are_no_classes_say_which_image_is_not_in_one(
@@ -165,7 +166,7 @@ def test_folders_that_are_no_classes_say_which_image_is_not_in_one(
 ) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
+        Image.new("RGB", (8, 8)).save(tmp_path / name, "PNG")
     with pytest.raises(clipedit.ImageError, match=told):
         load_dataset(tmp_path)
 

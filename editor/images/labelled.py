@@ -17,7 +17,15 @@ from ..files.tables import is_missing, name_row, read_lines, unquote
 from .demo import test_source
 from .demo_name import is_demo
 from .labelled_options import ALL, NUMBERED, Purpose, choose_split, is_split
-from .listing import METADATA_NAMES, PATH_COLUMNS, find_metadata, list_folder, read_csv_source, read_split_tables
+from .listing import (
+    METADATA_NAMES,
+    PATH_COLUMNS,
+    TABLE_SUFFIXES,
+    find_metadata,
+    list_folder,
+    read_csv_source,
+    read_split_tables,
+)
 from .published.asked import Asked
 from .source import ImageSource, LabelledImages
 
@@ -299,7 +307,7 @@ def _from_class_folders(
         seen = f"{loose} lies in no folder of a class" if loose else f"all its images lie in {folders[0]}"
         raise ImageError(
             f"cannot read labels from {path}: {seen}, give one folder per class, or a metadata.csv with "
-            f"{PATH_COLUMNS[0]} and label."
+            f"{PATH_COLUMNS[0]} and label.{_name_what_is_meant(path, folders)}"
         )
     unknown = sorted(set(folders) - names.keys())
     if unknown:
@@ -308,3 +316,11 @@ def _from_class_folders(
     words = tuple(names[key] for key in order)
     labels = tuple(order.index(folder) for folder in folders)
     return LabelledImages(source, words, labels, tuple(words[i] for i in labels), split=None if split == ALL else split)
+
+
+def _name_what_is_meant(path: Path, folders: Sequence[str]) -> str:
+    """A table of another name in the folder, or the one folder in it: a set was often unpacked one level down."""
+    tables = sorted(item for item in path.iterdir() if item.suffix.lower() in TABLE_SUFFIXES)
+    inside = [path / name for name in sorted(set(folders)) if name]
+    meant = tables[:1] or (inside if len(inside) == 1 and "" not in folders else [])
+    return f" Is {meant[0]} meant?" if meant else ""
