@@ -65,8 +65,12 @@
   /** The verdict comes last, when random heads were measured too; whatever moves meanwhile stops it. */
   function conclude(draws) {
     const { done, value } = draws.next();
-    if (done) panels.conclude(value.beside);
-    else rest = setTimeout(() => conclude(draws), 0);
+    if (!done) {
+      rest = setTimeout(() => conclude(draws), 0);
+      return;
+    }
+    panels.conclude(value.beside);
+    if (!panels.points) setTimeout(() => panels.buildFront(), 0);
   }
 
   function buildOutput(projection, at) {
@@ -190,7 +194,6 @@
   const scores = facts.concepts[0].scores;
   heads.look(scores.indexOf(Math.max(...scores)));
   draw();
-  // After the first picture: intervals and the front take longer than all the rest.
+  // After the first picture: intervals, random heads and then the front take longer than all the rest.
   rest = setTimeout(settle, 0);
-  setTimeout(() => panels.buildFront(), 0);
 })();

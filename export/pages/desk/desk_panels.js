@@ -211,7 +211,7 @@ const DeskPanels = (() => {
     /** Not before the first picture: every point is an edit that is measured. */
     buildFront() {
       const { front, presets } = this.facts;
-      if (!front.length) return;
+      if (!front.length || this.points) return;
       this.points = [DeskState.NOTHING, ...presets, ...front].map((preset) => ({ preset, ...this.axes(this.put.measure(preset)) }));
       this.bounds = { x: boundsOf(this.points.map((one) => one.x)), y: boundsOf(this.points.map((one) => one.y)) };
       const box = by("front");
