@@ -141,3 +141,10 @@ def test_no_bytes_raise_anything_but_an_image_error(data: bytes, magic: bytes) -
         stream.flush()
         with contextlib.suppress(clipedit.ImageError):
             assert open_image(Path(stream.name)).mode == "RGB"
+
+
+def test_a_folder_that_is_named_as_an_image_is_called_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(clipedit.ImageError, match="it is a folder, not an image"):
+        open_image(tmp_path)
+    with pytest.raises(clipedit.ImageError, match="there is no such file"):
+        open_image(tmp_path / "nothing.png")
