@@ -116,7 +116,7 @@ def _require_sources(asked: dict[str, Any]) -> None:
         raise typer.BadParameter("is of stored vectors: give --vectors", param_hint="--column")
     if asked["vectors"] is not None and asked["recipe"] is not None:
         raise typer.BadParameter("names heads, which vectors tell nothing of: leave it out", param_hint="--recipe")
-    if asked["column"] is not None and asked["vectors"].suffix.lower() == ".npy":
+    if asked["column"] is not None and str(asked["vectors"]).lower().endswith(".npy"):
         raise typer.BadParameter("is of Parquet files, and a .npy file has no columns", param_hint="--column")
     if asked["metrics"] is not None:
         _require_metrics_file(asked["metrics"])

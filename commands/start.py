@@ -279,7 +279,7 @@ def remove_heads(
 
 def _gather_choice(asked: Mapping[str, Any]) -> HeadChoice:
     read = {"group_by": split_columns(asked["group_by"]), "classes": read_classes(asked["classes"])}
-    return gather(HeadChoice, given(**asked | read))
+    return gather(HeadChoice, given(**{**asked, **read}))
 
 
 def _require_usage(asked: Mapping[str, Any]) -> None:
