@@ -97,7 +97,7 @@ def test_remove_heads_on_images_and_evaluate(run, photos: Path, tmp_path: Path) 
     result = run("remove-heads", "--concept", "location", "--model", model, "--images", photos, "-o", out, "--json")
     assert result.code == 0, result.err
     assert set(json.loads(result.out)) == {
-        *("verdict", "because", "certificate", "readable", "heads", "notes", "measured", "out", "checks")
+        *("verdict", "because", "certificate", "readable", "heads", "notes", "leans", "measured", "out", "checks")
     }
     assert {"open_clip_model.safetensors", "recipe.yaml", "verification.json", "scan.safetensors"} <= set(
         os.listdir(out)
