@@ -14,8 +14,6 @@ Calibration images are like those that the model learned from: in the demo's wor
 from __future__ import annotations
 
 import argparse
-import csv
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 import typographic
 from people_texts import concept_documents
 from people_world import FORMS, GENDERS, ROLES
+from rows import print_rows
 
 import clipedit
 from clipedit.demo import world
@@ -93,8 +92,6 @@ def main() -> None:
     parser.add_argument("--remove", help="a concept: measure its removal instead")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    out = csv.writer(sys.stdout, lineterminator="\n")
-    out.writerow(REMOVAL_COLUMNS if options.remove else COLUMNS)
     people = options.people
     source = list_images(people / "calibration") if people else calibration_source(options.usual_rate)
     rate = "people" if people else f"{options.usual_rate:g}"
@@ -103,11 +100,13 @@ def main() -> None:
     own = [Concept.model_validate(concept_documents(GENDERS[:2])["gender"])] if options.two_genders else []
     own += [typographic.WORDS] if options.typographic else []
     rate += ", two genders" if options.two_genders else ""
-    for name in options.models:
-        rows = remove(name, source, rate, options.remove) if options.remove else None
-        for row in rows or audit_model(name, source, rate, people=bool(people), own=own):
-            out.writerow(row)
-            sys.stdout.flush()
+    if options.remove:
+        print_rows(
+            REMOVAL_COLUMNS, (row for name in options.models for row in remove(name, source, rate, options.remove))
+        )
+    else:
+        found = (audit_model(name, source, rate, people=bool(people), own=own) for name in options.models)
+        print_rows(COLUMNS, (row for rows in found for row in rows))
 
 
 if __name__ == "__main__":

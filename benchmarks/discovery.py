@@ -12,14 +12,13 @@ Nothing here is fitted to labels: they are read to say what a candidate is worth
 from __future__ import annotations
 
 import argparse
-import csv
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from methods import PLACE_SPLITS
+from rows import print_rows
 from selectivity import FIGURES, embed, location_of, show
 
 from clipedit.demo.texts import place_texts
@@ -183,12 +182,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["demo"])
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     options = parser.parse_args()
-    table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow(COLUMNS)
-    for name in options.models:
-        for row in measure_model(name, options.split):
-            table.writerow(row)
-            sys.stdout.flush()
+    print_rows(COLUMNS, (row for name in options.models for row in measure_model(name, options.split)))
 
 
 if __name__ == "__main__":

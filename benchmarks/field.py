@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from methods import PLACE_SPLITS, location_of
+from rows import print_rows
 
 from clipedit.editor.images.demo import (
     SHAPES,
@@ -170,12 +171,8 @@ def main() -> None:
         draw(rows, options.plot) if options.plot else print_means(rows)
         return
     warnings.simplefilter("ignore")
-    out = csv.writer(sys.stdout, lineterminator="\n")
-    out.writerow(COLUMNS)
-    for name in options.models:
-        for row in measure_model(name, test_source() if options.split == "test" else validation_source()):
-            out.writerow(row)
-            sys.stdout.flush()
+    source = test_source() if options.split == "test" else validation_source()
+    print_rows(COLUMNS, (row for name in options.models for row in measure_model(name, source)))
 
 
 if __name__ == "__main__":

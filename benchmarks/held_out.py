@@ -10,13 +10,12 @@ can be trusted.
 from __future__ import annotations
 
 import argparse
-import csv
-import sys
 import warnings
 from collections.abc import Iterator
 
 import numpy as np
 import torch
+from rows import print_rows
 
 import clipedit
 from clipedit.demo import world
@@ -74,14 +73,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", nargs="+", default=["demo"])
     warnings.simplefilter("ignore")  # Few images are the point here.
-    table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow(
-        ["model", "edit", "calibration images", "draw", "ridge", "claimed share of the change", "share on new images"]
-    )
-    for name in parser.parse_args().model:
-        for row in rows(name):
-            table.writerow(row)
-            sys.stdout.flush()
+    columns = ["model", "edit", "calibration images", "draw", "ridge", "claimed share of the change"]
+    print_rows([*columns, "share on new images"], (row for name in parser.parse_args().model for row in rows(name)))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ or the other.
 from __future__ import annotations
 
 import argparse
-import csv
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from audits import calibration_source
 from methods import PLACE_SPLITS, location_of
+from rows import print_rows
 from selectivity import embed, show
 
 import clipedit
@@ -156,12 +155,7 @@ def main() -> None:
     parser.add_argument("--one-place", type=float, nargs="?", const=0.05, help="so many of the images lie elsewhere")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    out = csv.writer(sys.stdout, lineterminator="\n")
-    out.writerow(COLUMNS)
-    for name in options.models:
-        for row in write_model(name, options.split, options.one_place):
-            out.writerow(row)
-            sys.stdout.flush()
+    print_rows(COLUMNS, (row for name in options.models for row in write_model(name, options.split, options.one_place)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ projection. MaxSkew@100 is of all queries for roles: 0 is unbiased; all other fi
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from people_texts import LISTED_WORDINGS, concept_documents, skin_nouns
 from people_world import FORMS, GENDERS, NOUNS, ROLES, SKINS
+from rows import print_rows
 from torch import Tensor
 
 import clipedit
@@ -141,12 +141,8 @@ def main() -> None:
     parser.add_argument("--split", choices=["validation", "test"], default="test")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    out = csv.writer(sys.stdout, lineterminator="\n")
-    out.writerow(COLUMNS)
-    for folder in options.models:
-        for row in measure_model(folder, options.data, options.split):
-            out.writerow(row)
-            sys.stdout.flush()
+    found = (measure_model(folder, options.data, options.split) for folder in options.models)
+    print_rows(COLUMNS, (row for rows in found for row in rows))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ biased as people's are: nine in ten shapes in their usual place, in place of as 
 from __future__ import annotations
 
 import argparse
-import csv
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 from field import EVERY, FIGURES
 from methods import PLACE_SPLITS, location_of
+from rows import print_rows
 from selectivity import show
 from torch import Tensor
 
@@ -93,12 +92,7 @@ def main() -> None:
     parser.add_argument("--split", choices=["validation", "test"], default="validation")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    out = csv.writer(sys.stdout, lineterminator="\n")
-    out.writerow(COLUMNS)
-    for name in options.models:
-        for row in write_model(name, options.split):
-            out.writerow(row)
-            sys.stdout.flush()
+    print_rows(COLUMNS, (row for name in options.models for row in write_model(name, options.split)))
 
 
 if __name__ == "__main__":
