@@ -169,6 +169,14 @@ def demo_scan(demo_model: clipedit.Model) -> clipedit.Scan:
 
 
 @pytest.fixture(scope="session")
+def saved(demo_scan: clipedit.Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of `demo_scan`, for commands to read."""
+    path = tmp_path_factory.mktemp("scan") / "scan.safetensors"
+    demo_scan.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def small_demo_scan(demo_model: clipedit.Model) -> clipedit.Scan:
     """Of few images and no MLPs: for the fast tests, which ask what a scan does, not what the demo's heads hold."""
     from clipedit.editor.images.demo import demo_calibration_source

@@ -22,13 +22,6 @@ KEYS = {"concept", "selectivity", "interval", "lean_percentile", "heads", "verdi
 
 
 @pytest.fixture(scope="module")
-def saved(demo_scan: clipedit.Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("audit") / "scan.safetensors"
-    demo_scan.save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def audited(demo_scan: clipedit.Scan, demo_model: clipedit.Model) -> Audit:
     return clipedit.audit(demo_scan, demo_model, classes=SHAPES)
 

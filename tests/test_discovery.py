@@ -162,13 +162,6 @@ def test_two_things_that_heads_tell_apart_are_told_and_no_candidate(
     assert row["instances"].keys() == {"forest", "desert"} and row["advice"] == pair.advise()
 
 
-@pytest.fixture(scope="module")
-def saved(demo_scan: clipedit.Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("discovery") / "scan.safetensors"
-    demo_scan.save(path)
-    return path
-
-
 def test_the_command_writes_candidates_and_prints_what_its_schema_says(
     run: Callable, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,13 +39,6 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def saved(demo_scan: clipedit.Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("leans") / "scan.safetensors"
-    demo_scan.save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def known(demo_scan: clipedit.Scan, demo_model: clipedit.Model) -> HeldConcepts:
     return HeldConcepts(demo_scan, demo_model)
 

@@ -291,13 +291,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def saved(demo_scan: clipedit.Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("scan") / "scan.safetensors"
-    demo_scan.save(path)
-    return path
-
-
 def test_evaluate_shows_every_rival_with_what_it_needs(run, folder: Path, saved: Path, tmp_path: Path) -> None:
     command = ["evaluate", "demo", "--dataset", folder, "--rivals", "location", "--scan", saved]
     found = run(*command, "--labelled", folder, "--erase", "place", "--json", "--csv", tmp_path / "rows.csv")

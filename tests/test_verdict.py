@@ -35,13 +35,6 @@ def recipe(demo_scan: clipedit.Scan, demo_model: clipedit.Model) -> clipedit.Rec
 
 
 @pytest.fixture(scope="module")
-def saved_scan(demo_scan: clipedit.Scan, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("scan") / "scan.safetensors"
-    demo_scan.save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Labelled images whose class is the colour, which no group shares with the place."""
     from clipedit.demo import world
@@ -144,8 +137,8 @@ def test_of_another_concept_the_demo_is_not_measured_and_says_why(
     assert "location" in {other.concept for other in others} and not any(other.edited for other in others)
 
 
-def test_remove_heads_exits_3_on_harm_when_asked(run, saved_scan: Path, colors: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    asked = ("remove-heads", "--concept", "watermark", "--scan", saved_scan, "--no-report", "-o", tmp_path / "out")
+def test_remove_heads_exits_3_on_harm_when_asked(run, saved: Path, colors: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    asked = ("remove-heads", "--concept", "watermark", "--scan", saved, "--no-report", "-o", tmp_path / "out")
     refused = run(*asked, "--model", "demo")
     assert refused.code == 1 and "cannot remove watermark" in refused.err and len(refused.err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
@@ -160,9 +153,9 @@ def test_remove_heads_exits_3_on_harm_when_asked(run, saved_scan: Path, colors: 
     assert read["watermark"]["edited"] and read["watermark"]["measure"] == "share of the variance"
 
 
-def test_without_the_flag_harm_is_said_first_and_exits_0(run, saved_scan: Path, colors: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_without_the_flag_harm_is_said_first_and_exits_0(run, saved: Path, colors: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """The folder is there to be looked at; what ships is refused."""
-    asked = ("remove-heads", "--concept", "watermark", "--scan", saved_scan, "--model", "demo", "--no-report")
+    asked = ("remove-heads", "--concept", "watermark", "--scan", saved, "--model", "demo", "--no-report")
     found = run(*asked, "-o", tmp_path / "out", "--force", "--heads", 8, "--dataset", colors)
     assert found.code == 0 and found.err.startswith("HARMS: ")
     assert "next, for deployment" not in found.err and "without --force" in found.err
