@@ -180,15 +180,17 @@ def _ask_images(
 def _find_shift(model: Model, base: Model, source: ImageSource, sample: Sample | None) -> tuple[Tensor, Tensor]:
     """Embeddings by the unedited and by the edited model; at the readout of images from one pass, or from none."""
     recipe = model.applied
-    pixels = (model.preprocess(image) for image in _open_some(source, IMAGES_SHIFT, model.image_size))
-    if recipe is None or recipe.document.effect == "total" or recipe.document.tower == "text":
-        some = torch.stack(list(pixels))
-        return base.encode_image(some), model.encode_image(some)
-    recipe = as_stored(recipe, model)
-    if sample is None:
-        return encode_before_and_after(recipe, base, torch.stack(list(pixels)))
-    features = take_rows(sample.features, torch.arange(min(len(sample), SAMPLE_SHIFT)))
-    return features.embedding, compute_recipe_embeddings(recipe, base, features)
+    stored = None
+    if recipe is not None and recipe.document.effect != "total" and recipe.document.tower == "image":
+        stored = as_stored(recipe, model)
+    if stored is not None and sample is not None:
+        features = take_rows(sample.features, torch.arange(min(len(sample), SAMPLE_SHIFT)))
+        return features.embedding, compute_recipe_embeddings(stored, base, features)
+    # Opened only here: the sample needs none of them.
+    pixels = torch.stack([model.preprocess(image) for image in _open_some(source, IMAGES_SHIFT, model.image_size)])
+    if stored is not None:
+        return encode_before_and_after(stored, base, pixels)
+    return base.encode_image(pixels), model.encode_image(pixels)
 
 
 def _answer_switched(adapters: Sequence[Adapter], pixels: Tensor) -> dict[str, Tensor]:

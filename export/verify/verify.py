@@ -52,7 +52,10 @@ def verify(folder: str | Path, *, trust: bool = False) -> list[Check]:
         VerificationError: If a check fails, or the folder is no export.
     """
     require_path("verify an export", folder, "the folder that it was written to")
-    return verify_in_child(Path(folder), trusted=trust)
+    # Before a process is started for it.
+    _require_folder(Path(folder))
+    with Verifier() as verifier:
+        return verifier.verify(Path(folder), trusted=trust)
 
 
 def verify_if_edited(model: str | Path) -> None:
@@ -65,21 +68,11 @@ def verify_if_edited(model: str | Path) -> None:
         verify(model)
 
 
-def verify_in_child(folder: Path, *, trusted: bool = True) -> list[Check]:
-    """Run the checks in a child process: a crash of the consumer is a failed check, not a crash of this program.
-
-    Args:
-        trusted: Whether it is known who wrote the folder, as when it was written just now.
-
-    Raises:
-        VerificationError: Naming the first check that fails.
-    """
-    with Verifier() as verifier:
-        return verifier.verify(folder, trusted=trusted)
-
-
 class Verifier:
-    """The child process of `verify`. Entered before a folder is written, it imports its libraries meanwhile."""
+    """The child process of `verify`: a crash of the consumer is a failed check, not a crash of this program.
+
+    Entered before a folder is written, it imports its libraries meanwhile.
+    """
 
     def __enter__(self) -> Verifier:
         # -P: without it Python would import from the working directory, which may be a stranger's folder.
@@ -96,9 +89,15 @@ class Verifier:
         self._child.communicate()
 
     def verify(self, folder: Path, *, trusted: bool = True) -> list[Check]:
-        """As `verify_in_child`; once."""
-        if not folder.is_dir():
-            raise VerificationError(f"cannot verify {folder}: there is no such folder.")
+        """Run the checks of a folder; once.
+
+        Args:
+            trusted: Whether it is known who wrote the folder, as when it was written just now.
+
+        Raises:
+            VerificationError: Naming the first check that fails.
+        """
+        _require_folder(folder)
         # A report of an earlier success must not outlive a failure.
         (folder / REPORT_NAME).unlink(missing_ok=True)
         answer = self._ask(folder, trusted=trusted)
@@ -122,6 +121,11 @@ class Verifier:
             raise VerificationError(f"cannot verify {folder}: {_last_words(self._child.returncode, said)}")
         # The last line: consumers may print before it.
         return json.loads(printed.strip().splitlines()[-1])
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise VerificationError(f"cannot verify {folder}: there is no such folder.")
 
 
 def _require_all(checks: list[Check], folder: Path, precision: str) -> None:
