@@ -65,6 +65,11 @@ class Made:
     parts: Mapping[str, RecipeDocument] = field(default_factory=dict)
     leans: Mapping[str, Lean] = field(default_factory=dict)
 
+    @property
+    def removed(self) -> list[Concept]:
+        """All concepts that it removes."""
+        return [one for one in (self.concept, *self.others) if one is not None]
+
     @cached_property
     def held(self) -> HeldOut | None:
         """The sample of the scan, each image left out of the edit."""
@@ -128,8 +133,7 @@ def _read_interactions(made: Made) -> list[dict[str, Any]]:
     alone = {(name,): bind_recipe(document, made.scan, made.model) for name, document in made.parts.items()}
     removals: dict[tuple[str, ...], Recipe] = {**alone, tuple(made.parts): made.recipe}
     readers = {removed: Reader(probe, recipe) for removed, recipe in removals.items()}
-    concepts = [one for one in (made.concept, *made.others) if one is not None]
-    return [one.report() for one in read_interactions(readers, concepts, made.scan)]
+    return [one.report() for one in read_interactions(readers, made.removed, made.scan)]
 
 
 def _count_calibration_images(made: Made, found: MeasuredEdit) -> dict[str, int] | None:
@@ -183,18 +187,16 @@ def _read(
     answers = found.answers if found is not None else None
     plain = _find_plain(made, found, seen, follow)
     reader = Reader(known.probe, made.recipe, rows, answers, plain, made.by_texts, not made.others)
-    removed = [one for one in (made.concept, *made.others) if one is not None]
-    return read_concepts(reader, removed, known.library)
+    return read_concepts(reader, made.removed, known.library)
 
 
 def _read_texts(made: Made, found: MeasuredEdit | None) -> list[Readable]:
     """Of a text tower, where the heads of images say nothing: every concept that a column of labelled images says."""
     if found is None or found.answers is None:
         return []
-    removed = [one for one in (made.concept, *made.others) if one is not None]
-    names, rows = {one.name for one in removed}, []
+    names, rows = {one.name for one in made.removed}, []
     others = [load_concept(name, made.model.folder) for name in list_concepts(made.model.folder) if name not in names]
-    for concept in (*removed, *others):
+    for concept in (*made.removed, *others):
         rows.append(read_labelled(concept, found.attributes, found.answers, edited=concept.name in names))
     return [row for row in rows if row is not None]
 

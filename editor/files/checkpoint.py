@@ -35,9 +35,10 @@ SAFE_SUFFIX = ".safetensors"
 # Words that wrap all names of a model: DDP, torch.compile, DeepSpeed, Lightning, PEFT, the entries of a training file,
 # and what people call a model that is a part of theirs.
 _WRAPPERS = frozenset(
-    {"module", "_orig_mod", "_forward_module", "model", "state_dict", "model_state_dict"}
-) | frozenset(
-    {"student", "teacher", "clip", "clip_model", "net", "network", "backbone", "base_model", "model_without_ddp"}
+    {
+        *("module", "_orig_mod", "_forward_module", "model", "state_dict", "model_state_dict"),
+        *("student", "teacher", "clip", "clip_model", "net", "network", "backbone", "base_model", "model_without_ddp"),
+    }
 )
 # Wrappers of parts, anywhere in a name: compiled, sharded, recomputed.
 _INNER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")

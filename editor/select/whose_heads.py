@@ -84,10 +84,18 @@ class HeldConcepts:
         return measure_library(self.probe)
 
     def measure(self, concept: Concept) -> Measured:
-        """A concept's selectivity and profile: the library's own, where it holds this very concept."""
-        found = self.library.get(concept.name)
+        """A concept's selectivity and profile: the library's own, where it holds this very concept; else made once."""
+        kept = (self.library.get(concept.name), self._own.get(concept.name))
         # A file of the user's may have the name of a concept of the library.
-        return found if found is not None and found.concept == concept else measure(self.probe, concept)
+        found = next((one for one in kept if one is not None and one.concept == concept), None)
+        if found is None:
+            found = self._own[concept.name] = measure(self.probe, concept)
+        return found
+
+    @cached_property
+    def _own(self) -> dict[str, Measured]:
+        """What was measured beside the library: the refusal, the leans and the choice ask for the same."""
+        return {}
 
     def measure_own(self, own: Sequence[str | Concept]) -> dict[str, Measured]:
         """Concepts of the user's, or their files, measured as the library's are; by name."""
