@@ -128,6 +128,71 @@ def test_embeddings_are_those_of_the_whole_context_in_the_order_given(name: str)
     assert (int(count_needed(module, tokens).min()) < CONTEXT) == cut
 
 
+def texts_that_begin_alike() -> Tensor:
+    """Beginnings of three texts, each ended at several places and one of them twice, in no order."""
+    whole, rows = tokens_of(16, 13, 9), []
+    for row in whole:
+        for length in (3, 5, 6, 9):
+            rows.append(torch.cat([row[: length - 1], torch.tensor([END]), torch.zeros(CONTEXT - length).long()]))
+    rows = [*rows, rows[2], *whole]
+    return torch.stack(rows)[torch.randperm(len(rows), generator=torch.Generator().manual_seed(2))]
+
+
+# Towers whose tokens see nothing behind them, and no padding.
+CAUSAL = {
+    "CLIP",
+    "CLIP: linear projection",
+    "CLIP: LayerScale",
+    "EVA, PE: custom text",
+    "worldwide: end token by its number",
+    "first token",
+    "causal, last token",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_texts_have_in_common_is_computed_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_context, "TEXTS_PER_TREE", 8)
+    monkeypatch.setattr(text_context, "MOST_DIFFERENT", 1.0)
+    module, tokens, nodes, computed = build(name), texts_that_begin_alike(), [], []
+    with torch.no_grad():
+        whole = module.encode_text(tokens, normalize=False)
+    embed = text_context.embed_tree
+    monkeypatch.setattr(
+        text_context, "embed_tree", lambda owner, tree, *rest: nodes.append(tree) or embed(owner, tree, *rest)
+    )
+    if name in CAUSAL:
+        first = module.get_submodule("text.transformer" if hasattr(module, "text") else "transformer").resblocks[0]
+        first.mlp.register_forward_hook(lambda _, given, __: computed.append(len(given[0])))
+    found = embed_tokens(module, tokens, CPU)
+    assert float((found - whole).norm(dim=1).div(whole.norm(dim=1)).max()) < 2e-6
+    assert bool(nodes) == (name in CAUSAL)
+    assert (
+        sum(computed) == sum(len(tree.tokens) for tree in nodes) < int(count_needed(module, tokens).sum()) or not nodes
+    )
+
+
+def test_a_list_with_little_in_common_goes_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_context, "TEXTS_PER_TREE", 4)
+    monkeypatch.setattr(text_context, "embed_tree", lambda *_: pytest.fail("these texts share nothing"))
+    module, tokens = build("CLIP"), tokens_of(7, 3, 16, 2, 5, 5)
+    with torch.no_grad():
+        whole = module.encode_text(tokens, normalize=False)
+    assert float((embed_tokens(module, tokens, CPU) - whole).norm() / whole.norm()) < 1e-6
+
+
+def test_a_tower_with_code_of_its_own_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Doubled(CLIP):
+        def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
+            return 2 * super().encode_text(text, normalize)
+
+    monkeypatch.setattr(text_context, "TEXTS_PER_TREE", 8)
+    torch.manual_seed(0)
+    module, tokens = Doubled(24, VISION, TEXT).eval(), texts_that_begin_alike()
+    with torch.no_grad():
+        assert torch.allclose(embed_tokens(module, tokens, CPU), module.encode_text(tokens), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["CLIP", "CoCa", "EVA, PE: custom text"])
 def test_the_module_is_left_as_it_was(name: str) -> None:
     module = build(name)

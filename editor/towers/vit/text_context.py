@@ -1,5 +1,7 @@
 """Texts are mostly far shorter than a text tower's context: what cannot reach an embedding is not computed.
 
+In long lists neither is what texts have in common computed twice (`text_prefixes`).
+
 A causal tower that reads the end of a text never looks behind it. A tower with padding masked out gives it no weight.
 All others (SigLIP, CLIPA, MobileCLIP) attend to the padding, and compute their whole context.
 """
@@ -14,8 +16,14 @@ from jaxtyping import Float, Int
 from open_clip.hf_model import HFTextEncoder
 from torch import Tensor, nn
 
+from .text_prefixes import build_tree, embed_tree, shares_prefixes
+
 # Few, so that hardly a text is filled up to a longer one; more are no faster on a processor.
 TEXTS_PER_BATCH = 64
+# Neighbours in the order of their tokens share a tree; in shorter lists there is little to share.
+TEXTS_PER_TREE = 256
+# With less in common than this, gathering what is before each token costs more than it saves.
+MOST_DIFFERENT = 0.6
 
 
 def text_owner(module: nn.Module) -> tuple[Any, str]:
@@ -63,6 +71,23 @@ def embed_tokens(
     module: nn.Module, tokens: Int[Tensor, "text context"], device: torch.device
 ) -> Float[Tensor, "text d_embed"]:
     """`encode_text` of an open_clip module in the order given, unnormalised, on a device."""
+    owner, _ = text_owner(module)
+    if len(tokens) < TEXTS_PER_TREE or not shares_prefixes(module, owner):
+        return _embed_batches(module, tokens, device)
+    # Sorted by their tokens, so that those with the same beginning are neighbours.
+    different, index = tokens.unique(dim=0, return_inverse=True)
+    parts = []
+    for rows in different.split(TEXTS_PER_TREE):
+        needed = count_needed(module, rows)
+        tree = build_tree(rows, needed)
+        alike = len(tree.tokens) <= MOST_DIFFERENT * int(needed.sum())
+        parts.append(embed_tree(owner, tree, device).float() if alike else _embed_batches(module, rows, device))
+    return torch.cat(parts)[index.to(device)]
+
+
+def _embed_batches(
+    module: nn.Module, tokens: Int[Tensor, "text context"], device: torch.device
+) -> Float[Tensor, "text d_embed"]:
     needed = count_needed(module, tokens)
     # Texts of like length share a batch. Stable: the same list always makes the same batches.
     order = needed.argsort(stable=True)
