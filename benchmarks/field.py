@@ -1,12 +1,17 @@
-"""Every method beside every other, on the demo's world: `python benchmarks/field.py demo MODEL_FOLDER... > field.csv`.
+"""Every method beside every other, in one world at a time; one row for each model, concept that goes, and method.
 
-One row for each model, split of the places and method. The concept lists half of the places; methods that are fitted to
-labels see validation images of these places only, all others see texts and unlabelled calibration images. Everything is
-measured on test images, once; no constant of a method was chosen on them. `--split validation` measures on validation
-images instead, where the listed column of methods with labels is in-sample.
+    python benchmarks/field.py demo MODEL_FOLDER... > field.csv
+    python benchmarks/field.py PEOPLE_FOLDER... --world people --data DATA_FOLDER > field-people.csv
+    python benchmarks/field.py TYPOGRAPHIC_FOLDER... --world typographic > field-typographic.csv
 
-    python benchmarks/field.py --plot field.svg < field.csv     # means over models and splits
+Methods that are fitted to labels see validation images only, all others see texts and unlabelled calibration images.
+Everything is measured on test images, once; no constant of a method was chosen on them. `--split validation` measures
+on validation images instead, where methods with labels are in-sample. `field_worlds.py` says what is measured in each
+world; beside every edit of the tool's stand as many random heads with the same projection.
+
+    python benchmarks/field.py --plot field.svg < field.csv     # means over models and splits of the demo's world
     python benchmarks/field.py --means < field.csv              # the same as Markdown
+    python benchmarks/field.py --worlds field.csv field-people.csv field-typographic.csv    # methods x worlds
 """
 
 from __future__ import annotations
@@ -17,71 +22,76 @@ import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from methods import PLACE_SPLITS, location_of
+from field_worlds import HELD_OUT, LISTED, WORLDS, Case, World
 from rows import print_rows
 
-from clipedit.editor.images.demo import (
-    SHAPES,
-    demo_calibration_source,
-    labelled_by,
-    labelled_tasks,
-    test_source,
-    validation_source,
-)
-from clipedit.editor.images.source import ImageSource
-from clipedit.editor.load import load_model
-from clipedit.editor.measure.demo_measure import SHAPE_TEMPLATES, build_demo_measure
+from clipedit.editor.measure.control import draw_control_documents, mean_rows
 from clipedit.editor.rivals.measure import UNEDITED, RivalRow, measure_methods
-from clipedit.editor.rivals.setting import Setting
-from clipedit.editor.scan.collect import collect_features
-from clipedit.editor.scan.scan import scan
-from clipedit.editor.select.attention_region import subset
+from clipedit.editor.rivals.setting import ship_recipe
+from clipedit.editor.select.tables import scanned_heads
 
-# Methods that are fitted to labels see every so many of the 2,048 labelled images: 16 of each shape and place.
-EVERY = 4
-LISTED, HELD_OUT = "worst group, listed", "worst group, held out"
-FIGURES = {
-    LISTED: "worst_group_listed",
-    HELD_OUT: "worst_group_held_out",
-    "overall": "overall",
-    "place": "place_accuracy",
-    "color": "retention",
-}
-COLUMNS = ["world", "model", "split", "method", *FIGURES, "labels used", "plain checkpoint", "seconds"]
+FIGURES = WORLDS["demo"].figures
+FACTS = ("labels used", "plain checkpoint", "seconds")
+DRAWS = 100
+RANDOM, SPREAD = (f"random heads, {what} of {DRAWS} draws" for what in ("mean", "sd"))
 # Points of the picture that are nearer than this share a label.
 NEAR = 0.02
 
 
-def measure_model(name: str, source: ImageSource) -> Iterator[list[object]]:
-    """The rows of one model, both splits of the places."""
-    model = load_model(name)
-    scanned = scan(model, "demo", batch_size=128)
-    features, kept = collect_features(model, source, layers=(), batch_size=256)
-    for split, listed in PLACE_SPLITS.items():
-        task, colors = labelled_tasks(listed)
-        some = range(0, len(task.labels), EVERY)
-        labelled = [subset(one, some) for one in (task, labelled_by("place", listed), colors)]
-        setting = Setting(
-            model, scanned, location_of(listed), SHAPES, SHAPE_TEMPLATES, demo_calibration_source(), *labelled
-        )
-        judge = partial(build_demo_measure, source=source, listed=listed)
-        head = ["demo", Path(name).name, split]
-        yield [*head, UNEDITED, *show(RivalRow(judge(model)(features.embedding, kept)))]
-        for method, found in measure_methods(setting, features, kept, judge):
+def measure_model(kind: str, name: str, split: str, data: Path | None) -> Iterator[list[str]]:
+    """The rows of one model."""
+    world = WORLDS[kind]
+    for case in world.cases(name, split, data):
+        head = [kind, Path(name).name, case.part]
+        yield [
+            *head,
+            UNEDITED,
+            *show(RivalRow(case.judge(case.setting.model)(case.features.embedding, case.kept)), world),
+        ]
+        for method, found in measure_methods(case.setting, case.features, case.kept, case.judge):
             if isinstance(found, str):
-                print(f"{name}, split {split}: {method}: {found}", file=sys.stderr)
+                print(f"{name}, {case.part}: {method}: {found}", file=sys.stderr)
             else:
-                yield [*head, method, *show(found)]
+                yield [*head, method, *show(found, world)]
+        yield from ([*head, method, *show(row, world)] for method, row in measure_random(case))
 
 
-def show(row: RivalRow) -> list[str]:
+def measure_random(case: Case) -> Iterator[tuple[str, RivalRow]]:
+    """As many random heads as the tool takes, with its projection: their mean, and their spread."""
+    setting, measure = case.setting, case.judge(case.setting.model)
+    documents = draw_control_documents(setting.default, scanned_heads(setting.scan, setting.model), draws=DRAWS)
+    rivals = (ship_recipe(document, setting) for document in documents)
+    rows = [measure(rival.embed(setting.model, case.features), case.kept) for rival in rivals]
+    if rows:
+        yield RANDOM, RivalRow(mean_rows(rows))
+        yield SPREAD, RivalRow({key: float(np.std([row[key] for row in rows], ddof=1)) for key in rows[0]})
+
+
+def show(row: RivalRow, world: World) -> list[str]:
     """The columns of a method after its name."""
-    figures = [f"{row.figures[key]:.3f}" for key in FIGURES.values()]
+    figures = [f"{row.figures[key]:.3f}" for key in world.figures.values()]
     return [*figures, *("yes" if one else "no" for one in (row.labels, row.plain)), f"{row.seconds:.1f}"]
+
+
+def print_worlds(files: Sequence[str]) -> None:
+    """One row for each method, the main figures of every world and of what goes there; means over models."""
+    rows = [row for file in files for row in csv.DictReader(Path(file).read_text().splitlines())]
+    cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        world = WORLDS[row["world"]]
+        # The demo's halves of the places are two draws of one question.
+        where = row["world"] if world.part == "split" else f"{row['world']}, {row[world.part]}"
+        for name in world.main:
+            cells[row["method"]][f"{where}: {name}"].append(float(row[name]))
+    columns = list(dict.fromkeys(column for found in cells.values() for column in found))
+    print("| method | " + " | ".join(columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    for method, found in cells.items():
+        means = (f"{np.mean(found[column]):.3f}" if column in found else "-" for column in columns)
+        print(f"| {method} | " + " | ".join(means) + " |")
 
 
 def compute_means(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[str, float]]:
@@ -162,17 +172,26 @@ def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="`demo`, or folders of models trained with other seeds")
+    parser.add_argument("--world", choices=list(WORLDS), default="demo")
+    parser.add_argument("--data", type=Path, help="folder of the people world's pictures")
     parser.add_argument("--split", choices=["validation", "test"], default="test")
+    parser.add_argument("--worlds", nargs="+", help="print methods x worlds of these tables as Markdown")
     parser.add_argument("--plot", type=Path, help="draw the rows on stdin to this file")
     parser.add_argument("--means", action="store_true", help="print the means of the rows on stdin as Markdown")
     options = parser.parse_args()
+    if options.worlds:
+        print_worlds(options.worlds)
+        return
     if options.plot or options.means:
-        rows = list(csv.DictReader(sys.stdin))
+        rows = [row for row in csv.DictReader(sys.stdin) if row["method"] != SPREAD]
         draw(rows, options.plot) if options.plot else print_means(rows)
         return
     warnings.simplefilter("ignore")
-    source = test_source() if options.split == "test" else validation_source()
-    print_rows(COLUMNS, (row for name in options.models for row in measure_model(name, source)))
+    world = WORLDS[options.world]
+    found = (measure_model(options.world, name, options.split, options.data) for name in options.models)
+    print_rows(
+        ["world", "model", world.part, "method", *world.figures, *FACTS], (row for rows in found for row in rows)
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ from clipedit.editor.select.selectors import select_recipe
 from clipedit.editor.select.tables import scanned_heads
 
 SEEDS = {"validation": 7_201, "test": 9_201}
+# Of the images that heads are chosen on where labels are read, and what those without a word have in its place.
+LABELLED, PLAIN = 7_301, "none"
 WORDS = Concept(
     name="written-shape",
     texts=tuple(form.format(shape) for shape in world.SHAPES for form in typographic.WORD_FORMS),
@@ -50,10 +53,18 @@ def labelled(source: ImageSource) -> LabelledImages:
 
 
 def calibration_source(count: int = 2_048) -> ImageSource:
-    scenes = world.draw_balanced_scenes(count, seed=5_301)
+    return mix_words(world.draw_balanced_scenes(count, seed=5_301))
+
+
+def mix_words(scenes: Sequence[world.Scene]) -> ImageSource:
+    """The scenes in turn with a word and without."""
     with_word, plain = typographic.attack_source(scenes), typographic.attack_source(scenes, clean=True)
-    names = tuple(plain.names[i] if i % 2 else with_word.names[i] for i in range(count))
-    return ImageSource(names, lambda index: (plain if index % 2 else with_word).open(index))
+    sides = [(plain if index % 2 else with_word) for index in range(len(scenes))]
+    names = tuple(side.names[index] for index, side in enumerate(sides))
+    rows = tuple(
+        side.attributes[index] | ({"word": PLAIN} if side is plain else {}) for index, side in enumerate(sides)
+    )
+    return ImageSource(names, lambda index: sides[index].open(index), rows)
 
 
 def measure_pair(model: Model, clean: torch.Tensor, attacked: torch.Tensor, source: ImageSource) -> dict[str, float]:
@@ -72,7 +83,7 @@ def run(name: str, split: str, asked: argparse.Namespace) -> None:
     scenes = world.draw_balanced_scenes(count, SEEDS[split])
     sources = [typographic.attack_source(scenes, clean=clean) for clean in (True, False)]
     caches = [collect_features(model, source, layers=scanned.layers, batch_size=256)[0] for source in sources]
-    chosen_on = world.draw_balanced_scenes(1_024, seed=7_301)
+    chosen_on = world.draw_balanced_scenes(1_024, seed=LABELLED)
     plain, worded = (labelled(typographic.attack_source(chosen_on, clean=clean)) for clean in (True, False))
     evidence = {
         "text-difference": Evidence(),

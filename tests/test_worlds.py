@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 import clipedit
+from clipedit.demo import world
 from clipedit.demo.train import average_worst_group, draw_batches
 from clipedit.demo.world import with_article
 from clipedit.editor.concepts.concepts import Concept
 from clipedit.editor.images.labelled import write_metadata
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
-OURS = ("people_world", "people_texts", "people_train", "people", "people_directions")
+OURS = ("people_world", "people_texts", "people_train", "people", "people_directions", "typographic", "field_worlds")
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +128,16 @@ def test_a_random_order_of_drawings_is_more_skewed_than_one_of_images(people: Mo
     portraits = people.draw_balanced_portraits(6 * cells, seed=5)
     images, drawings = (mean for _, mean, _ in directions.find_floors(tuple(map(asdict, portraits))))
     assert 0 < images < drawings < np.log(216 / 100)
+
+
+def test_labelled_words_are_on_every_other_image_and_say_what_is_written(scripts: None) -> None:
+    typographic, worlds = importlib.import_module("typographic"), importlib.import_module("field_worlds")
+    scenes = world.draw_balanced_scenes(64, seed=3)
+    source = typographic.mix_words(scenes)
+    shapes, words = worlds.label_words(source)
+    for index, scene in enumerate(scenes):
+        plain = np.array_equal(np.asarray(source.open(index)), world.render(scene))
+        assert plain == (index % 2 == 1) == (words.classes[words.labels[index]] == "none")
+        assert shapes.classes[shapes.labels[index]] == scene.shape != words.classes[words.labels[index]]
+    # The attacked are groups of their own: each shape with a word and without.
+    assert len(set(shapes.groups)) == 2 * len(world.SHAPES)
