@@ -20,6 +20,7 @@ from ...editor.edits.direct import as_stored, compute_recipe_embeddings, encode_
 from ...editor.errors import ImageError, ModelError, VerificationError
 from ...editor.files.tensors import load_tensors
 from ...editor.files.whole import is_plain_name, save_tensors
+from ...editor.images.decode import Decoding
 from ...editor.images.demo import example_source
 from ...editor.images.listing import list_images
 from ...editor.images.source import ImageSource
@@ -158,7 +159,7 @@ def _ask_images(
     """Images, and what the model, its base and its adapters' models answer to them."""
     # Lower precision may answer a share of the images otherwise, which eight are too few to tell.
     count = IMAGES if precision == "fp32" else IMAGES_LOWER
-    source = list_images(images) if images is not None else _rendered(IMAGES_SHIFT)
+    source = _list_shrunk(images, model.image_size) if images is not None else _rendered(IMAGES_SHIFT)
     opened = earlier.images() if earlier else []
     # The base answered the earlier images only: they come first, and those asked for now after them.
     opened += _open_some(source, count, model.image_size)[len(opened) if images is None else 0 :]
@@ -289,6 +290,12 @@ def _find_earlier(model: Model) -> Reference | None:
     return found if found.texts == TEXTS and known else None
 
 
+def _list_shrunk(images: ImageSource | str | Path, size: int) -> ImageSource:
+    """The images, of files no more pixels than are kept: what is decoded beyond would only be made smaller again."""
+    listed = list_images(images)
+    return listed if isinstance(images, ImageSource) else listed.read_as(Decoding(enough=_shrunk_side(size)))
+
+
 def _rendered(count: int) -> ImageSource:
     return example_source(count)
 
@@ -306,7 +313,11 @@ def _open_some(source: ImageSource, count: int, size: int) -> list[Image.Image]:
 
 def _shrink(image: Image.Image, size: int) -> Image.Image:
     """A little more than the model takes on the shorter side: small, and resizing is still exercised."""
-    factor = max(288, round(1.25 * size)) / min(image.size)
+    factor = _shrunk_side(size) / min(image.size)
     if factor >= 1:
         return image
     return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
+
+
+def _shrunk_side(size: int) -> int:
+    return max(288, round(1.25 * size))
