@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -52,11 +53,15 @@ class HeadSubsets:
         own = self.readout @ directions
         # [head, d_embed, k], [d_embed, t] -> [head, k, t]
         seen = torch.einsum("hek,et->hkt", self.readouts, directions)
-        moved = torch.cat([own[None], self.changes @ seen])  # [head, fitted, t] -> [1 + head, fitted, t]
-        # [1 + head, fitted, t]
-        spread = torch.einsum("de,bet->bdt", self.covariance, moved)
+        # Twice [1 + head, fitted, t]: M_t, and C M_t without a product as wide as the model for every head.
+        moved = torch.cat([own[None], self.changes @ seen])
+        spread = torch.cat([(self.covariance @ own)[None], self._spread_changes @ seen])
         # Q_t = M_t^T C M_t: [t, 1 + head, 1 + head]
         return torch.einsum("adt,bdt->tab", moved, spread)
+
+    @cached_property
+    def _spread_changes(self) -> Float[Tensor, "head fitted k"]:
+        return self.covariance @ self.changes
 
     def variances(self, directions: Float[Tensor, "d_embed direction"]) -> Float[Tensor, " direction"]:
         """The unedited variance along every direction: `Q_t[0, 0]`, without the rest of the form."""

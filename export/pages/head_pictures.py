@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +18,7 @@ from ...editor.components import Features, HeadId, take_rows
 from ...editor.concepts.textspan import HeadLabel
 from ...editor.edits.direct import compute_recipe_embeddings
 from ...editor.edits.recipe import Recipe
-from ...editor.images.source import ImageSource
+from ...editor.images.source import ImageSource, OpenPath
 from ...editor.look.pictures import encode_image_file, tint_png
 from ...editor.look.spatial import compute_seen
 from ...editor.look.view import View, find_view
@@ -140,18 +143,29 @@ def _look(
     ratios = _compare_norms(edit, wanted.features)
     thumbnails: list[Thumbnail] = []
     grids = []
+    read = _read_ahead(edit.base, edit.source, wanted.positions)
     for rows in torch.arange(len(wanted.positions)).split(IMAGES_PER_BATCH):
-        positions = [wanted.positions[row] for row in rows.tolist()]
-        images = [edit.source.open(position) for position in positions]
-        thumbnails += [
-            _thumbnail(edit.base, edit.source.names[position], image)
-            for position, image in zip(positions, images, strict=True)
-        ]
-        pixels = torch.stack([edit.base.preprocess(image) for image in images])
-        grids.append(_see_both(edit, pixels, before, after, ratios[rows]).numpy().astype(np.float64))
+        some, pixels = zip(*itertools.islice(read, len(rows)), strict=True)
+        thumbnails += some
+        grids.append(_see_both(edit, torch.stack(pixels), before, after, ratios[rows]).numpy().astype(np.float64))
         if progress is not None:
             progress(len(thumbnails), len(wanted.positions))
     return thumbnails, np.concatenate(grids)
+
+
+def _read_ahead(model: Model, source: ImageSource, positions: Sequence[int]) -> Iterator[tuple[Thumbnail, Tensor]]:
+    """Thumbnails and pixels, in order; files are read by a thread for each processor while the model runs."""
+
+    def read(position: int) -> tuple[Thumbnail, Tensor]:
+        image = source.open(position)
+        return _thumbnail(model, source.names[position], image), model.preprocess(image)
+
+    # What else opens images may share a file between them.
+    if not isinstance(source.open, OpenPath):
+        yield from map(read, positions)
+        return
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(read, positions)
 
 
 def _see_both(
