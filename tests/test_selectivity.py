@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,10 +29,11 @@ from clipedit.editor.select.selectivity import (
     Selectivity,
     build_probe,
     compute_selectivity,
+    find_as_selective,
     mean_interval,
     measure_selectivity,
 )
-from clipedit.editor.select.whose_heads import Measured, judge, measure, measure_library
+from clipedit.editor.select.whose_heads import HeldConcepts, Measured, judge, measure, measure_library
 
 IMAGES = 1_024
 WIDTH, WIDE, HEADS, PLANTED = 32, 3, 12, (2, 7)
@@ -76,7 +78,7 @@ def planted_probe(words: dict[str, Tensor], subspace: Tensor) -> Probe:
     model = Mock(spec=Model, folder=None, tower=Mock(d_head=16))
     model.encode_text.side_effect = lambda texts: torch.stack([words[text] for text in texts])
     pool = F.normalize(torch.randn(200, WIDTH, generator=generator).double(), dim=-1)
-    return Probe(model, subsets, pool - pool.mean(0))
+    return Probe(model, subsets, pool)
 
 
 def planted_words(inside: Tensor, name: str) -> dict[str, Tensor]:
@@ -96,6 +98,37 @@ def test_a_concept_planted_in_known_heads_is_selective_and_an_absent_one_is_not(
     found = [compute_selectivity(probe, Concept(name=n, texts=tuple(w))) for n, w in (("t", there), ("a", absent))]
     assert found[0].by_count[2] > 3 and found[0].low > 2
     assert found[1].value < 1.5 and found[1].value < found[0].value / 2
+    # What is planted no random texts reach; among twenty, what is absent is no exception.
+    concepts = [Concept(name=n, texts=tuple(w)) for n, w in (("t", there), ("a", absent))]
+    assert find_as_selective(probe, concepts[0], found[0].value) is None
+    reached = find_as_selective(probe, concepts[1], found[1].value)
+    assert reached is not None and 1 <= reached[0] <= 19 and reached[1] >= found[1].value
+    assert find_as_selective(probe, concepts[1], found[1].value) == reached
+
+
+def test_a_pool_too_small_to_draw_from_says_nothing_of_chance() -> None:
+    probe = planted_probe({}, torch.eye(WIDTH)[:, :WIDE].double())
+    texts = tuple(f"text {index}" for index in range(101))
+    assert find_as_selective(probe, Concept(name="large", texts=texts), -1.0) is None
+    assert find_as_selective(probe, Concept(name="small", texts=texts[:100]), -1.0) is not None
+
+
+def test_texts_drawn_at_random_are_held_by_no_heads(scan: Scan, model: Model) -> None:
+    known = HeldConcepts(scan, model)
+    assert {known.judge(load_concept(name, model.folder)).verdict for name in ("location", "color")} == {"held"}
+    lucky = []
+    for seed in range(100, 160):
+        drawn = np.random.default_rng(seed).choice(len(known.probe.pool_texts), (6, 4), replace=False)
+        parts = {str(row): tuple(known.probe.pool_texts[text] for text in texts) for row, texts in enumerate(drawn)}
+        group = Concept(name=f"group {seed}", instances=parts)  # pyright: ignore[reportCallIssue]
+        # Their instances agree by chance, as those of some groups do among so many. Without a library nothing else
+        # explains that away.
+        if judge(known.measure(group), {}).verdict == "held":
+            lucky.append(known.judge(group, {}))
+    absent = [found for found in lucky if found.verdict == "absent"]
+    # One in five by their intervals; of all sixty about one in twenty may do better than nineteen others.
+    assert len(lucky) >= 9 and len(lucky) - len(absent) <= 6 and len(absent) >= len(lucky) / 2
+    assert "no more than random texts: selectivity" in absent[0].because and "groups of as many" in absent[0].because
 
 
 def test_the_quadratic_form_is_the_variance_that_the_refit_leaves(scan: Scan, model: Model) -> None:

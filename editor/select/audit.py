@@ -22,7 +22,7 @@ from ..scan.scan import Scan
 from .amounts import choose_for
 from .choice import Choice
 from .head_subsets import removed_share
-from .whose_heads import HeldConcepts, Judgement, Measured, judge
+from .whose_heads import HeldConcepts, Judgement, Measured
 
 AuditVerdict = Literal["leans", "held", "other", "absent"]
 _ORDER: dict[AuditVerdict, int] = {"leans": 0, "held": 1, "other": 2, "absent": 3}
@@ -154,7 +154,7 @@ class _Auditor:
     classes: Sequence[str]
 
     def ask(self, measured: Measured) -> AuditRow:
-        found = judge(measured, self.library)
+        found = self.known.judge(measured.concept, self.library)
         if found.verdict != "held":
             return _row(found, found.verdict, found.because)
         chosen = self._choose(measured.concept)

@@ -7,10 +7,12 @@ their removal takes along an instance that was left out is compared with what it
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -19,6 +21,7 @@ from torch import Tensor
 from ..concepts.concepts import Concept, cut_evenly, load_concept
 from ..concepts.directions import compute_concept_directions
 from ..concepts.queries import encode_unit
+from ..errors import ConceptError
 from ..images.texts import load_texts
 from ..models.model import Model
 from ..scan.scan import Scan
@@ -29,6 +32,8 @@ JUDGED_AT = 4
 GENERAL_DIRECTIONS = 20
 # The leading directions of a pool settle with a few hundred texts; encoding thousands would take longer than a scan.
 POOL_TEXTS = 512
+# A concept that does no better than one of so many groups of random texts is so by chance in a case of twenty.
+CHANCE_DRAWS = 19
 # Below this share nothing was removed in general, and a ratio would say nothing.
 LEAST_REMOVED = 0.01
 # Normal quantile of 95 % intervals, and Student's of so few free values that an expansion about it is too small.
@@ -76,12 +81,17 @@ class Fold:
 
 @dataclass(frozen=True)
 class Probe:
-    """A model's heads and its pool of texts, embedded and centred, prepared once for many concepts."""
+    """A model's heads and its pool of texts, embedded at unit length, prepared once for many concepts."""
 
     model: Model
     subsets: HeadSubsets
-    pool: Float[Tensor, "text d_embed"]
+    unit: Float[Tensor, "text d_embed"]
     pool_texts: tuple[str, ...] = ()
+
+    @cached_property
+    def pool(self) -> Float[Tensor, "text d_embed"]:
+        """The texts of the pool, centred."""
+        return self.unit - self.unit.mean(0)
 
     @cached_property
     def most(self) -> int:
@@ -114,8 +124,7 @@ def build_probe(scan: Scan, model: Model) -> Probe:
     # Every so many, since a pool is a list in some order.
     every = -(-len(texts) // POOL_TEXTS)
     taken = tuple(texts[::every])
-    pool = encode_unit(model, taken)
-    return Probe(model, build_head_subsets(scan, model), pool - pool.mean(0), taken)
+    return Probe(model, build_head_subsets(scan, model), encode_unit(model, taken), taken)
 
 
 def measure_selectivity(scan: Scan, model: Model, concept: str | Concept) -> Selectivity:
@@ -132,8 +141,11 @@ def measure_selectivity(scan: Scan, model: Model, concept: str | Concept) -> Sel
 def compute_selectivity(probe: Probe, concept: Concept) -> Selectivity:
     """`measure_selectivity` where the heads are prepared already."""
     texts = encode_unit(probe.model, concept.texts)
+    return _compute(probe, concept.name, texts, cut_folds(concept, texts))
+
+
+def _compute(probe: Probe, name: str, texts: Float[Tensor, "text d_embed"], folds: Sequence[Fold]) -> Selectivity:
     forms = probe.subsets.quadratic_forms(probe.general(probe.directions(texts)))
-    folds = cut_folds(concept, texts)
     along = torch.stack([fold.direction for fold in folds]).T
     scores = probe.subsets.shares_each([probe.directions(fold.chosen_from) for fold in folds])
     rows = {
@@ -146,17 +158,46 @@ def compute_selectivity(probe: Probe, concept: Concept) -> Selectivity:
     low, high = mean_interval(table[:, at])
     named = {name: row[at] for name, row in rows.items()}
     relative = float(probe.subsets.variances(along).mean()) / max(probe.usual_variance, torch.finfo(torch.float64).tiny)
-    return Selectivity(concept.name, means[JUDGED_AT], low, high, means, named, relative)
+    return Selectivity(name, means[JUDGED_AT], low, high, means, named, relative)
+
+
+def find_as_selective(probe: Probe, concept: Concept, value: float, *, seed: int = 0) -> tuple[int, float] | None:
+    """Of `CHANCE_DRAWS` groups of random texts of the pool the first that is as selective as a concept.
+
+    A group is cut as the concept is: as many instances, each of as many texts. That none of them comes near is a Monte
+    Carlo test at 5 % (Besag and Clifford, Sequential Monte Carlo p-values, Biometrika 1991).
+
+    Returns:
+        Which draw it was, from 1, and its selectivity; None if there was none, or the pool is too small to draw from.
+    """
+    sizes = [len(part) for part in concept.parts().values()]
+    # Groups that share most of their texts would be one group.
+    if 2 * sum(sizes) > len(probe.unit):
+        return None
+    generator = np.random.default_rng(seed)
+    for draw in range(1, CHANCE_DRAWS + 1):
+        texts = probe.unit[generator.choice(len(probe.unit), sum(sizes), replace=False)]
+        parts = {str(part): rows for part, rows in enumerate(texts.split(sizes))}
+        # A pool may hold one text often: a group of nothing else differs in nothing.
+        with contextlib.suppress(ConceptError):
+            found = _compute(probe, "random texts", texts, _cut_parts(parts, texts.mean(0))).value
+            if found >= value:
+                return draw, found
+    return None
 
 
 def cut_folds(concept: Concept, texts: Float[Tensor, "text d_embed"]) -> list[Fold]:
     """Leave one instance out; of two instances leave one wording out, since none of them says anything alone."""
     rows = {text: row for text, row in zip(concept.texts, texts, strict=True)}
     parts = {name: torch.stack([rows[text] for text in part]) for name, part in concept.parts().items()}
+    return _cut_parts(parts, texts.mean(0))
+
+
+def _cut_parts(parts: Mapping[str, Float[Tensor, "_ d_embed"]], mean: Float[Tensor, " d_embed"]) -> list[Fold]:
     # Each of two instances lies along the same line through their mean, in opposite directions.
     if len(parts) == 2:
         return _cut_wordings(*parts.values())
-    mean, found = texts.mean(0), []
+    found = []
     for name, part in parts.items():
         others = torch.cat([other for key, other in parts.items() if key != name])
         found.append(Fold(name, others, F.normalize(part.mean(0) - mean, dim=0)))

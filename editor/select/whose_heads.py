@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -19,7 +19,7 @@ from ..concepts.queries import encode_unit
 from ..errors import ConceptError
 from ..models.model import Model
 from ..scan.scan import Scan
-from .selectivity import Probe, Selectivity, build_probe, compute_selectivity
+from .selectivity import Probe, Selectivity, build_probe, compute_selectivity, find_as_selective
 
 Verdict = Literal["held", "other", "absent"]
 # Set on models of known truth (benchmarks/selectivity.py).
@@ -102,9 +102,35 @@ class HeldConcepts:
         found = [one if isinstance(one, Concept) else load_concept(one, self.model.folder) for one in own]
         return {concept.name: self.measure(concept) for concept in found}
 
-    def judge(self, concept: Concept) -> Judgement:
-        """The verdict on one concept."""
-        return judge(self.measure(concept), self.library)
+    def judge(self, concept: Concept, library: Mapping[str, Measured] | None = None) -> Judgement:
+        """The verdict on one concept: whose heads they are, and whether random texts are held as well.
+
+        Args:
+            library: All concepts that the heads may be of; by default the library's.
+        """
+        own = self.measure(concept)
+        found = judge(own, self.library if library is None else library)
+        return found if found.verdict != "held" else self._compare_with_chance(found, own)
+
+    def _compare_with_chance(self, found: Judgement, own: Measured) -> Judgement:
+        name, value = own.concept.name, own.selectivity.value
+        if name not in self._chance or self._chance[name][0] != own.concept:
+            # By the concept too: a file of the user's may have a name of the library.
+            self._chance[name] = own.concept, find_as_selective(self.probe, own.concept, value)
+        reached = self._chance[name][1]
+        if reached is None:
+            return found
+        draw, random = reached
+        because = (
+            f"heads hold {name} no more than random texts: {say_selectivity(own.selectivity)}, and of {draw} groups of "
+            f"as many random texts one has {random:.1f}"
+        )
+        return replace(found, verdict="absent", because=because)
+
+    @cached_property
+    def _chance(self) -> dict[str, tuple[Concept, tuple[int, float] | None]]:
+        """What was asked once: the refusal, the audit and the desk ask for the same."""
+        return {}
 
     def span_of(self, concept: Concept) -> Float[Tensor, "d_embed concept"]:
         """A concept's directions."""
@@ -149,9 +175,7 @@ def measure(probe: Probe, concept: Concept) -> Measured:
 def judge(own: Measured, library: Mapping[str, Measured]) -> Judgement:
     """The verdict on one concept beside all the others."""
     name, found = own.concept.name, own.selectivity
-    # Of a single instance there is no spread, and so no interval.
-    spread = f"{found.low:.1f} to {found.high:.1f}" if math.isfinite(found.high) else "one instance, no interval"
-    said = f"selectivity {found.value:.1f} ({spread}; about 1 where heads hold nothing of it)"
+    said = say_selectivity(found)
     if found.variance < LEAST_VARIANCE:
         because = (
             f"hardly anything in these images differs in {name}: the variance along its instances is "
@@ -172,6 +196,13 @@ def judge(own: Measured, library: Mapping[str, Measured]) -> Judgement:
         because = f"no few heads hold {name} in these images: {said}{_say_too_few(found)}"
         return Judgement(name, "absent", found, because, other, cosine)
     return Judgement(name, "held", found, f"a few heads hold {name}: {said}", other, cosine)
+
+
+def say_selectivity(found: Selectivity) -> str:
+    """`selectivity 3.7 (2.9 to 4.5; about 1 where heads hold nothing of it)`."""
+    # Of a single instance there is no spread, and so no interval.
+    spread = f"{found.low:.1f} to {found.high:.1f}" if math.isfinite(found.high) else "one instance, no interval"
+    return f"selectivity {found.value:.1f} ({spread}; about 1 where heads hold nothing of it)"
 
 
 def _say_too_few(found: Selectivity) -> str:
