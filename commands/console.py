@@ -222,7 +222,7 @@ def exit_if_worse(verdicts: Sequence[str]) -> None:
 
 def compare_with_first(tables: Sequence[tuple[str, FigureTable]]) -> None:
     """Say the verdict on every model of a table against its first, and exit as `exit_if_worse`; `""` is no name."""
-    from ..editor.measure.control import judge_table
+    from ..editor.measure.verdict import judge_table
 
     words = []
     for where, table in tables:

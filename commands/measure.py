@@ -180,20 +180,22 @@ def _require_usage(asked: dict[str, Any]) -> None:
 
 
 def _evaluate(asked: dict[str, Any]) -> FigureTable:
-    from ..editor.measure.control import explain_no_control, measure_folder_controls
+    from ..editor.measure.control import explain_no_control, prepare_controls
     from ..editor.measure.evaluate import evaluate as run
 
     options, task = read_options(asked), open_labelled(asked)
     loaded = open_all(asked["models"], asked["aligner"])
     with progress() as follow:
-        table = run(loaded, task, labels=options, progress=follow("evaluate"), **given(batch_size=asked["batch_size"]))
-        for name in asked["models"] if asked["control"] else []:
-            told = follow("control")
-            if why := explain_no_control(Path(name)):
-                say_result(f"no control: {why}")
-            rows = measure_folder_controls(Path(name), task, templates=options.templates, progress=told)
+        names = asked["models"] if asked["control"] else []
+        for why in filter(None, (explain_no_control(Path(name)) for name in names)):
+            say_result(f"no control: {why}")
+        known, controls = prepare_controls(names, loaded, task, progress=follow("evaluate"))
+        batches = given(batch_size=asked["batch_size"])
+        table = run(loaded, task, labels=options, known=known, progress=follow("evaluate"), **batches)
+        for name, draw in controls.items():
+            rows = draw(task, templates=options.templates, progress=follow("control")).rows
             for row in rows:
-                table.add(row, rows[row])
+                table.add(f"{name}, {row.replace('_', ' ')}", rows[row])
     return table
 
 

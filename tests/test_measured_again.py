@@ -18,11 +18,11 @@ from clipedit.editor.images.demo import render_source
 from clipedit.editor.images.labelled import write_metadata
 from clipedit.editor.images.layouts import open_dataset
 from clipedit.editor.images.source import LabelledImages
-from clipedit.editor.measure.control import explain_no_control, judge_table, measure_edit
+from clipedit.editor.measure.control import explain_no_control, measure_edit
 from clipedit.editor.measure.intervals import Cell
 from clipedit.editor.measure.layer_ablation import measure_layer_ablation
 from clipedit.editor.measure.table import FigureTable, read_details
-from clipedit.editor.measure.verdict import describe_seen
+from clipedit.editor.measure.verdict import describe_seen, judge_table
 from clipedit.editor.select.options import EditOptions, HeadChoice
 from clipedit.export.judge_folder import judge_recipe
 from clipedit.export.output import Output

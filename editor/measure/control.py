@@ -27,11 +27,11 @@ from ..scan.scan import Scan
 from ..scan.tally import Progress
 from ..select.plan import draw_random_heads
 from .evaluate import Measure, Yardstick, build_measure, build_yardstick
-from .fidelity import embed_edit, read_once
-from .intervals import LEAST_GROUP, Difference, Outcomes, compare_outcomes
+from .fidelity import Embedded, embed_edit, read_for_all, read_once
+from .intervals import Difference
 from .readable import Answers, describe_images
-from .table import Details, FigureTable
-from .verdict import Verdict, judge_edit, not_measured
+from .table import Details
+from .verdict import Verdict, compare_models, judge_edit, judge_nothing
 
 DRAWS = 10
 SIDES = ("before", "after")
@@ -69,7 +69,7 @@ class MeasuredEdit:
     def verdict(self) -> Verdict:
         """Whether the edit helps, and why."""
         if self.rows and not self.differences:
-            return _judge_nothing(self.rows["before"], self.rows["after"])
+            return judge_nothing(self.rows["before"], self.rows["after"])
         return judge_edit(
             self.differences,
             control=self.rows.get("control"),
@@ -141,37 +141,6 @@ def compare_sides(
     return replace(found, details=details, source=sides[0].source, measure=sides[0].measure)
 
 
-def compare_models(
-    before: tuple[Outcomes, Sequence[str]], after: tuple[Outcomes, Sequence[str]]
-) -> dict[str, Difference]:
-    """Differences of two models on the same images; none where one could not read some image."""
-    return compare_outcomes(before[0], after[0], before[1]) if before[1] == after[1] and before[1] else {}
-
-
-def judge_table(table: FigureTable) -> dict[str, Verdict]:
-    """The verdict on every model of a table against its first, on the same images; NOT MEASURED where they differ."""
-    if not table.outcomes:
-        return {}
-    first, *others = table.outcomes
-    differences = {name: compare_models(table.outcomes[first], table.outcomes[name]) for name in others}
-    return {
-        name: judge_edit(found) if found else _judge_nothing(table[first], table[name])
-        for name, found in differences.items()
-    }
-
-
-def _judge_nothing(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
-    """Why two rows of figures are no verdict."""
-    skews = [
-        f"{name} {value:.3f} to {after[name]:.3f}" for name, value in before.items() if name.startswith("max_skew")
-    ]
-    if skews:
-        return not_measured(f"a set of queries has no right answers to compare, only skews: {', '.join(skews)}")
-    return Verdict(
-        "NOT MEASURED", f"no {LEAST_GROUP} images were read by both models in any group. Give more with --dataset."
-    )
-
-
 def put_together(
     rows: dict[str, dict[str, float]], controls: ControlRows, differences: Mapping[str, Difference]
 ) -> MeasuredEdit:
@@ -193,22 +162,32 @@ def explain_no_control(folder: Path) -> str | None:
     return None
 
 
-def measure_folder_controls(
-    folder: Path,
-    dataset: Dataset,
-    *,
-    templates: Sequence[str] = DEFAULT_TEMPLATES,
-    progress: Progress | None = None,
-) -> dict[str, dict[str, float]]:
-    """The controls of a folder that `remove-heads` wrote, from its own recipe, scan and base; empty for other models.
+def prepare_controls(
+    folders: Sequence[str], models: Mapping[str, Model], dataset: Dataset, *, progress: Progress | None = None
+) -> tuple[dict[str, Embedded], dict[str, Callable[..., ControlRows]]]:
+    """What one reading of the images gives of models, and how the controls of each folder are drawn from it.
+
+    Args:
+        folders: Those that lack their recipe or scan have no controls.
+        models: Those that are to be measured, by name.
+
+    Returns:
+        Embeddings for `evaluate`, by the name of the model; for each folder, `draw_edit_controls` of its edit.
 
     Raises:
-        ModelError: If the base that the scan names cannot be loaded.
+        ModelError: If the base that a scan names cannot be loaded.
     """
-    if find_missing(folder) is not None:
-        return {}
-    rows = draw_edit_controls(load_edit(folder), dataset, templates=templates, progress=progress).rows
-    return {f"{folder}, {name.replace('_', ' ')}": row for name, row in rows.items()}
+    known: dict[str, Embedded] = {}
+    controls: dict[str, Callable[..., ControlRows]] = {}
+    for folder in folders:
+        if find_missing(Path(folder)) is None:
+            edit = load_edit(Path(folder))
+            source = build_yardstick(edit.base, dataset).source
+            found, embed = read_for_all(edit, models, source, progress=progress)
+            # What an earlier reading gave of the base is the same.
+            known = found | known
+            controls[folder] = partial(draw_edit_controls, edit, embed=embed)
+    return known, controls
 
 
 def draw_edit_controls(
@@ -216,9 +195,14 @@ def draw_edit_controls(
     dataset: Dataset,
     *,
     templates: Sequence[str] = DEFAULT_TEMPLATES,
+    embed: Callable[[Recipe], Embedded] | None = None,
     progress: Progress | None = None,
 ) -> ControlRows:
-    """As `draw_controls`, of a folder's own edit, on either tower."""
+    """As `draw_controls`, of a folder's own edit, on either tower.
+
+    Args:
+        embed: Embeddings of these images by any like recipe, where they were read already.
+    """
     recipe, scan, base = edit.recipe, edit.scan, edit.base
     if recipe.document.tower == "text":
         source = build_yardstick(base, dataset, templates=templates).source
@@ -226,6 +210,8 @@ def draw_edit_controls(
         figures = partial(_measure_texts, base, dataset, templates, embedded)
         return measure_controls(recipe, scan, base, figures)
     source, measure = build_measure(base.editable, dataset, templates=templates)
+    if embed is not None:
+        return measure_controls(recipe, scan, base, lambda bound: measure(*embed(bound)))
     return draw_controls(recipe, scan, base, source, measure, progress=progress)
 
 

@@ -53,6 +53,7 @@ def evaluate(
     retention: LabelledImages | None = None,
     templates: Sequence[str] | None = None,
     batch_size: int = 64,
+    known: Mapping[str, tuple[Tensor, Sequence[int]]] | None = None,
     progress: Progress | None = None,
 ) -> FigureTable:
     """Measure models on the same labelled images.
@@ -64,6 +65,7 @@ def evaluate(
         retention: A second task on other images, on which nothing should change; of one on the same images `labels`
             names the column.
         templates: Prompts in place of those of `labels`.
+        known: Of models by name, embeddings of these images that were made already, and the images' positions.
 
     Returns:
         A row for each model, in order: `overall`, `worst_group`, `mean_of_groups`, and `retention` where asked for.
@@ -86,8 +88,8 @@ def evaluate(
     yardsticks = {name: build_yardstick(model, task, templates=prompts) for name, model in models.items()}
     table = FigureTable()
     for name, model in models.items():
-        found = yardsticks[name]
-        embedded = collect_embeddings(model, found.source, batch_size=batch_size, progress=progress)
+        found, embedded = yardsticks[name], (known or {}).get(name)
+        embedded = embedded or collect_embeddings(model, found.source, batch_size=batch_size, progress=progress)
         table.measure = found.measure
         table.add(name, found.figures(*embedded), found.details(*embedded), found.outcomes(*embedded))
         if found.benchmark is not None:

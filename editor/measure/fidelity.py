@@ -18,6 +18,7 @@ from ..edits.held_out import Fidelity, compute_fidelity
 from ..edits.parts import ablated_names
 from ..edits.recipe import Recipe, require_bound
 from ..images.source import ImageSource
+from ..load import FolderEdit
 from ..models.model import Model
 from ..scan.collect import LabelledEmbeddings, collect_embeddings, collect_features
 from ..scan.features import CachedFeatures
@@ -128,3 +129,34 @@ def read_once(
     base, parts = model.editable, ablated_names(require_bound(recipe))
     features, kept = collect_features(base, source, layers=scan.layers, parts=parts, progress=progress)
     return (features, kept), lambda which: (compute_recipe_embeddings(which, base, features), kept)
+
+
+def read_for_all(
+    edit: FolderEdit, models: Mapping[str, Model], source: ImageSource, *, progress: Progress | None = None
+) -> tuple[dict[str, Embedded], Callable[[Recipe], Embedded] | None]:
+    """One reading of images by the base of a folder's edit, for every model that it can answer for.
+
+    These are the base itself, and `direct` edits of it, by the hash of their weights: layers of any other model may
+    see something else.
+
+    Returns:
+        Embeddings by the name of the model, and any like recipe's embeddings; nothing read where no model's are had.
+    """
+    recipe, scan, base = edit.recipe, edit.scan, edit.base
+    plain = base.alignment is None and recipe.document.tower == "image" and recipe.document.effect != "total"
+    same = {name: model for name, model in models.items() if plain and _is_of_base(model, edit)}
+    if not same:
+        return {}, None
+    features, embed = read_once(recipe, scan, base, source, progress)
+    assert features is not None
+    unedited = features[0].embedding.float(), features[1]
+    return {
+        name: unedited if model.readout_edit is None else embed(as_stored(recipe, model))
+        for name, model in same.items()
+    }, embed
+
+
+def _is_of_base(model: Model, edit: FolderEdit) -> bool:
+    if model.alignment is not None or model.weights_hash != edit.base.weights_hash:
+        return False
+    return model.readout_edit is None or (model.recipe is not None and model.recipe.document == edit.recipe.document)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from .intervals import Difference
+from .intervals import LEAST_GROUP, Difference, Outcomes, compare_outcomes
+from .table import FigureTable
 
 Word = Literal["HELPS", "HARMS", "NO DIFFERENCE", "NOT MEASURED"]
 # How figures are called; worst groups are what an edit is for, the others are what must not fall.
@@ -139,3 +140,34 @@ def _say_beside(
         as_well = after <= projection[name]
         parts.append(f"the projection alone {projection[name]:.3f}{', which is as good' if as_well else ''}")
     return f" ({'; '.join(parts)})" if parts else ""
+
+
+def compare_models(
+    before: tuple[Outcomes, Sequence[str]], after: tuple[Outcomes, Sequence[str]]
+) -> dict[str, Difference]:
+    """Differences of two models on the same images; none where one could not read some image."""
+    return compare_outcomes(before[0], after[0], before[1]) if before[1] == after[1] and before[1] else {}
+
+
+def judge_table(table: FigureTable) -> dict[str, Verdict]:
+    """The verdict on every model of a table against its first, on the same images; NOT MEASURED where they differ."""
+    if not table.outcomes:
+        return {}
+    first, *others = table.outcomes
+    differences = {name: compare_models(table.outcomes[first], table.outcomes[name]) for name in others}
+    return {
+        name: judge_edit(found) if found else judge_nothing(table[first], table[name])
+        for name, found in differences.items()
+    }
+
+
+def judge_nothing(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
+    """Why two rows of figures are no verdict."""
+    skews = [
+        f"{name} {value:.3f} to {after[name]:.3f}" for name, value in before.items() if name.startswith("max_skew")
+    ]
+    if skews:
+        return not_measured(f"a set of queries has no right answers to compare, only skews: {', '.join(skews)}")
+    return Verdict(
+        "NOT MEASURED", f"no {LEAST_GROUP} images were read by both models in any group. Give more with --dataset."
+    )
