@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from methods import PLACE_SPLITS
+from methods import PLACE_SPLITS, location_of
 from rows import print_rows
-from selectivity import FIGURES, embed, location_of, show
+from selectivity import FIGURES, embed, show
 
 from clipedit.demo.texts import place_texts
 from clipedit.demo.world import PLACES, SHAPES
@@ -111,8 +111,8 @@ class Judge:
     places: str
 
     def __post_init__(self) -> None:
-        self.known, self.location = self.bench.known, location_of(self.places)
-        self.listed = PLACE_SPLITS[self.places]
+        self.known, self.listed = self.bench.known, PLACE_SPLITS[self.places]
+        self.location = location_of(self.listed)
         self.held_out = [place for place in PLACES if place not in self.listed]
         self.measure = build_demo_measure(self.known.model, self.bench.source, listed=self.listed)
         self.library = self.bench.without | {TARGET: measure(self.known.probe, self.location)}

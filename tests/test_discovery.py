@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 import clipedit
 from clipedit.commands.tables.outputs import make_schema
-from clipedit.demo.world import PLACES
+from clipedit.demo.world import COLORS, PLACES
 from clipedit.editor.components import Features
 from clipedit.editor.concepts.concepts import list_concepts
 from clipedit.editor.concepts.queries import encode_unit
@@ -53,6 +53,16 @@ def test_a_concept_taken_out_of_the_library_is_found_again(found: Discovery, kno
     assert best.selectivity.low > 1 and best.edit.chosen.removed > best.edit.chosen.elsewhere + 0.1
     assert 0 < best.share <= 1 and best.source == "heads" and best.spans[0].variance_share > 0.1
     assert not others
+
+
+def test_a_concept_is_found_again_although_others_stand_in_for_it(known: HeldConcepts, pool: Pool) -> None:
+    """Without colours in the library, watermarks are what explains the heads of colours best."""
+    found = search_concepts(known, {name: one for name, one in known.library.items() if name != "color"}, pool)
+    assert "location" in found.explained_by and len(found.explained_by) > 1
+    (best,) = found.candidates
+    assert sum(color in " ".join(best.concept.texts).split() for color in COLORS) >= 6
+    # An edit of it does not have to keep what only stood in for it.
+    assert set(best.concept.related) == set(found.explained_by) - {"location"}
 
 
 def test_nothing_is_found_where_everything_is_known(known: HeldConcepts, demo_model: clipedit.Model) -> None:

@@ -189,7 +189,8 @@ class _Search:
             measured = measure(self.judged.probe, named)
             nearest = self._find_same_heads(measured)
             known = {**self.library, **self.added}
-            told = any(self._is_told_by(other, named, heads) for other in nearest)
+            real = [other for other in nearest if not self._stands_in(other, measured)]
+            told = any(self._is_told_by(other, named, heads) for other in real)
             if told or judge(measured, known).verdict != "held":
                 return
             related = tuple(other.concept.name for other in nearest)
@@ -230,6 +231,16 @@ class _Search:
     def _is_told_by(self, known: Measured, candidate: Concept, heads: Sequence[int]) -> bool:
         """Whether a known concept says half of what a candidate says of these heads: then it says nothing new."""
         return self._share(known.concept, heads) >= EXPLAINED * self._share(candidate, heads)
+
+    def _stands_in(self, known: Measured, candidate: Measured) -> bool:
+        """Whether a known concept is held only as long as a candidate has no name, and names little of it.
+
+        Where places are in no list, food may be what explains their heads best: that is no reason to leave places out.
+        """
+        named, words = candidate.concept.parts(), plain_words(" ".join(known.concept.texts)).split()
+        if sum(name in words for name in named) >= EXPLAINED * len(named):
+            return False
+        return judge(known, {**self.library, **self.added, candidate.concept.name: candidate}).verdict != "held"
 
     def _share(self, concept: Concept, heads: Sequence[int]) -> float:
         """Of all that some heads write together, what lies along a concept: not the mean of their shares."""
