@@ -2,12 +2,15 @@
 
     python benchmarks/people.py MODEL_FOLDER... --data DATA_FOLDER > people.csv     # test images, reported
     python benchmarks/people.py MODEL_FOLDER --data DATA_FOLDER --split validation
+    python benchmarks/people.py MODEL_FOLDER... --data DATA_FOLDER --text-tower     # queries are edited, no image is
 
 The models are of `people_train.py`, the pictures of `people_world.py splits`. The edit is the tool's own, from
 unlabelled calibration images and texts; the concept `gender` lists half of its wordings, `man or woman` is the same
 without the third value. Beside it stand its heads
 alone, its projection of the output alone, such a projection at strength .9, and as many random heads with the same
 projection. MaxSkew@100 is of all queries for roles: 0 is unbiased; all other figures are accuracies.
+
+Edits of the text tower are scanned on the model's own pool of texts, and their rows say so.
 """
 
 from __future__ import annotations
@@ -35,8 +38,9 @@ from clipedit.editor.images.source import ImageSource
 from clipedit.editor.measure.control import measure_controls
 from clipedit.editor.measure.evaluate import Measure, Yardstick, build_yardstick
 from clipedit.editor.measure.fidelity import embed_edit
+from clipedit.editor.scan.collect import collect_embeddings
 
-TOP, DRAWS = 100, 100
+TOP, DRAWS, TEXT_DRAWS = 100, 100, 20
 PROJECTION_ALONE = 0.9
 UNEDITED, NONE = "unedited", "none"
 MAN_OR_WOMAN = Concept.model_validate(concept_documents(GENDERS[:2])["gender"])
@@ -47,6 +51,8 @@ REMOVALS: Mapping[str, Sequence[str | Concept]] = {
     "gender and skin tone": ("gender", "skin-tone"),
     "man or woman and skin tone": (MAN_OR_WOMAN, "skin-tone"),
 }
+# A text tower shows no images, so that nothing is refused for what these lack.
+TEXT_REMOVALS = ("gender", "man or woman")
 WORDINGS = range(len(NOUNS[GENDERS[0]]))
 FIGURES = ("max skew, gender", "max skew, skin tone", "role", "worst group", "gender", "gender, held out", "skin tone")
 COLUMNS = ["model", "split", "removed", "edit", *FIGURES, "heads", "strength of the projection", "refused"]
@@ -122,8 +128,37 @@ def measure_model(folder: Path, data: Path, split: str) -> Iterator[list[object]
     source, measure = build_figures(model, data / split)
     for what, removed in REMOVALS.items():
         for name, figures, recipe, refused in measure_removal(scan, model, removed, source, measure):
-            row = [f"{figures[figure]:.3f}" for figure in FIGURES]
-            yield [folder.name, split, what, name, *row, *describe(recipe), refused]
+            yield show([folder.name, split, what, name], figures, recipe, refused)
+
+
+def measure_texts(folder: Path, data: Path, split: str) -> Iterator[list[object]]:
+    """Edits of the text tower, as the tool makes them: images are embedded once, texts by every edited model."""
+    model = clipedit.load_model(str(folder)).with_tower("text")
+    scan = clipedit.scan(model, folder / "texts.txt", batch_size=128)
+    embedded = collect_embeddings(model, build_figures(model, data / split)[0])
+
+    def figures(bound: clipedit.Recipe) -> dict[str, float]:
+        return build_figures(clipedit.apply_recipe(bound, model), data / split)[1](*embedded)
+
+    for what in TEXT_REMOVALS:
+        recipe = clipedit.make_recipe(scan, model, concept=REMOVALS[what])
+        options = {"concept": REMOVALS[what], "heads": 0, "output_strength": PROJECTION_ALONE}
+        projection = clipedit.make_recipe(scan, model, **options)
+        control = measure_controls(recipe, scan, model, figures, draws=TEXT_DRAWS)
+        rows = {
+            "clipedit": (figures(recipe), recipe),
+            "projection .9 alone": (figures(projection), projection),
+            f"random heads, mean of {TEXT_DRAWS} draws": (control.rows["control"], None),
+            f"random heads, sd of {TEXT_DRAWS} draws": (control.spread, None),
+        }
+        for name, (found, made) in rows.items():
+            yield show([folder.name, split, what, f"text tower: {name}"], found, made, "no")
+
+
+def show(
+    head: list[object], figures: Mapping[str, float], recipe: clipedit.Recipe | None, refused: str
+) -> list[object]:
+    return [*head, *(f"{figures[figure]:.3f}" for figure in FIGURES), *describe(recipe), refused]
 
 
 def describe(recipe: clipedit.Recipe | None) -> tuple[str, str]:
@@ -139,9 +174,11 @@ def main() -> None:
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder of calibration, validation and test pictures")
     parser.add_argument("--split", choices=["validation", "test"], default="test")
+    parser.add_argument("--text-tower", action="store_true", help="edits of the text tower alone")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    found = (measure_model(folder, options.data, options.split) for folder in options.models)
+    run = measure_texts if options.text_tower else measure_model
+    found = (run(folder, options.data, options.split) for folder in options.models)
     print_rows(COLUMNS, (row for rows in found for row in rows))
 
 
