@@ -42,18 +42,13 @@ from clipedit.editor.select.head_subsets import removed_by_both
 from clipedit.editor.select.whose_heads import HeldConcepts, Measured, measure
 
 TARGET = "location"
+# What was searched and what a row is.
+SEARCH = ("taken out", "pool", "classes", "row", "name", "from", "candidates", "selectivity")
 COLUMNS = (
     "model",
     "listed places",
     "split",
-    "taken out",
-    "pool",
-    "classes",
-    "row",
-    "name",
-    "from",
-    "candidates",
-    "selectivity",
+    *SEARCH,
     "texts",
     "texts of places",
     "places named",

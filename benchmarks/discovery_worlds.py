@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 import typographic
+from discovery import SEARCH
 from field_worlds import WORLDS, Case
 from people_texts import LISTED_WORDINGS
 from people_world import ADJECTIVES, GENDERS, NOUNS, ROLES, SKINS
@@ -48,14 +49,7 @@ NAMES = [
     "world",
     "model",
     "split",
-    "taken out",
-    "pool",
-    "classes",
-    "row",
-    "name",
-    "from",
-    "candidates",
-    "selectivity",
+    *SEARCH,
     "verdict",
     "texts",
     "texts that name it",
