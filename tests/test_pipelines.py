@@ -13,6 +13,7 @@ import pytest
 
 import clipedit
 from clipedit import cli
+from clipedit.commands.running import voice
 from clipedit.commands.running.exits import Exit, render_exits_markdown
 from clipedit.editor.files.claims import claimed
 from clipedit.editor.files.whole import staged_folder
@@ -56,6 +57,25 @@ def test_errors_and_results_are_said_although_quiet(run, tmp_path: Path) -> None
     run("scan", "demo", "-o", tmp_path / "scan.safetensors", "--quiet")
     scored = run("score", tmp_path / "scan.safetensors", "--concept", "location", "--quiet")
     assert scored.code == Exit.FINE and scored.err.startswith(("held", "not found", "shared", "spread")), scored.err
+
+
+def test_a_stage_ends_with_its_last_image(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(voice.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(voice.VOICE, "as_json", True)
+    with voice.logged_stages(lambda name: lambda done, total: None) as follow:
+        tell = follow("scan")
+        for done in (1, 2):
+            clock[0] += 5
+            tell(done, 2)
+        # What is chosen and written here is no scan.
+        clock[0] += 30
+        follow("report")
+        clock[0] += 1
+    scanned, reported = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (scanned["stage"], scanned["seconds"], scanned["images"]) == ("scan", 10, 2)
+    # Of what never counts nothing else is known.
+    assert (reported["stage"], reported["seconds"], reported["images"]) == ("report", 1, None)
 
 
 def test_a_log_in_json_has_a_line_for_each_stage(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -84,7 +84,7 @@ def logged_stages(shown: Follow) -> Iterator[Follow]:
         stages.append(stage)
 
         def count(done: int, total: int) -> None:
-            stage.images = done
+            stage.images, stage.told = done, time.monotonic()
             tell(done, total)
 
         return count
@@ -98,16 +98,18 @@ class _Stage:
     name: str
     images: int | None = None
     started: float = field(default_factory=time.monotonic)
+    told: float | None = None
 
 
 def _close(stages: list[_Stage]) -> None:
     for stage in stages:
-        write_event("stage", **_measure(stage.name, stage.started, stage.images))
+        # Until its last image: what comes between two stages belongs to neither.
+        write_event("stage", **_measure(stage.name, stage.started, stage.images, ended=stage.told))
     stages.clear()
 
 
-def _measure(stage: str, started: float, images: int | None) -> dict[str, Any]:
-    seconds = round(time.monotonic() - started, 3)
+def _measure(stage: str, started: float, images: int | None, *, ended: float | None = None) -> dict[str, Any]:
+    seconds = round((time.monotonic() if ended is None else ended) - started, 3)
     return {"stage": stage, "seconds": seconds, "images": images, "peak_memory_mb": _peak_memory_mb()}
 
 
