@@ -38,7 +38,7 @@ IMAGES, SEED = 4_096, 5_501
 FIGURES = ("overall", "worst_group_listed", "worst_group_held_out", "place_accuracy", "retention")
 COLUMNS = [
     "model",
-    "usual rate",
+    "images",
     "concept",
     "verdict",
     "selectivity",

@@ -28,7 +28,7 @@ import numpy as np
 from field_worlds import HELD_OUT, LISTED, WORLDS, Case, World
 from rows import print_rows
 
-from clipedit.editor.measure.control import draw_control_documents, mean_rows
+from clipedit.editor.measure.control import ControlRows, draw_control_documents, mean_rows
 from clipedit.editor.rivals.measure import UNEDITED, RivalRow, measure_methods
 from clipedit.editor.rivals.setting import ship_recipe
 from clipedit.editor.select.tables import scanned_heads
@@ -67,7 +67,7 @@ def measure_random(case: Case) -> Iterator[tuple[str, RivalRow]]:
     rows = [measure(rival.embed(setting.model, case.features), case.kept) for rival in rivals]
     if rows:
         yield RANDOM, RivalRow(mean_rows(rows))
-        yield SPREAD, RivalRow({key: float(np.std([row[key] for row in rows], ddof=1)) for key in rows[0]})
+        yield SPREAD, RivalRow(ControlRows({}, rows).spread)
 
 
 def show(row: RivalRow, world: World) -> list[str]:

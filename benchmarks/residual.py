@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from field import EVERY, FIGURES
+from field import FIGURES
+from field_worlds import EVERY
 from methods import PLACE_SPLITS, location_of
 from rows import print_rows
 from selectivity import show

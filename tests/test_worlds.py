@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -40,6 +41,21 @@ def scripts() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def people(scripts: None) -> ModuleType:
     return importlib.import_module("people_world")
+
+
+def test_every_benchmark_finds_what_it_imports() -> None:
+    # In a process of its own: some set threads or arguments when they are imported.
+    code = """
+import importlib, pathlib
+for path in sorted(pathlib.Path().glob("*.py")):
+    try:
+        importlib.import_module(path.stem)
+    except ModuleNotFoundError as error:
+        # What a single benchmark needs beside the project's own extra for tests.
+        assert error.name in ("atheris", "ray"), error
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False, cwd=SCRIPTS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_pass_of_the_batches_takes_each_image_once() -> None:

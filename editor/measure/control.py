@@ -198,11 +198,7 @@ def draw_edit_controls(
     embed: Callable[[Recipe], Embedded] | None = None,
     progress: Progress | None = None,
 ) -> ControlRows:
-    """As `draw_controls`, of a folder's own edit, on either tower.
-
-    Args:
-        embed: Embeddings of these images by any like recipe, where they were read already.
-    """
+    """As `draw_controls`, of a folder's own edit, on either tower."""
     recipe, scan, base = edit.recipe, edit.scan, edit.base
     if recipe.document.tower == "text":
         source = build_yardstick(base, dataset, templates=templates).source
@@ -210,9 +206,7 @@ def draw_edit_controls(
         figures = partial(_measure_texts, base, dataset, templates, embedded)
         return measure_controls(recipe, scan, base, figures)
     source, measure = build_measure(base.editable, dataset, templates=templates)
-    if embed is not None:
-        return measure_controls(recipe, scan, base, lambda bound: measure(*embed(bound)))
-    return draw_controls(recipe, scan, base, source, measure, progress=progress)
+    return draw_controls(recipe, scan, base, source, measure, embed=embed, progress=progress)
 
 
 def draw_controls(
@@ -224,15 +218,19 @@ def draw_controls(
     *,
     labelled: LabelledEmbeddings | None = None,
     draws: int = DRAWS,
+    embed: Callable[[Recipe], Embedded] | None = None,
     progress: Progress | None = None,
 ) -> ControlRows:
     """`control`: mean of `draws` recipes with random heads; `output_projection`: the recipe without its heads; and the
     figures of every draw.
 
     `direct` and `distilled` recipes share one pass over the images; `total` ones run the model once a draw.
+
+    Args:
+        embed: Embeddings of these images by any like recipe, where they were read already.
     """
-    _, embed = read_once(recipe, scan, model, source, progress)
-    return measure_controls(recipe, scan, model, lambda bound: measure(*embed(bound)), labelled=labelled, draws=draws)
+    read = embed or read_once(recipe, scan, model, source, progress)[1]
+    return measure_controls(recipe, scan, model, lambda bound: measure(*read(bound)), labelled=labelled, draws=draws)
 
 
 def measure_text_edit(
