@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -72,7 +73,29 @@ def describe(
     """Find the attention heads that carry a concept, remove them, and ship the repaired encoder."""
 
 
-def main() -> None:
+def run() -> NoReturn:
+    """`main` as a process: it ends when the command does, where Python would first take every module of torch apart.
+
+    That takes a second. What was registered for the end is done, and what was printed is flushed.
+    """
+    try:
+        main()
+    except SystemExit as stop:
+        atexit._run_exitfuncs()
+        os._exit(_flush(int(stop.code or 0)))
+
+
+def _flush(code: int) -> int:
+    """The exit code, or that of a failure if what was printed has lost its reader."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # The second of a stream that was closed.
+            code = code or Exit.REFUSED
+    return code
+
+
+def main() -> NoReturn:
     """Run the command line: exit 0, or as `Exit` says, with a message on stderr."""
     # Pydantic would look for plugins in the metadata of every installed package, which takes longer than most commands.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
@@ -109,4 +132,4 @@ def _run() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run()

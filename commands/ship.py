@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ..editor.measure.verdict import Verdict
     from ..editor.models.model import Model
     from ..export.push import Pushed, Upload
-    from ..export.verify.verify import Check
+    from ..export.verify.verify import Check, Verifier
 
 DEFAULT_OUT = Path("clipedit-out")
 
@@ -97,22 +97,34 @@ def export(
     require_own_columns(asked)
     switched = _read_recipes(recipes, out, switchable=switchable)
     require_apart(out, model, pretrained, images, calibration, dataset)
+    from ..export.verify.verify import Verifier
+
+    # Before torch is loaded: it loads its own meanwhile.
+    with Verifier() as verifier:
+        found, checks = _export(asked, switched, verifier)
+    said = {"verdict": found.word, "because": found.because} if found else {}
+    whole = {**said, "out": str(out), "checks": [vars(check) for check in checks]}
+    print_json(whole) if as_json else _print_export(found, checks, out)
+
+
+def _export(
+    asked: dict[str, Any], switched: list[str] | None, verifier: Verifier
+) -> tuple[Verdict | None, list[Check]]:
+    """The verdict on what was exported, and the checks of the folder."""
     from ..export.targets.registry import require_target
     from ..export.verify.evidence import find_verdict
     from ..export.verify.verify import verify_if_edited
     from ..export.write import export_model
 
     # A misspelt target is refused before a model is loaded.
-    require_target(target, **given(precision=precision))
-    verify_if_edited(model)  # What was edited must still be what it was when it was measured.
-    options = given(precision=precision, calibration=calibration, images=images, switchable=switched)
-    base = open_model(model, pretrained)
-    base = base if dataset is None else _judge_again(base, asked)
-    checks = export_model(base, out, target=target, prune=prune, overwrite=overwrite, force=force, **options)
-    found = find_verdict(base)
-    said = {"verdict": found.word, "because": found.because} if found else {}
-    whole = {**said, "out": str(out), "checks": [vars(check) for check in checks]}
-    print_json(whole) if as_json else _print_export(found, checks, out)
+    require_target(asked["target"], **given(precision=asked["precision"]))
+    verify_if_edited(asked["model"], verifier)  # What was edited must still be what it was when it was measured.
+    base = open_model(asked["model"], asked["pretrained"])
+    base = base if asked["dataset"] is None else _judge_again(base, asked)
+    options = given(**{name: asked[name] for name in ("precision", "calibration", "images")}, switchable=switched)
+    kept = {name: asked[name] for name in ("target", "prune", "overwrite", "force")}
+    checks = export_model(base, asked["out"], **kept, **options, verifier=verifier)
+    return find_verdict(base), checks
 
 
 def _read_recipes(recipes: list[str] | None, out: Path, *, switchable: bool) -> list[str] | None:

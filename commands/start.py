@@ -74,6 +74,8 @@ from .tables.repair import print_repair
 if TYPE_CHECKING:
     from ..demo.pipeline import DemoResult
     from ..editor.models.model import Model
+    from ..export.repair import Repair
+    from ..export.verify.verify import Verifier
 
 DEFAULT_OUT, DEMO_OUT = Path("clipedit-out"), Path("clipedit-demo")
 OWN_MODEL = (
@@ -117,10 +119,13 @@ def demo(
     Find the location heads, remove them, measure, export, verify.
     """
     require_free_folder(out, overwrite=overwrite)
-    from ..demo.pipeline import run_demo
+    from ..export.verify.verify import Verifier
 
-    with progress() as follow:
-        result = run_demo(out, overwrite=overwrite, progress=follow)
+    # Before torch is loaded: it loads its own meanwhile.
+    with Verifier() as verifier, progress() as follow:
+        from ..demo.pipeline import run_demo
+
+        result = run_demo(out, overwrite=overwrite, progress=follow, verifier=verifier)
     print_json(result.report()) if as_json else _print_demo(result)
 
 
@@ -262,19 +267,33 @@ def remove_heads(
     _require_usage(asked)
     output.check(None if dry_run else out, model, pretrained, images, scan, aligner, dataset, labelled, features)
     require_concepts(model, *(concept or []), keep)
-    # Late: it brings torch, and wrong usage is refused without.
-    from ..export.repair import repair
-
-    loaded = open_model(model, pretrained, aligner, scan=scan, tower=tower)
     if dry_run:
-        return _plan(loaded, asked, options, choice)
-    paths = _name_inputs(asked) | _name_outputs(asked)
-    with progress() as follow:
-        done = repair(loaded, **paths, options=options, choice=choice, output=output, progress=follow)
+        return _plan(asked, options, choice)
+    from ..export.verify.verify import Verifier
+
+    # Wrong usage is refused before; entered before torch is loaded, since it loads its own meanwhile.
+    with Verifier() as verifier:
+        done = _repair(asked, options, choice, output, verifier)
     say_skipped(done.scan if scan is None else None)
     print_json(done.report()) if as_json else print_repair(done)
     # Last: whoever asked for an exit code wants the files and the figures too.
     exit_if_worse([done.verdict.word] if fail_if_worse else [])
+
+
+def _repair(
+    asked: Mapping[str, Any], options: EditOptions, choice: HeadChoice, output: Output, verifier: Verifier
+) -> Repair:
+    from ..export.repair import repair
+
+    loaded, paths = _open(asked), _name_inputs(asked) | _name_outputs(asked)
+    with progress() as follow:
+        named = {"options": options, "choice": choice, "output": output, "verifier": verifier}
+        return repair(loaded, **paths, **named, progress=follow)
+
+
+def _open(asked: Mapping[str, Any]) -> Model:
+    named = {name: asked[name] for name in ("scan", "tower")}
+    return open_model(asked["model"], asked["pretrained"], asked["aligner"], **named)
 
 
 def _gather_choice(asked: Mapping[str, Any]) -> HeadChoice:
@@ -305,11 +324,12 @@ def _name_outputs(asked: Mapping[str, Any]) -> dict[str, Any]:
     return named | {"configuration": configured()}
 
 
-def _plan(loaded: Model, asked: Mapping[str, Any], options: EditOptions, choice: HeadChoice) -> None:
+def _plan(asked: Mapping[str, Any], options: EditOptions, choice: HeadChoice) -> None:
     """`--dry-run`: as far as the choice; what would be refused is, after what it would have been."""
     from ..editor.errors import ConceptError
     from ..export.choose import plan_repair
 
+    loaded = _open(asked)
     with progress() as follow:
         named = _name_inputs(asked) | {"dataset": asked["dataset"], "labels": read_dataset_options(asked)}
         found = plan_repair(loaded, **named, options=options, choice=choice, progress=follow)

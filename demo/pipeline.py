@@ -9,10 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
+
 from ..editor.concepts.concepts import load_concept
 from ..editor.concepts.textspan import HeadLabel, text_span
 from ..editor.edits.recipe import Recipe
 from ..editor.files.whole import staged_folder, write_text
+from ..editor.images.batches import load_batches
 from ..editor.images.demo import JUDGED_CONCEPT, test_source
 from ..editor.images.demo_name import DEMO
 from ..editor.images.labelled import write_metadata
@@ -26,13 +31,14 @@ from ..editor.measure.evaluate import build_demo_yardstick
 from ..editor.measure.fidelity import embed_edit
 from ..editor.measure.readable import Answers, Readable, find_readable
 from ..editor.measure.table import Details, read_details
+from ..editor.models.model import Model
 from ..editor.scan.scan import scan
 from ..editor.scan.tally import Progress
 from ..export.judge import Made, collect_evidence, describe_fitted
 from ..export.pages.head_pictures import Edit
 from ..export.pages.report import read_checks, render_report
 from ..export.repair import Repair, repair
-from ..export.verify.verify import Check
+from ..export.verify.verify import Check, Verifier, lend
 from ..export.write import export_model
 from . import world
 from .picture import choose_examples, draw_picture, shape_similarity
@@ -87,11 +93,18 @@ class DemoResult:
         }
 
 
-def run_demo(out: Path, *, overwrite: bool = False, progress: Callable[[str], Progress] | None = None) -> DemoResult:
+def run_demo(
+    out: Path,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[str], Progress] | None = None,
+    verifier: Verifier | None = None,
+) -> DemoResult:
     """Render, scan, label, score, edit, measure, export, verify. `out` appears only when all of it succeeded.
 
     Args:
         progress: From a stage's name to a function that is told images done and in total.
+        verifier: One that was entered already, so that its imports need not be waited for.
     """
     seconds: dict[str, float] = {}
     follow = progress or (lambda stage: lambda done, total: None)
@@ -102,7 +115,7 @@ def run_demo(out: Path, *, overwrite: bool = False, progress: Callable[[str], Pr
         yield follow(name)
         seconds[name] = time.perf_counter() - started
 
-    with staged_folder(out, overwrite=overwrite) as folder:
+    with staged_folder(out, overwrite=overwrite) as folder, lend(verifier) as lent:
         with stage("render") as told:
             _write_test_images(folder / "test_images", told)
             tests = list_images(folder / "test_images" / "metadata.csv")
@@ -121,10 +134,8 @@ def run_demo(out: Path, *, overwrite: bool = False, progress: Callable[[str], Pr
             write_text(folder / "picture.svg", picture)
             done = replace(done, recipe=done.recipe.with_measured(_collect_measured(done, found)))
             done.recipe.save(folder / "recipe.yaml")
-        with stage("export") as told:
-            before = export_model(model, folder / "before", target="open-clip", images=tests)
-            after = export_model(done.edited, folder / "after", target="open-clip", images=tests)
-            graphs = export_model(done.edited, folder / "onnx", target="onnx", images=tests)
+        with stage("export"):
+            checks = _export_all({"before": model, "after": done.edited}, folder, tests, lent)
         with stage("report") as told:
             edit = Edit(done.recipe, model, load_model(str(folder / "after")), scanned, list_images(DEMO))
             render_report(edit, read_checks(folder / "after"), folder / "report.html", progress=told)
@@ -139,7 +150,6 @@ def run_demo(out: Path, *, overwrite: bool = False, progress: Callable[[str], Pr
         "report": "report.html",
     }
     files = {name: (out / path).absolute() for name, path in names.items()}
-    checks = {"before": before, "after": after, "onnx": graphs}
     return DemoResult(found.rows, done.recipe, labels, files, checks, seconds)
 
 
@@ -169,13 +179,27 @@ def _measure(done: Repair, tests: ImageSource, told: Progress) -> tuple[Measured
     return found, draw_picture(found.rows, tests, examples)
 
 
+def _export_all(
+    models: Mapping[str, Model], folder: Path, tests: ImageSource, verifier: Verifier
+) -> dict[str, list[Check]]:
+    """Both models as open_clip folders, the edited one as graphs too."""
+    written = {**dict.fromkeys(models, "open-clip"), "onnx": "onnx"}
+    return {
+        name: export_model(
+            models.get(name, models["after"]), folder / name, target=target, images=tests, verifier=verifier
+        )
+        for name, target in written.items()
+    }
+
+
 def _write_test_images(folder: Path, progress: Progress) -> None:
     source = test_source()
     folder.mkdir()
-    for index, name in enumerate(source.names):
-        source.open(index).save(folder / name)
-        if index % 64 == 63:
-            progress(index + 1, len(source))
+    # Rendered by the processes that read ahead elsewhere, and written here.
+    for batch in load_batches(source, lambda image: torch.from_numpy(np.array(image)), batch_size=64):
+        for index, pixels in zip(batch.indices, batch.pixels, strict=True):
+            Image.fromarray(pixels.numpy()).save(folder / source.names[index])
+        progress(batch.indices[-1] + 1, len(source))
     write_metadata(folder / "metadata.csv", source.attributes)
 
 

@@ -24,7 +24,7 @@ from .pages.model_card import write_model_card
 from .targets.open_clip import write_open_clip_folder
 from .targets.timm import write_timm_folder
 from .verify.reference import write_reference
-from .verify.verify import Check, Verifier
+from .verify.verify import Check, Verifier, lend
 from .written_for import find_written
 
 
@@ -37,11 +37,13 @@ def write_edited_model(
     scan: Scan | None = None,
     overwrite: bool = False,
     force: bool = False,
+    verifier: Verifier | None = None,
     finish: Callable[[Path, Model], object] = lambda folder, edited: None,
 ) -> list[Check]:
     """Write the edited model, its bound recipe and the scan; verify it in a fresh process.
 
     Args:
+        verifier: One that was entered already, so that its imports need not be waited for.
         finish: Called with the verified folder before it gets its name, and the edited model, for what else is to lie
             in it: a run that is killed until then leaves nothing that is in the next one's way.
 
@@ -61,7 +63,7 @@ def write_edited_model(
     target = find_written(plain if not direct and known else "clipedit")
     model = find_written(plain).shown(model)
     edited = apply_recipe(recipe, model, force=force)
-    with staged_folder(out, overwrite=overwrite) as folder, Verifier() as verifier:
+    with staged_folder(out, overwrite=overwrite) as folder, lend(verifier) as lent:
         # File to file where there is a file: the same bytes as `apply_to_folder` gives.
         if model.folder is not None and model.checkpoint is not None:
             _rewrite(recipe, model.folder, folder, force=force)
@@ -76,7 +78,7 @@ def write_edited_model(
             scan.save(folder / "scan.safetensors")
         reference = write_reference(edited, folder, target=target.name, images=images, sample=sample)
         write_model_card(edited, folder, target, images=len(reference.images()))
-        checks = verifier.verify(folder)
+        checks = lent.verify(folder)
         # Not beside the verification: on few cores the threads of both wait for each other.
         finish(folder, edited)
     return checks

@@ -42,7 +42,7 @@ from .pages.desk.desk import Desk, desk
 from .pages.model_card import NOT_ROWS
 from .pages.report import NAME as REPORT_NAME
 from .pages.report import find_concept, write_report
-from .verify.verify import Check
+from .verify.verify import Check, Verifier
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,7 @@ def repair(
     scan_options: Mapping[str, Any] | None = None,
     configuration: Mapping[str, Any] | None = None,
     progress: Follow | None = None,
+    verifier: Verifier | None = None,
 ) -> Repair:
     """Find the heads that carry a concept, edit them, measure what that changed, write the model and verify it.
 
@@ -194,6 +195,7 @@ def repair(
         scan_options: Passed to `scan`, such as `batch_size`.
         configuration: Which options a file or the environment gave; kept beside what was measured.
         progress: From a stage's name to a function that is told images done and in total.
+        verifier: One that was entered already, so that its imports need not be waited for.
 
     Raises:
         ConceptError, ImageError, StatisticsError, RecipeError: If the edit cannot be made.
@@ -235,7 +237,7 @@ def repair(
         recipe = recipe.with_measured({"configuration": configuration})
     done = Repair(model, recipe, scanned)
     if out is not None:
-        done = _write(done, out, images, output, follow)
+        done = _write(done, out, images, output, follow=follow, verifier=verifier)
     if output.plot is not None and "frontier" in done.measured:
         save_figure(plot_frontier(done.measured["frontier"]), output.plot)
     return done
@@ -265,7 +267,15 @@ def _open_dataset(
     return opened
 
 
-def _write(done: Repair, out: Path, images: str | Path | ImageSource | None, output: Output, follow: Follow) -> Repair:
+def _write(
+    done: Repair,
+    out: Path,
+    images: str | Path | ImageSource | None,
+    output: Output,
+    *,
+    follow: Follow,
+    verifier: Verifier | None,
+) -> Repair:
     # Texts are no images to verify with.
     shown = images if done.model.side == "image" else None
     reports = output.report and done.model.side == "image"
@@ -275,5 +285,5 @@ def _write(done: Repair, out: Path, images: str | Path | ImageSource | None, out
             write_report(folder, base=done.model, edited=edited, images=images, progress=follow("report"))
 
     options = {"images": shown, "scan": done.scan, "overwrite": output.overwrite, "finish": finish}
-    checks = write_edited_model(done.recipe, done.model, out, **options)
+    checks = write_edited_model(done.recipe, done.model, out, verifier=verifier, **options)
     return replace(done, checks=tuple(checks), out=out, page=out / REPORT_NAME if reports else None)

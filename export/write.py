@@ -19,7 +19,7 @@ from .targets.registry import require_target
 from .verify.evidence import find_verdict
 from .verify.record import write_record
 from .verify.reference import write_reference
-from .verify.verify import Check, Verifier
+from .verify.verify import Check, Verifier, lend
 
 
 def export_model(
@@ -34,6 +34,7 @@ def export_model(
     switchable: Recipes | None = None,
     overwrite: bool = False,
     force: bool = False,
+    verifier: Verifier | None = None,
 ) -> list[Check]:
     """Write a model for one consumer and verify it in a fresh process; the folder appears only if every check holds.
 
@@ -45,6 +46,7 @@ def export_model(
         switchable: Bound recipes of this model, or paths of them, `NAME=RECIPE` for another name: the graphs answer as
             the model, and with `NAME.onnx_adapter` as each edit of it. Empty stands for an edited model's own recipe.
         force: Export an edit although it harms; keep an export of lower precision although it answers too differently.
+        verifier: One that was entered already; where several folders are written, its imports are waited for once.
 
     Returns:
         The checks, each with its figure and tolerance; also in `verification.json`.
@@ -70,14 +72,14 @@ def export_model(
     profile = replace(profile, calibration=_require_calibration(profile, calibration), adapters=adapters)
     options = {**profile.options(), **pruned, **({"forced": True} if force and precision != "fp32" else {})}
     require_free_folder(Path(out), overwrite=overwrite)
-    with staged_folder(Path(out), overwrite=overwrite) as folder, Verifier() as verifier:
+    with staged_folder(Path(out), overwrite=overwrite) as folder, lend(verifier) as lent:
         found.write(model, folder, profile)
         # Before reference and card: `reproduce` builds again what the writer wrote, and nothing else.
         write_record(model, folder, profile, options)
         reference = write_reference(model, folder, target=found.name, images=images, options=options, adapters=adapters)
         shift, count = reference.threshold_shift(), len(reference.images())
         write_model_card(model, folder, replace(found, profile=profile), images=count, shift=shift)
-        return verifier.verify(folder)
+        return lent.verify(folder)
 
 
 def require_harmless(model: Model) -> None:

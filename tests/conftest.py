@@ -14,7 +14,6 @@ import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -91,30 +90,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-class VerifiedHere:
+def answer_here(_: object, asked: str) -> str:
     """What stands in for the child process of `verify`."""
+    from clipedit.export.verify import verify_child
 
-    returncode = 0
-
-    def __init__(self, *_: object, **__: object) -> None: ...
-
-    def kill(self) -> None: ...
-
-    def communicate(self, asked: str = "", timeout: float | None = None) -> tuple[str, str]:
-        from clipedit.export.verify import verify_child
-
-        if not asked:
-            return "", ""
-        request = json.loads(asked)
-        with warnings.catch_warnings():
-            # As its environment says there.
-            warnings.simplefilter("ignore")
-            try:
-                found = verify_child.check_folder(Path(request["folder"]), trusted=request["trusted"])
-            except clipedit.ClipeditError as error:
-                self.returncode = 1
-                return "", str(error)
-        return json.dumps(found), ""
+    with warnings.catch_warnings():
+        # As its environment says there.
+        warnings.simplefilter("ignore")
+        return json.dumps(verify_child.answer_request(json.loads(asked)))
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +106,12 @@ def verified_here() -> Iterator[None]:
 
     Of a module, so that what its fixtures export is verified so too.
     """
-    from clipedit.export.verify import verify
+    from clipedit.export.verify.verify import Verifier
 
-    parts = {name: getattr(subprocess, name) for name in ("PIPE", "TimeoutExpired")}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verify, "subprocess", SimpleNamespace(Popen=VerifiedHere, **parts))
+        patch.setattr(Verifier, "__enter__", lambda verifier: verifier)
+        patch.setattr(Verifier, "__exit__", lambda *_: None)
+        patch.setattr(Verifier, "_exchange", answer_here)
         yield
 
 

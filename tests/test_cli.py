@@ -57,6 +57,21 @@ def test_help_does_not_import_torch() -> None:
     assert time.perf_counter() - started < 3
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["nosuch"], 2), (["log", "missing"], 1)])
+def test_the_process_ends_with_the_command_and_does_what_is_left(arguments: list[str], code: int) -> None:
+    """What was printed arrives, what was registered is done; and modules are not taken apart one by one."""
+    script = (
+        "import atexit, sys\nfrom clipedit import cli\n"
+        "class Last:\n    def __del__(self): print('taken apart')\n"
+        "kept = Last()\natexit.register(print, 'at the end')\n"
+        f"sys.argv = ['clipedit', *{arguments!r}]\ncli.run()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stdout.splitlines()[-1] == "at the end" and "taken apart" not in done.stdout
+    assert (done.stdout.startswith("clipedit 0.") and not done.stderr) if code == 0 else "rror" in done.stderr
+
+
 def test_scan_label_score(run, photos: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     scan = tmp_path / "scan.safetensors"
     result = run("scan", photos, "-o", scan)

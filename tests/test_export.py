@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +128,38 @@ def test_a_child_that_is_asked_nothing_ends(tmp_path: Path) -> None:
         child = verifier._child
         verifier.verify(tmp_path / "absent")
     assert child.returncode is not None
+
+
+def test_one_verifier_serves_several_folders_and_outlives_a_refusal(
+    onnx_folder: Path, open_clip_folder: Path, tmp_path: Path
+) -> None:
+    with Verifier() as verifier:
+        child = verifier._child.pid
+        assert all(check.holds for check in verifier.verify(onnx_folder))
+        said = f"^cannot verify {re.escape(str(tmp_path))}: .*no such file"
+        with pytest.raises(clipedit.VerificationError, match=said):
+            verifier.verify(tmp_path)
+        assert all(check.holds for check in verifier.verify(open_clip_folder))
+        assert verifier._child.pid == child and verifier._child.poll() is None
+
+
+def test_a_verifier_that_was_killed_is_a_failed_check_and_not_a_hang(onnx_folder: Path) -> None:
+    with Verifier() as verifier:
+        verifier._child.kill()
+        with pytest.raises(clipedit.VerificationError, match=r"the consumer crashed \(signal 9\)"):
+            verifier.verify(onnx_folder)
+    assert all(check.holds for check in clipedit.verify(onnx_folder))
+
+
+def test_what_a_consumer_prints_is_not_taken_for_an_answer() -> None:
+    script = (
+        "import os\nfrom clipedit.export.verify import verify_child\n"
+        "verify_child.check_folder = lambda folder, trusted: (print('{}'), os.write(1, b'[]\\n'), {'checks': []})[2]\n"
+        "verify_child.main()"
+    )
+    asked = '{"folder": "a", "trusted": true}\n' * 2
+    done = subprocess.run([sys.executable, "-c", script], input=asked, capture_output=True, text=True, check=True)
+    assert done.stdout == '{"checks": []}\n' * 2
 
 
 def test_a_direct_edit_on_disk_cannot_be_mistaken_for_a_plain_model(

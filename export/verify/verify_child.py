@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -217,20 +218,23 @@ def check_folder(folder: Path, *, trusted: bool) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Print one JSON object with the checks of the `folder` that one on stdin names, and says whether to trust."""
-    # Before anything of the folder is read.
-    refuse_unpickling()
-    asked = sys.stdin.read()
-    # Nothing is asked where the folder could not be written.
-    if not asked:
-        return
-    asked = json.loads(asked)
+def answer_request(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The checks of the `folder` that is asked about, or why there are none, as `refused`."""
     try:
-        answer = check_folder(Path(asked["folder"]), trusted=asked["trusted"])
+        return check_folder(Path(asked["folder"]), trusted=asked["trusted"])
     except ClipeditError as error:
-        sys.exit(str(error))
-    print(json.dumps(answer))
+        return {"refused": str(error)}
+
+
+def main() -> None:
+    """Answer each line of JSON on stdin, which names a `folder` and says whether to trust it, with one on stdout."""
+    # Before anything of a folder is read.
+    refuse_unpickling()
+    answers = os.fdopen(os.dup(1), "w")
+    # Consumers print too: what is no answer goes to stderr.
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        print(json.dumps(answer_request(json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":
