@@ -214,9 +214,10 @@ def require_held(request: Request, known: HeldConcepts) -> None:
         found = known.judge(concept)
         if found.verdict != "held":
             explained = found.other is not None and found.verdict == "other"
-            advice = f"Look at `clipedit score SCAN --concept {found.other}`" if explained else "Nothing was changed"
+            advice = f"Look at `clipedit score SCAN --concept {found.other}`, or add" if explained else "Add"
             raise ConceptError(
-                f"cannot remove {concept.name}: {found.because}. {advice}, or add --force to edit anyway."
+                f"cannot remove {concept.name}: {found.because}. Nothing was changed. {advice} --force to edit anyway, "
+                "with --heads 0 to project its texts out of the output and leave all heads."
             )
 
 

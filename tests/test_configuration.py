@@ -69,6 +69,16 @@ def test_options_of_all_commands_and_of_nested_ones(run) -> None:  # type: ignor
     assert {"name", "texts", "description"} == json.loads(listed.out)[0].keys()
 
 
+def test_a_file_that_was_found_replaces_nothing(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    configure(f"[demo]\nout = {str(mine)!r}\noverwrite = true\n")
+    refused = run("demo")
+    assert refused.code == 1 and "[demo] overwrite is taken from a file that you name only" in refused.err
+    assert (mine / "notes.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize(("command", "option"), [("verify", "trust"), ("push", "public")])
 def test_what_runs_code_or_publishes_is_not_taken_from_a_file_that_was_found(run, command: str, option: str) -> None:  # type: ignore[no-untyped-def]
     configure(f"[{command}]\n{option} = true\n")

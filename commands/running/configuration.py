@@ -19,8 +19,8 @@ CONFIG_NAME, PREFIX = "clipedit.toml", "CLIPEDIT"
 # What asks and stops, and the file itself: nothing to configure.
 NOT_IN_FILES = ("help", "version", "config", "install-completion", "show-completion")
 
-# What runs code of others or publishes: a file that came with a folder must not say it.
-ONLY_NAMED = ("trust", "public")
+# What runs code of others, publishes or replaces files: a file that came with a folder must not say it.
+ONLY_NAMED = ("trust", "public", "overwrite")
 
 
 class ConfigurationError(ClipeditError):
