@@ -189,8 +189,8 @@ def _evaluate(asked: dict[str, Any]) -> FigureTable:
         names = asked["models"] if asked["control"] else []
         for why in filter(None, (explain_no_control(Path(name)) for name in names)):
             say_result(f"no control: {why}")
-        known, controls = prepare_controls(names, loaded, task, progress=follow("evaluate"))
         batches = given(batch_size=asked["batch_size"])
+        known, controls = prepare_controls(names, loaded, task, progress=follow("evaluate"), **batches)
         table = run(loaded, task, labels=options, known=known, progress=follow("evaluate"), **batches)
         for name, draw in controls.items():
             rows = draw(task, templates=options.templates, progress=follow("control")).rows

@@ -14,9 +14,9 @@ import torch
 import clipedit
 from clipedit.commands.audit import _spell_commands
 from clipedit.editor.concepts.concepts import Concept
-from clipedit.editor.concepts.margins import Margins
+from clipedit.editor.concepts.margins import Lean, Margins
 from clipedit.editor.images.demo import SHAPES
-from clipedit.editor.select.audit import Audit, AuditRow
+from clipedit.editor.select.audit import Audit, AuditRow, AuditVerdict, sort_rows
 
 KEYS = {"concept", "selectivity", "interval", "lean_percentile", "heads", "verdict", "because"}
 
@@ -47,6 +47,17 @@ def test_the_edit_that_is_told_is_the_one_that_is_made(
         assert row.removed > row.elsewhere + 0.1
         output = next((step.strength for step in recipe.document.steps if step.target == "output"), 0.0)
         assert output == pytest.approx(row.output_strength)
+
+
+def test_what_classes_lean_on_stands_before_what_is_removed_best() -> None:
+    """Of what is held; written words that name the classes are leant on, and are no less in their way."""
+
+    def row(concept: str, percentile: float, removed: float, verdict: AuditVerdict = "held") -> AuditRow:
+        lean = Lean(share=0.3, percentile=percentile)
+        return AuditRow(concept, verdict, "", 2.0, (1.5, 2.5), lean, removed=removed, elsewhere=0.1)
+
+    rows = [row("color", 16.0, 0.9), row("absent", 99.0, 0.9, "absent"), row("words", 100.0, 0.4)]
+    assert [one.concept for one in sort_rows(rows)] == ["words", "color", "absent"]
 
 
 def test_without_classes_heads_are_looked_at_only(demo_scan: clipedit.Scan, demo_model: clipedit.Model) -> None:

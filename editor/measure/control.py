@@ -163,7 +163,12 @@ def explain_no_control(folder: Path) -> str | None:
 
 
 def prepare_controls(
-    folders: Sequence[str], models: Mapping[str, Model], dataset: Dataset, *, progress: Progress | None = None
+    folders: Sequence[str],
+    models: Mapping[str, Model],
+    dataset: Dataset,
+    *,
+    batch_size: int = 64,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, Embedded], dict[str, Callable[..., ControlRows]]]:
     """What one reading of the images gives of models, and how the controls of each folder are drawn from it.
 
@@ -183,7 +188,7 @@ def prepare_controls(
         if find_missing(Path(folder)) is None:
             edit = load_edit(Path(folder))
             source = build_yardstick(edit.base, dataset).source
-            found, embed = read_for_all(edit, models, source, progress=progress)
+            found, embed = read_for_all(edit, models, source, batch_size=batch_size, progress=progress)
             # What an earlier reading gave of the base is the same.
             known = found | known
             controls[folder] = partial(draw_edit_controls, edit, embed=embed)

@@ -119,20 +119,32 @@ def embed_edit(
 
 
 def read_once(
-    recipe: Recipe, scan: Scan, model: Model, source: ImageSource, progress: Progress | None
+    recipe: Recipe,
+    scan: Scan,
+    model: Model,
+    source: ImageSource,
+    progress: Progress | None,
+    *,
+    batch_size: int = 64,
 ) -> tuple[tuple[Features, list[int]] | None, Callable[[Recipe], Embedded]]:
     """The unedited features of a source, and any like recipe's embeddings from them; `total` ones have none."""
+    shared: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     # Later layers see the edit, so that cached features would not show it.
     if recipe.document.effect == "total":
-        return None, lambda which: collect_embeddings(apply_recipe(which, model), source, progress=progress)
+        return None, lambda which: collect_embeddings(apply_recipe(which, model), source, **shared)
     # `direct` and `distilled` edits are affine in features that do not change.
     base, parts = model.editable, ablated_names(require_bound(recipe))
-    features, kept = collect_features(base, source, layers=scan.layers, parts=parts, progress=progress)
+    features, kept = collect_features(base, source, layers=scan.layers, parts=parts, **shared)
     return (features, kept), lambda which: (compute_recipe_embeddings(which, base, features), kept)
 
 
 def read_for_all(
-    edit: FolderEdit, models: Mapping[str, Model], source: ImageSource, *, progress: Progress | None = None
+    edit: FolderEdit,
+    models: Mapping[str, Model],
+    source: ImageSource,
+    *,
+    batch_size: int = 64,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, Embedded], Callable[[Recipe], Embedded] | None]:
     """One reading of images by the base of a folder's edit, for every model that it can answer for.
 
@@ -147,7 +159,7 @@ def read_for_all(
     same = {name: model for name, model in models.items() if plain and _is_of_base(model, edit)}
     if not same:
         return {}, None
-    features, embed = read_once(recipe, scan, base, source, progress)
+    features, embed = read_once(recipe, scan, base, source, progress, batch_size=batch_size)
     assert features is not None
     unedited = features[0].embedding.float(), features[1]
     return {

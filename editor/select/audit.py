@@ -8,7 +8,7 @@ the classes: what no few heads hold is never said to be leant on.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -133,7 +133,7 @@ def audit(
     margins = known.build_margins(classes, templates) if classes else None
     auditor = _Auditor(known, library, margins, classes)
     rows = [auditor.ask(measured) for name, measured in library.items() if name in wanted | added.keys()]
-    return Audit(tuple(sorted(rows, key=_worth)), scan.statistics.n, tuple(classes))
+    return Audit(sort_rows(rows), scan.statistics.n, tuple(classes))
 
 
 def require_margins(classes: Sequence[str]) -> None:
@@ -202,10 +202,16 @@ def _row(
     )
 
 
+def sort_rows(rows: Iterable[AuditRow]) -> tuple[AuditRow, ...]:
+    """Those most worth removing first."""
+    return tuple(sorted(rows, key=_worth))
+
+
 def _worth(row: AuditRow) -> tuple[float, ...]:
     """What is leant on first, by how much of the margins it is; then what can be removed best."""
     gain = (row.removed or 0.0) - (row.elsewhere or 0.0)
-    leant = row.lean.share if row.lean is not None and row.verdict == "leans" else 0.0
+    # Also of what is held only since it names the classes: written words may, and stand in their way.
+    leant = row.lean.share if row.lean is not None and row.lean.is_leant_on else 0.0
     return (float(_ORDER[row.verdict]), -leant, -gain, -row.selectivity)
 
 
