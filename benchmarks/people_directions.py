@@ -10,8 +10,6 @@ role's images, or of its drawings (gender, skin tone, style), is random: mean of
 from __future__ import annotations
 
 import argparse
-import csv
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +21,7 @@ from jaxtyping import Float
 from people import FIGURES, TOP, build_figures
 from people_texts import concept_documents
 from people_world import FORMS, GENDERS, NOUNS, ROLES
+from rows import print_rows
 from torch import Tensor
 
 import clipedit
@@ -79,6 +78,21 @@ def find_floors(rows: tuple[Mapping[str, str], ...]) -> Iterator[tuple[str, floa
         yield f"{name} of a role in random order", float(np.mean(found)), float(np.std(found, ddof=1))
 
 
+def measure_all(model: clipedit.Model, data: Path) -> Iterator[list[object]]:
+    """A row for each set of directions and number of them, then the floors."""
+    source, measure = build_figures(model, data / "test")
+    embeddings, kept = collect_embeddings(model, source)
+    units = F.normalize(embeddings, dim=1)
+    for name, rows in find_rows(model, build_figures(model, data / "validation")[0]).items():
+        leading = torch.linalg.svd(rows, full_matrices=False)[2]
+        for count in COUNTS:
+            along = leading[:count].T
+            row = measure(units - units @ along @ along.T, kept)
+            yield [name, count, *(f"{row[figure]:.3f}" for figure in FIGURES)]
+    for name, mean, spread in find_floors(source.attributes):
+        yield [f"{name} (sd {spread:.3f})", "-", f"{mean:.3f}", *["-"] * (len(FIGURES) - 1)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -86,18 +100,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     model = clipedit.load_model(str(options.model))
-    source, measure = build_figures(model, options.data / "test")
-    embeddings, kept = collect_embeddings(model, source)
-    units, out = F.normalize(embeddings, dim=1), csv.writer(sys.stdout, lineterminator="\n")
-    out.writerow(["directions", "number", *FIGURES])
-    for name, rows in find_rows(model, build_figures(model, options.data / "validation")[0]).items():
-        leading = torch.linalg.svd(rows, full_matrices=False)[2]
-        for count in COUNTS:
-            along = leading[:count].T
-            row = measure(units - units @ along @ along.T, kept)
-            out.writerow([name, count, *(f"{row[figure]:.3f}" for figure in FIGURES)])
-    for name, mean, spread in find_floors(source.attributes):
-        out.writerow([f"{name} (sd {spread:.3f})", "-", f"{mean:.3f}", *["-"] * (len(FIGURES) - 1)])
+    print_rows(["directions", "number", *FIGURES], measure_all(model, options.data))
 
 
 if __name__ == "__main__":

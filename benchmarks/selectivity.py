@@ -17,14 +17,14 @@ and needs `--calibration DIR`.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from methods import PLACE_SPLITS, location_of
+from rows import print_rows
 
 from clipedit.editor.concepts.queries import encode_unit
 from clipedit.editor.images.demo import test_source, validation_source
@@ -187,20 +187,23 @@ def main() -> None:
     parser.add_argument("--split", choices=("validation", "test"), default="test")
     parser.add_argument("--places", choices=tuple(PLACE_SPLITS), default="A")
     options = parser.parse_args()
-    out, right = csv.writer(sys.stdout, lineterminator="\n"), Counter()
-    out.writerow({"verdicts": VERDICTS, "choice": CHOICE, "strength": STRENGTH}[options.table])
-    for name in options.models:
-        verdicts = options.table == "verdicts"
-        rows = (
-            write_verdicts(name, options.calibration, options.images, options.places)
-            if verdicts
-            else (write_strength if options.table == "strength" else write_choice)(name, options.split, options.places)
-        )
-        for row in rows:
-            out.writerow(row)
-            right[f"held {row[-1]}, said {row[11]}" if verdicts else "rows"] += 1
-            sys.stdout.flush()
+    right: Counter[str] = Counter()
+    header = {"verdicts": VERDICTS, "choice": CHOICE, "strength": STRENGTH}[options.table]
+    print_rows(header, count_rows(options, right))
     print(dict(right), file=sys.stderr)
+
+
+def count_rows(options: argparse.Namespace, right: Counter[str]) -> Iterator[Sequence[object]]:
+    """The rows of a table over all models; of verdicts it is counted how often each is right."""
+    for name in options.models:
+        if options.table == "verdicts":
+            rows = write_verdicts(name, options.calibration, options.images, options.places)
+        else:
+            write = write_strength if options.table == "strength" else write_choice
+            rows = write(name, options.split, options.places)
+        for row in rows:
+            right[f"held {row[-1]}, said {row[11]}" if options.table == "verdicts" else "rows"] += 1
+            yield row
 
 
 if __name__ == "__main__":

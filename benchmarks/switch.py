@@ -11,19 +11,18 @@ the time of `InferenceSession`, and `clipedit.switch` that of entering and leavi
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
 from PIL import Image
+from rows import print_rows
 
 import clipedit
 from clipedit.editor.edits.bind import bind_recipe
@@ -86,16 +85,15 @@ def measure(runners: Mapping[str, Runner], rounds: int) -> dict[str, list[float]
 
 def compare(
     model: str, times: Mapping[str, list[float]], pairs: Mapping[str, str], batch: int, sizes: Mapping[str, int]
-) -> None:
-    table = csv.writer(sys.stdout)
+) -> Iterator[Sequence[object]]:
+    """A row for each label, with its time over the other's."""
     for label, other in pairs.items():
         ratios = [own / base for own, base in zip(times[label], times[other], strict=True)]
         figures = (statistics.median(times[label]), statistics.median(ratios), min(ratios), max(ratios))
-        table.writerow([model, label, other, batch or "", *(f"{x:.3f}" for x in figures), sizes.get(label, "")])
-    sys.stdout.flush()
+        yield [model, label, other, batch or "", *(f"{x:.3f}" for x in figures), sizes.get(label, "")]
 
 
-def run_model(name: str, folder: Path, rounds: int) -> None:
+def run_model(name: str, folder: Path, rounds: int) -> Iterator[Sequence[object]]:
     model = clipedit.load_model(name)
     scan = clipedit.scan(model, noise(16, model.image_size), batch_size=8, workers=0)
     base, adapters = open_adapters(model, [bind(model, scan, effect) for effect in ("distilled", "total")])
@@ -113,7 +111,7 @@ def run_model(name: str, folder: Path, rounds: int) -> None:
         for label, inside in (("plain", "base"), ("one graph", "one"))
     }
     sizes = {f"one graph, {label}": path.stat().st_size for label, path in files.items()}
-    compare(name, measure(opening, max(5, rounds // 4)), {"opening, one graph": "opening, plain"}, 0, sizes)
+    yield from compare(name, measure(opening, max(5, rounds // 4)), {"opening, one graph": "opening, plain"}, 0, sizes)
 
     session = open_session(one / "visual.onnx")
     switched = {"base": as_function(session)}
@@ -129,7 +127,7 @@ def run_model(name: str, folder: Path, rounds: int) -> None:
         runners["one graph, every request another"] = lambda: [run(pixels) for run in switched.values()]
         pairs = {f"one graph, {label}": f"plain, {label}" for label in plain}
         pairs["one graph, every request another"] = "plain, three in turn"
-        compare(name, measure(runners, rounds), pairs, batch, sizes)
+        yield from compare(name, measure(runners, rounds), pairs, batch, sizes)
 
     def enter_and_leave(recipe: Recipe) -> None:
         with clipedit.switch(model, recipe):
@@ -139,7 +137,7 @@ def run_model(name: str, folder: Path, rounds: int) -> None:
     in_torch: dict[str, Runner] = {"PyTorch, one run": lambda: model.encode_image(pixels)}
     in_torch |= {f"clipedit.switch, {one.name}": lambda recipe=one.recipe: enter_and_leave(recipe) for one in adapters}
     pairs = {label: "PyTorch, one run" for label in in_torch if label != "PyTorch, one run"}
-    compare(name, measure(in_torch, rounds // 2), pairs, 8, {})
+    yield from compare(name, measure(in_torch, rounds // 2), pairs, 8, {})
 
 
 def main() -> None:
@@ -147,10 +145,14 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["demo", "ViT-B-32"])
     parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
-    csv.writer(sys.stdout).writerow(HEADER)
-    for name in options.models:
+    print_rows(HEADER, run_models(options.models, options.rounds))
+
+
+def run_models(names: Sequence[str], rounds: int) -> Iterator[Sequence[object]]:
+    """The rows of all models."""
+    for name in names:
         with tempfile.TemporaryDirectory() as folder:
-            run_model(name, Path(folder), options.rounds)
+            yield from run_model(name, Path(folder), rounds)
 
 
 if __name__ == "__main__":
