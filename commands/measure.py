@@ -180,7 +180,7 @@ def _require_usage(asked: dict[str, Any]) -> None:
 
 
 def _evaluate(asked: dict[str, Any]) -> FigureTable:
-    from ..editor.measure.control import explain_no_control, prepare_controls
+    from ..editor.measure.control import explain_no_control, load_edits, prepare_controls
     from ..editor.measure.evaluate import evaluate as run
 
     options, task = read_options(asked), open_labelled(asked)
@@ -190,7 +190,7 @@ def _evaluate(asked: dict[str, Any]) -> FigureTable:
         for why in filter(None, (explain_no_control(Path(name)) for name in names)):
             say_result(f"no control: {why}")
         batches = given(batch_size=asked["batch_size"])
-        known, controls = prepare_controls(names, loaded, task, progress=follow("evaluate"), **batches)
+        known, controls = prepare_controls(load_edits(names), loaded, task, progress=follow("evaluate"), **batches)
         table = run(loaded, task, labels=options, known=known, progress=follow("evaluate"), **batches)
         for name, draw in controls.items():
             rows = draw(task, templates=options.templates, progress=follow("control")).rows

@@ -292,8 +292,8 @@ def _repair(
 
 
 def _open(asked: Mapping[str, Any]) -> Model:
-    named = {name: asked[name] for name in ("scan", "tower")}
-    return open_model(asked["model"], asked["pretrained"], asked["aligner"], **named)
+    named = {name: asked[name] for name in ("pretrained", "aligner", "scan", "tower")}
+    return open_model(asked["model"], **named)
 
 
 def _gather_choice(asked: Mapping[str, Any]) -> HeadChoice:

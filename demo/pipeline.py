@@ -135,7 +135,7 @@ def run_demo(
             done = replace(done, recipe=done.recipe.with_measured(_collect_measured(done, found)))
             done.recipe.save(folder / "recipe.yaml")
         with stage("export"):
-            checks = _export_all({"before": model, "after": done.edited}, folder, tests, lent)
+            checks = _export_all(model, done.edited, folder, tests, lent)
         with stage("report") as told:
             edit = Edit(done.recipe, model, load_model(str(folder / "after")), scanned, list_images(DEMO))
             render_report(edit, read_checks(folder / "after"), folder / "report.html", progress=told)
@@ -180,15 +180,13 @@ def _measure(done: Repair, tests: ImageSource, told: Progress) -> tuple[Measured
 
 
 def _export_all(
-    models: Mapping[str, Model], folder: Path, tests: ImageSource, verifier: Verifier
+    base: Model, edited: Model, folder: Path, tests: ImageSource, verifier: Verifier
 ) -> dict[str, list[Check]]:
     """Both models as open_clip folders, the edited one as graphs too."""
-    written = {**dict.fromkeys(models, "open-clip"), "onnx": "onnx"}
+    wanted = {"before": (base, "open-clip"), "after": (edited, "open-clip"), "onnx": (edited, "onnx")}
     return {
-        name: export_model(
-            models.get(name, models["after"]), folder / name, target=target, images=tests, verifier=verifier
-        )
-        for name, target in written.items()
+        name: export_model(model, folder / name, target=target, images=tests, verifier=verifier)
+        for name, (model, target) in wanted.items()
     }
 
 

@@ -13,7 +13,7 @@ import clipedit
 from clipedit.editor.images.demo import demo_calibration_source
 from clipedit.editor.images.source import LabelledImages
 from clipedit.editor.load import FolderEdit, load_edit
-from clipedit.editor.measure.control import draw_edit_controls, measure_edit, prepare_controls
+from clipedit.editor.measure.control import draw_edit_controls, load_edits, measure_edit, prepare_controls
 from clipedit.editor.measure.fidelity import embed_edit, read_for_all
 from clipedit.editor.scan.collect import collect_embeddings
 from clipedit.export.edited_folder import write_edited_model
@@ -88,7 +88,7 @@ def test_models_and_their_controls_are_measured_on_one_reading(
     classes, groups = ("circle", "square"), ("a", "a", "b", "b") * 6
     plain = LabelledImages(images, classes, (0, 1) * 12, groups)
     task = replace(plain, source=replace(images, open=open_counted))
-    known, controls = prepare_controls([str(out)], models, task)
+    known, controls = prepare_controls(load_edits([str(out)]), models, task)
     found = clipedit.evaluate(models, task, known=known)
     rows = controls[str(out)](task).rows
     assert set(opened.values()) == {readings}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..images.layouts import Dataset
 from ..images.source import ImageSource
 from ..load import RECIPE_NAME, FolderEdit, find_missing, load_edit
 from ..models.model import Model
-from ..scan.collect import LabelledEmbeddings, collect_embeddings
+from ..scan.collect import BATCH_SIZE, LabelledEmbeddings, collect_embeddings
 from ..scan.scan import Scan
 from ..scan.tally import Progress
 from ..select.plan import draw_random_heads
@@ -162,36 +162,40 @@ def explain_no_control(folder: Path) -> str | None:
     return None
 
 
+def load_edits(folders: Iterable[str]) -> dict[str, FolderEdit]:
+    """The edits of the folders that hold their recipe and scan; others have no controls.
+
+    Raises:
+        ModelError: If the base that a scan names cannot be loaded.
+    """
+    return {folder: load_edit(Path(folder)) for folder in folders if find_missing(Path(folder)) is None}
+
+
 def prepare_controls(
-    folders: Sequence[str],
+    edits: Mapping[str, FolderEdit],
     models: Mapping[str, Model],
     dataset: Dataset,
     *,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Embedded], dict[str, Callable[..., ControlRows]]]:
     """What one reading of the images gives of models, and how the controls of each folder are drawn from it.
 
     Args:
-        folders: Those that lack their recipe or scan have no controls.
+        edits: By the name of their folder, as `load_edits` gives them.
         models: Those that are to be measured, by name.
 
     Returns:
         Embeddings for `evaluate`, by the name of the model; for each folder, `draw_edit_controls` of its edit.
-
-    Raises:
-        ModelError: If the base that a scan names cannot be loaded.
     """
     known: dict[str, Embedded] = {}
     controls: dict[str, Callable[..., ControlRows]] = {}
-    for folder in folders:
-        if find_missing(Path(folder)) is None:
-            edit = load_edit(Path(folder))
-            source = build_yardstick(edit.base, dataset).source
-            found, embed = read_for_all(edit, models, source, batch_size=batch_size, progress=progress)
-            # What an earlier reading gave of the base is the same.
-            known = found | known
-            controls[folder] = partial(draw_edit_controls, edit, embed=embed)
+    for folder, edit in edits.items():
+        source = build_yardstick(edit.base, dataset).source
+        found, embed = read_for_all(edit, models, source, batch_size=batch_size, progress=progress)
+        # What an earlier reading gave of the base is the same.
+        known = found | known
+        controls[folder] = partial(draw_edit_controls, edit, embed=embed)
     return known, controls
 
 

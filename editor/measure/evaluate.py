@@ -22,7 +22,7 @@ from ..images.published.captions import CaptionSet
 from ..images.skew import RetrievalSet, choose_top, compute_max_skew
 from ..images.source import ImageSource, LabelledImages
 from ..models.model import Model
-from ..scan.collect import collect_embeddings
+from ..scan.collect import BATCH_SIZE, collect_embeddings
 from ..scan.tally import Progress
 from .accuracy import GROUP, compute_accuracies, predict
 from .benchmarks.captions import CaptionRanks, encode_captions
@@ -52,7 +52,7 @@ def evaluate(
     labels: LabelledOptions | None = None,
     retention: LabelledImages | None = None,
     templates: Sequence[str] | None = None,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     known: Mapping[str, tuple[Tensor, Sequence[int]]] | None = None,
     progress: Progress | None = None,
 ) -> FigureTable:

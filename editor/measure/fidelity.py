@@ -20,7 +20,7 @@ from ..edits.recipe import Recipe, require_bound
 from ..images.source import ImageSource
 from ..load import FolderEdit
 from ..models.model import Model
-from ..scan.collect import LabelledEmbeddings, collect_embeddings, collect_features
+from ..scan.collect import BATCH_SIZE, LabelledEmbeddings, collect_embeddings, collect_features
 from ..scan.features import CachedFeatures
 from ..scan.scan import Scan
 from ..scan.tally import Progress
@@ -125,7 +125,7 @@ def read_once(
     source: ImageSource,
     progress: Progress | None,
     *,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
 ) -> tuple[tuple[Features, list[int]] | None, Callable[[Recipe], Embedded]]:
     """The unedited features of a source, and any like recipe's embeddings from them; `total` ones have none."""
     shared: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
@@ -143,7 +143,7 @@ def read_for_all(
     models: Mapping[str, Model],
     source: ImageSource,
     *,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Embedded], Callable[[Recipe], Embedded] | None]:
     """One reading of images by the base of a folder's edit, for every model that it can answer for.

@@ -12,7 +12,7 @@ from ..images.labelled_options import LabelledOptions
 from ..images.layouts import Dataset, open_dataset
 from ..images.source import ImageSource
 from ..models.model import Model
-from ..scan.collect import iterate_pixels
+from ..scan.collect import BATCH_SIZE, iterate_pixels
 from ..scan.scan import Scan
 from ..scan.tally import Progress
 from .evaluate import build_yardstick
@@ -51,7 +51,7 @@ def measure_layer_ablation(
     dataset: Dataset,
     *,
     labels: LabelledOptions | None = None,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     progress: Progress | None = None,
 ) -> Curves:
     """Figures with the last 0, 1, ... n_layers layers mean-ablated, for attention, for MLPs and for both.

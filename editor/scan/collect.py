@@ -18,6 +18,9 @@ from ..towers.vit.open_clip_attention import require_self_attention, with_self_a
 from .features import CachedFeatures
 from .tally import MAX_BAD, Progress, Tally
 
+# Images that are run at once, where nobody says otherwise.
+BATCH_SIZE = 64
+
 
 def place(name: str) -> tuple[str, int]:
     """The group of features that a part is in, and where."""
@@ -48,7 +51,7 @@ def collect_embeddings(
     model: Model,
     source: ImageSource,
     *,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     max_bad: float = MAX_BAD,
     progress: Progress | None = None,
 ) -> tuple[Float[Tensor, "image d_embed"], list[int]]:
@@ -69,7 +72,7 @@ def collect_features(
     source: ImageSource,
     *,
     layers: Sequence[int],
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     parts: Sequence[str] = (),
     cached: CachedFeatures | None = None,
     progress: Progress | None = None,

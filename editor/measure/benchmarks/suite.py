@@ -9,10 +9,10 @@ from typing import Any
 
 from ...files.whole import require_free_folder
 from ...images.layouts import open_dataset
-from ...load import find_missing, load_edit
 from ...models.model import Model
+from ...scan.collect import BATCH_SIZE
 from ...scan.tally import Progress
-from ..control import ControlRows, draw_edit_controls
+from ..control import ControlRows, load_edits, prepare_controls
 from ..evaluate import evaluate
 from ..table import Details, FigureTable, FlatRow
 from .clip_benchmark import write_result
@@ -75,7 +75,7 @@ def evaluate_suite(
     models: Mapping[str, Model],
     sets: Sequence[SuiteSet],
     *,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     follow: Callable[[str], Progress] | None = None,
 ) -> list[SuiteResult]:
     """Measure models on every set of a suite, with random heads beside each that `remove-heads` wrote.
@@ -90,13 +90,14 @@ def evaluate_suite(
         ImageError: If a data set cannot be read; the message begins with its name in the suite.
     """
     opened = [(one, one.read(open_dataset)) for one in sets]
-    edits = {name: load_edit(Path(name)) for name in models if find_missing(Path(name)) is None}
+    edits = load_edits(models)
     found = []
     for one, task in opened:
         told = follow(one.name) if follow else None
-        table = evaluate(models, task, labels=one.options, batch_size=batch_size, progress=told)
-        options: dict[str, Any] = {"templates": one.options.templates, "progress": told}
-        controls = {name: draw_edit_controls(edit, task, **options) for name, edit in edits.items()}
+        shared: dict[str, Any] = {"batch_size": batch_size, "progress": told}
+        known, draws = prepare_controls(edits, models, task, **shared)
+        table = evaluate(models, task, labels=one.options, known=known, **shared)
+        controls = {name: draw(task, templates=one.options.templates, progress=told) for name, draw in draws.items()}
         found.append(SuiteResult(one.name, table, controls))
     return found
 
